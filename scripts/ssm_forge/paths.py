@@ -1,0 +1,92 @@
+"""Where things are: one place that knows every folder the project reads or writes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one checkout, and the user's caches that all checkouts share.
+
+    Attributes:
+        root: the checkout.
+        cache: downloads, bridge packages and compiled objects; safe to delete at any time.
+    """
+
+    root: Path
+    cache: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "pixi.toml"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "pixi.lock"
+
+    @property
+    def recipes(self) -> Path:
+        return self.root / "recipes"
+
+    @property
+    def variants(self) -> Path:
+        return self.recipes / "variants.yaml"
+
+    @property
+    def patches(self) -> Path:
+        return self.root / "patches"
+
+    @property
+    def channel(self) -> Path:
+        """The channel that built packages land in (``file://``, one folder per subdir)."""
+        return Path(os.environ.get("SSM_FORGE_CHANNEL", self.root / "channel"))
+
+    @property
+    def state(self) -> Path:
+        return self.root / ".pixi"
+
+    @property
+    def envs(self) -> Path:
+        return self.state / "envs"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def bridge_locks(self) -> Path:
+        return self.recipes / "bridge"
+
+    @property
+    def bridge(self) -> Path:
+        """The local channel assembled from wheels and Debian packages."""
+        return self.cache / "bridge"
+
+    @property
+    def downloads(self) -> Path:
+        """Downloaded files, named by their sha256."""
+        return self.cache / "downloads"
+
+    @property
+    def package_cache(self) -> Path:
+        """Extracted packages that environments hard-link from."""
+        return self.cache / "pkgs"
+
+
+def workspace() -> Workspace:
+    """The workspace this package was loaded from."""
+    default_cache = platformdirs.user_cache_path("ssm-forge")
+    return Workspace(
+        root=Path(__file__).resolve().parents[2],
+        cache=Path(os.environ.get("SSM_FORGE_CACHE_DIR", default_cache)).resolve(),
+    )
+
+
+def launcher() -> str:
+    """How this user starts a task, for error messages: ``./run`` or ``pixi run``."""
+    return os.environ.get("SSM_FORGE_LAUNCHER", "pixi run" if "PIXI_PROJECT_ROOT" in os.environ else "./run")

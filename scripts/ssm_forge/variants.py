@@ -1,0 +1,176 @@
+"""The build matrix of ``recipes/variants.yaml``: rows, lookup, and what the recipe renderer gets."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from ssm_forge.arch import ArchList, Capability
+from ssm_forge.errors import UsageError
+from ssm_forge.paths import launcher
+
+Source = Literal["conda", "bridge"]
+SOURCES: tuple[Source, ...] = ("conda", "bridge")
+
+DEFAULT_VARIANT = "cu130"
+DEFAULT_PYTHON = "3.12"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the matrix.
+
+    Attributes:
+        name: ``cu130``.
+        source: where its parts come from.
+        row: the row's zipped keys and values, as conda-forge's tools name them.
+        common: the keys with one value for all rows.
+        python_specs: Python version -> conda's variant value (``3.12.* *_cpython``).
+    """
+
+    name: str
+    source: Source
+    row: dict[str, str]
+    common: dict[str, str]
+    python_specs: dict[str, str]
+
+    @property
+    def cuda(self) -> str:
+        """CUDA toolkit release, ``13.0``."""
+        return self.row["cuda_compiler_version"]
+
+    @property
+    def torch(self) -> str:
+        """torch minor release, ``2.11``."""
+        return self.row["pytorch"]
+
+    @property
+    def pythons(self) -> tuple[str, ...]:
+        """Python minors that torch exists for here, oldest first."""
+        low, high = (_minor(self.row[key]) for key in ("python_min", "python_max"))
+        return tuple(p for p in self.python_specs if low <= _minor(p) <= high)
+
+    @property
+    def default_archs(self) -> str:
+        return self.row["cuda_arch_list"]
+
+    @property
+    def supported_archs(self) -> tuple[Capability, ...]:
+        """What this variant's nvcc can make SASS for."""
+        return ArchList.parse(self.row["cuda_arch_supported"]).sass
+
+    @property
+    def upstream_archs(self) -> tuple[Capability, ...]:
+        """What upstream's setup.py builds with this toolkit."""
+        return ArchList.parse(self.row["cuda_arch_upstream"]).sass
+
+    @property
+    def projects(self) -> dict[str, str]:
+        """Package name -> version, in build order."""
+        return {"causal-conv1d": self.row["causal_conv1d"], "mamba-ssm": self.row["mamba_ssm"]}
+
+    def check_python(self, python: str) -> None:
+        """
+        Raises:
+            UsageError: when the variant has no such Python.
+        """
+        if python not in self.pythons:
+            raise UsageError(
+                f"variant {self.name} ({self.source}) exists for Python {', '.join(self.pythons)}, not {python}.",
+                fix=f"Use --python {self.pythons[-1]}, or see '{launcher()} variants' for the whole matrix.",
+            )
+
+    def check_archs(self, archs: ArchList, matrix: Matrix) -> None:
+        """
+        Raises:
+            UsageError: when this variant's nvcc lacks a capability; names the variants that have it.
+        """
+        missing = [c for c in archs.sass if c not in self.supported_archs]
+        if not missing:
+            return
+        others = sorted(
+            {v.name for v in matrix.variants if all(c in v.supported_archs for c in archs.sass)} - {self.name}
+        )
+        fix = (
+            f"Use --variant {others[-1]}, whose nvcc has it."
+            if others
+            else "No variant's nvcc has it; choose from this list."
+        )
+        raise UsageError(
+            f"nvcc {self.cuda} of variant {self.name} can't target {', '.join(map(str, missing))}; it can "
+            f"target {', '.join(map(str, self.supported_archs))}.",
+            fix=fix,
+        )
+
+    def render_values(self, python: str, archs: ArchList, **overrides: str) -> dict[str, list[str]]:
+        """The variant configuration for the recipe renderer: one value a key."""
+        values = {**self.common, **self.row, "python": self.python_specs[python], "cuda_arch_list": str(archs)}
+        values.update(overrides)
+        return {key: [value] for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All rows of the file."""
+
+    variants: tuple[Variant, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted({v.name for v in self.variants}))
+
+    def get(self, name: str, source: Source) -> Variant:
+        """
+        Raises:
+            UsageError: for a variant that does not exist, or not from this source.
+        """
+        rows = [v for v in self.variants if v.name == name]
+        for variant in rows:
+            if variant.source == source:
+                return variant
+        if rows:
+            raise UsageError(
+                f"variant {name} can't be made from source {source}.", fix=f"Use --source {rows[0].source}."
+            )
+        raise UsageError(
+            f"there is no variant '{name}'; there are {', '.join(self.names)}.",
+            fix=f"See '{launcher()} variants'.",
+        )
+
+    def sources(self, name: str) -> tuple[Source, ...]:
+        """The sources that variant ``name`` can be made from; empty when there is no such variant."""
+        return tuple(v.source for v in self.variants if v.name == name)
+
+
+def _minor(python: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in python.split("."))
+
+
+@functools.lru_cache
+def load(path: Path) -> Matrix:
+    """Read ``variants.yaml``.
+
+    Raises:
+        UsageError: when zipped keys differ in length.
+    """
+    data: dict[str, list[str]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    zipped: list[str] = data.pop("zip_keys")[0]  # type: ignore[assignment]
+    pythons = {spec.split(".*")[0]: spec for spec in data.pop("python")}
+    lengths = {key: len(data[key]) for key in zipped}
+    if len(set(lengths.values())) != 1:
+        raise UsageError(f"{path}: zipped keys must have equally many values, but have {lengths}.")
+    common = {key: str(values[0]) for key, values in data.items() if key not in zipped}
+    rows = []
+    for index in range(lengths[zipped[0]]):
+        row = {key: str(data[key][index]) for key in zipped}
+        source = row["forge_source"]
+        if source not in SOURCES:
+            raise UsageError(f"{path}: forge_source must be one of {', '.join(SOURCES)}, not '{source}'.")
+        rows.append(
+            Variant(name=row["forge_variant"], source=source, row=row, common=common, python_specs=pythons)
+        )
+    return Matrix(tuple(rows))
