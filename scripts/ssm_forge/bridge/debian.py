@@ -1,0 +1,324 @@
+"""Debian packages as a source of files: find in a signed index, download by hash, unpack without root.
+
+Nothing is installed on the machine. The trust chain is Debian's own (wiki.debian.org/SecureApt): InRelease is
+signed and holds the sha256 of Packages.xz, which holds the sha256 of every .deb.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import lzma
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import httpx
+import tomlkit
+import zstandard
+
+from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.ui import say
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ARCHIVE = "https://deb.debian.org/debian"
+SNAPSHOT = "https://snapshot.debian.org/archive/debian"
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+_GONE = (404, 410)
+_AR_MAGIC = b"!<arch>\n"
+
+
+@dataclass(frozen=True)
+class Deb:
+    """One pinned Debian package.
+
+    Attributes:
+        package: name, ``g++-11``.
+        version: Debian version, ``11.3.0-12``.
+        suite: release it is taken from, ``bookworm``.
+        component: ``main`` or ``non-free``.
+        url: where the release's pool has it.
+        sha256: digest of the .deb.
+        size: in bytes.
+        part: where its files go, in words of the toolchain that uses the lock (``tool``, ``sysroot`` ...).
+        also: other places with the same bytes, tried in order once ``url`` is gone.
+    """
+
+    package: str
+    version: str
+    suite: str
+    component: str
+    url: str
+    sha256: str
+    size: int
+    part: str = "tool"
+    also: tuple[str, ...] = field(default=())
+
+    def artifact(self, url: str = "") -> Artifact:
+        """The file to fetch, from ``url`` or from the pool."""
+        return Artifact(url or self.url, self.sha256, self.size, PurePosixPath(self.url).name)
+
+
+@dataclass(frozen=True)
+class Index:
+    """The packages of one release and component, verified against the release's InRelease.
+
+    Attributes:
+        suite: ``bookworm``.
+        component: ``main``.
+        release: the point release, ``12.11``.
+        date: when the release was signed, as in snapshot addresses: ``20261121T091544Z``.
+        signature: ``checked``, or ``not checked`` and why.
+        stanzas: package name -> the fields of its paragraph.
+    """
+
+    suite: str
+    component: str
+    release: str
+    date: str
+    signature: str
+    stanzas: dict[str, dict[str, str]]
+
+    def find(self, package: str) -> Deb:
+        """The package as the release has it now.
+
+        Raises:
+            UsageError: when the release has no such package.
+        """
+        stanza = self.stanzas.get(package)
+        if stanza is None:
+            raise UsageError(f"Debian {self.suite} {self.component} has no package '{package}'.")
+        return Deb(
+            package=package,
+            version=stanza["Version"],
+            suite=self.suite,
+            component=self.component,
+            url=f"{ARCHIVE}/{stanza['Filename']}",
+            sha256=stanza["SHA256"],
+            size=int(stanza["Size"]),
+            also=(f"{SNAPSHOT}/{self.date}/{stanza['Filename']}",),
+        )
+
+
+@functools.lru_cache
+def load_index(suite: str, component: str, workspace: Workspace) -> Index:
+    """Download and verify the package list of a release (main is 9 MB, non-free 0.1 MB; cached by hash).
+
+    Raises:
+        NetworkError: when the archive does not answer.
+        IntegrityError: when the signature is bad, or the list is not the one that InRelease names.
+    """
+    base = f"{ARCHIVE}/dists/{suite}"
+    try:
+        answer = httpx.get(mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True).raise_for_status()
+    except httpx.HTTPError as error:
+        raise NetworkError(
+            f"the package index of Debian {suite} could not be read ({type(error).__name__}: {error}).",
+            fix="Check the network (SSM_FORGE_MIRRORS=FROM=TO sets a mirror) and run the same command again.",
+        ) from error
+    text, signature = _verified(answer.content, suite)
+    name = f"{component}/binary-amd64/Packages.xz"
+    entry = re.search(rf"^ ([0-9a-f]{{64}}) +(\d+) {re.escape(name)}$", text, re.MULTILINE)
+    if entry is None:
+        raise IntegrityError(f"InRelease of Debian {suite} does not list {name}.")
+    digest, size = entry.group(1), int(entry.group(2))
+    listing = Artifact(f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz")
+    path = fetch_all([listing], workspace)[listing]
+    paragraphs = lzma.decompress(path.read_bytes()).decode("utf-8").strip().split("\n\n")
+    stanzas = {s["Package"]: s for s in map(_fields, paragraphs)}
+    header = _fields(text)
+    date = parsedate_to_datetime(header["Date"]).strftime("%Y%m%dT%H%M%SZ")
+    return Index(suite, component, header.get("Version", "?"), date, signature, stanzas)
+
+
+def _fields(paragraph: str) -> dict[str, str]:
+    """The one-line fields of a deb822 paragraph; continuation lines are left out."""
+    lines = (line for line in paragraph.splitlines() if line[:1].strip() and ": " in line)
+    return {key: value.strip() for key, _, value in (line.partition(": ") for line in lines)}
+
+
+def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
+    """The signed text of InRelease, and whether the signature was checked.
+
+    Only what gpgv says was signed is returned when it did check.
+
+    Raises:
+        IntegrityError: for a bad signature.
+    """
+    tool = shutil.which("gpgv")
+    plain = inrelease.decode("utf-8").split("-----BEGIN PGP SIGNATURE-----")[0]
+    if tool is None:
+        return plain, "not checked: gpgv is not on this machine"
+    if not KEYRING.exists():
+        return plain, f"not checked: {KEYRING} is not on this machine"
+    with tempfile.TemporaryDirectory() as scratch:
+        message, signed = Path(scratch, "InRelease"), Path(scratch, "signed")
+        message.write_bytes(inrelease)
+        command = [tool, "--keyring", str(KEYRING), "--status-fd", "1", "--output", str(signed), str(message)]
+        status = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
+        if "[GNUPG:] BADSIG" in status:
+            raise IntegrityError(
+                f"InRelease of Debian {suite} has a bad signature; nothing of it was used.",
+                fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
+            )
+        if "[GNUPG:] VALIDSIG" in status and signed.exists():
+            return signed.read_text(encoding="utf-8"), "checked"
+    return plain, f"not checked: {KEYRING} has no key for this release"
+
+
+def read_lock(path: Path) -> tuple[Deb, ...]:
+    """The packages that ``recipes/bridge/debs.<name>.toml`` pins.
+
+    Raises:
+        UsageError: when the file is missing or is not a lock.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))["deb"]
+        return tuple(Deb(**{**entry, "also": tuple(entry.get("also", ()))}) for entry in entries)
+    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"{path} is not a lock of Debian packages ({type(error).__name__}: {error}).",
+            fix=f"Restore it from git, or write it again with '{launcher()} bump bridge'.",
+        ) from error
+
+
+def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
+    """Write the lock, sorted by part and name; the file appears whole or not at all."""
+    document = tomlkit.document()
+    for line in [*note.splitlines(), f"Refresh with: ./run bump bridge ({path.name})"]:
+        document.add(tomlkit.comment(line))
+    document.add(tomlkit.nl())
+    entries = tomlkit.aot()
+    for deb in sorted(debs, key=lambda d: (d.part, d.package)):
+        entry = tomlkit.table()
+        for key in ("package", "version", "part", "suite", "component", "url", "sha256", "size"):
+            entry.add(key, getattr(deb, key))
+        entry.add("also", list(deb.also))
+        entries.append(entry)
+    document.add("deb", entries)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(tomlkit.dumps(document), encoding="utf-8")
+    partial.replace(path)
+
+
+def refreshed(debs: Sequence[Deb], workspace: Workspace) -> tuple[Deb, ...]:
+    """The same packages as their releases have them now; what did not move stays as it was.
+
+    Raises:
+        UsageError: when a release dropped a package.
+        NetworkError, IntegrityError: from the index.
+    """
+    now = []
+    for deb in debs:
+        found = load_index(deb.suite, deb.component, workspace).find(deb.package)
+        now.append(deb if found.sha256 == deb.sha256 else replace(found, part=deb.part))
+    return tuple(now)
+
+
+def fetch_debs(debs: Sequence[Deb], workspace: Workspace) -> dict[Deb, Path]:
+    """Download what the cache lacks; every file is compared with its locked sha256.
+
+    Debian's pool drops a version once a point release supersedes it. Such a file is then taken from the
+    places that the lock records (``also``), or from where the release's signed index has the same bytes.
+
+    Raises:
+        NetworkError: when a file is nowhere to be had, naming the refresh command; nothing else is taken
+            in its place.
+        IntegrityError: when the bytes are not those of the lock.
+    """
+    try:
+        fetch_all([deb.artifact() for deb in debs], workspace)
+    except NetworkError as error:
+        if not _gone(error):
+            raise
+        for deb in debs:
+            _fetch_moved(deb, workspace)
+    return {deb: checked(deb.artifact(), workspace) for deb in debs}
+
+
+def _gone(error: NetworkError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code in _GONE
+
+
+def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
+    """Fetch one package from its pool, else a recorded alternative, else where the index has the same bytes."""
+    try:
+        fetch_all([deb.artifact()], workspace)
+        return
+    except NetworkError as error:
+        if not _gone(error):
+            raise
+    say(f"{deb.package} {deb.version} left Debian's pool; looking in the places the lock records.")
+    tried = []
+    for url in deb.also:
+        try:
+            fetch_all([deb.artifact(url)], workspace)
+            return
+        except NetworkError as error:
+            tried.append(str(error.what))
+    index = load_index(deb.suite, deb.component, workspace)
+    found = index.find(deb.package)
+    if found.sha256 == deb.sha256:
+        fetch_all([deb.artifact(found.url)], workspace)
+        return
+    raise NetworkError(
+        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index (signature {index.signature}) "
+        f"now has {found.version}; the recorded alternatives did not answer either ({'; '.join(tried) or 'none'}).",
+        fix=f"Refresh the lock with '{launcher()} bump bridge', or update ssm-forge.",
+    )
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Extract the files of a .deb below ``target``; absolute links are turned to point inside it.
+
+    Raises:
+        IntegrityError: when the file is not a Debian package, or would write outside ``target``.
+    """
+    try:
+        with path.open("rb") as stream:
+            name, data = _data_member(stream)
+        if name.endswith(".zst"):
+            data = io.BytesIO(zstandard.ZstdDecompressor().stream_reader(data).read())
+        target.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(fileobj=data, mode="r:*") as tar:
+            tar.extractall(target, filter=_inside)
+    except (ValueError, tarfile.TarError, zstandard.ZstdError, lzma.LZMAError) as error:
+        raise IntegrityError(f"{path} is not a Debian package that can be unpacked ({error}).") from error
+
+
+def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
+    """The data archive of a .deb: an ``ar`` file with 60-byte member headers (deb(5), ar(5))."""
+    if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
+        raise ValueError("no ar header")
+    while header := stream.read(60):
+        if len(header) != 60 or header[58:] != b"`\n":
+            raise ValueError("damaged ar header")
+        name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
+        if name.startswith("data.tar"):
+            return name, io.BytesIO(stream.read(size))
+        stream.seek(size + size % 2, io.SEEK_CUR)
+    raise ValueError("no data.tar in it")
+
+
+def _inside(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
+    if member.issym() and member.linkname.startswith("/"):
+        folder = PurePosixPath("/", member.name).parent
+        member = member.replace(linkname=os.path.relpath(member.linkname, folder), deep=False)
+    return tarfile.data_filter(member, target)

@@ -1,0 +1,200 @@
+"""The bridge's python: a relocated copy of an interpreter of this machine, headers included."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssm_forge.bridge.package import BridgePackage, hash_text, link
+from ssm_forge.bridge.wheels import compile_bytecode
+from ssm_forge.errors import MachineError
+
+_PROBE = """
+import json, os, sys, sysconfig
+paths = sysconfig.get_paths("posix_prefix")
+print(json.dumps({
+    "version": list(sys.version_info[:3]),
+    "implementation": sys.implementation.name,
+    "prefix": os.path.realpath(sys.base_prefix),
+    "executable": os.path.realpath(os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])),
+    "has_headers": os.path.exists(os.path.join(paths["include"].replace(sys.prefix, sys.base_prefix), "Python.h")),
+    "distribution_layout": "deb_system" in sysconfig.get_scheme_names() or sys.base_prefix == "/usr",
+    "debug": hasattr(sys, "gettotalrefcount"),
+    "free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    "libdir": sysconfig.get_config_var("LIBDIR") or "",
+}))
+"""
+
+_SKIP = shutil.ignore_patterns(
+    "site-packages", "test", "tests", "idlelib", "turtledemo", "__pycache__", "*.a", "EXTERNALLY-MANAGED", "config-*"
+)
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A usable Python of this machine.
+
+    Attributes:
+        executable: the real file.
+        prefix: its installation prefix.
+        version: full version, ``3.12.1``.
+    """
+
+    executable: Path
+    prefix: Path
+    version: str
+
+    @property
+    def minor(self) -> str:
+        return ".".join(self.version.split(".")[:2])
+
+
+def find(python: str) -> Interpreter:
+    """The first interpreter of a minor version that can be copied.
+
+    Looked for on PATH, under pyenv and under uv.
+
+    Raises:
+        MachineError: when there is none, saying what was found and why it does not do.
+    """
+    rejected: list[str] = []
+    seen: set[Path] = set()
+    for candidate in _candidates(python):
+        real = candidate.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        outcome = _probe(candidate, python)
+        if isinstance(outcome, Interpreter):
+            return outcome
+        if outcome:
+            rejected.append(f"{candidate}: {outcome}")
+    found = f" (found, but unusable: {'; '.join(rejected)})" if rejected else ""
+    raise MachineError(
+        f"no Python {python} with headers was found on PATH, under pyenv or under uv{found}.",
+        fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}', or choose "
+        f"another with --python ({', '.join(available()) or 'none'} usable here).",
+    )
+
+
+def available() -> list[str]:
+    """Python minors from 3.10 on that this machine has, headers included."""
+    found = []
+    for minor in range(10, 16):
+        python = f"3.{minor}"
+        if any(isinstance(_probe(c, python), Interpreter) for c in _candidates(python)):
+            found.append(python)
+    return found
+
+
+def _candidates(python: str) -> Iterator[Path]:
+    name = f"python{python}"
+    for folder in os.environ.get("PATH", "").split(os.pathsep):
+        # Version managers' shims are scripts that may refuse; the real files come from the folders below.
+        if folder and "shims" not in Path(folder).parts and (Path(folder) / name).exists():
+            yield Path(folder) / name
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python"))
+    yield from sorted(pyenv.glob(f"versions/{python}.*/bin/{name}"), key=_version_key, reverse=True)
+    yield from sorted(uv.glob(f"cpython-{python}.*/bin/{name}"), key=_version_key, reverse=True)
+
+
+def _version_key(path: Path) -> list[int]:
+    digits = "".join(c if c.isdigit() else " " for c in path.parts[-3])
+    return [int(part) for part in digits.split()]
+
+
+def _probe(candidate: Path, python: str) -> Interpreter | str:
+    """The interpreter, or why it does not do; empty where it is simply another version."""
+    try:
+        answer = subprocess.run(
+            [candidate, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=20, check=True
+        ).stdout
+        facts = json.loads(answer)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return "does not run"
+    version = ".".join(map(str, facts["version"]))
+    if not version.startswith(f"{python}.") or facts["implementation"] != "cpython":
+        return ""
+    if not facts["has_headers"]:
+        return "has no headers (Python.h)"
+    if facts["distribution_layout"]:
+        return "is the system's own, whose layout can't be relocated"
+    if facts["debug"] or facts["free_threaded"]:
+        return "is a debug or free-threaded build"
+    return Interpreter(Path(facts["executable"]), Path(facts["prefix"]), version)
+
+
+def python_packages(interpreter: Interpreter) -> list[BridgePackage]:
+    """``python`` and ``python_abi`` made from ``interpreter``."""
+    tag = interpreter.minor.replace(".", "")
+    identity = hash_text(interpreter.prefix, interpreter.version, interpreter.executable.stat().st_size)
+    abi = BridgePackage(
+        name="python_abi",
+        version=interpreter.minor,
+        inputs=(tag,),
+        stage=lambda folder: None,
+        constrains=(f"python {interpreter.minor}.*",),
+        build_suffix=f"1_cp{tag}",
+        summary=f"Metapackage to select CPython {interpreter.minor}",
+    )
+    python = BridgePackage(
+        name="python",
+        version=interpreter.version,
+        inputs=(identity,),
+        stage=lambda folder: _stage(interpreter, folder),
+        depends=(f"python_abi {interpreter.minor}.* *_cp{tag}",),
+        build_suffix="0_cpython" if int(tag) < 313 else f"0_cp{tag}",
+        license="PSF-2.0",
+        summary="CPython, copied from this machine",
+        run_exports={"noarch": ["python"], "weak": [f"python_abi {interpreter.minor}.* *_cp{tag}"]},
+        size=100_000_000,
+    )
+    return [abi, python]
+
+
+def _stage(interpreter: Interpreter, folder: Path) -> None:
+    name = f"python{interpreter.minor}"
+    library = folder / "lib"
+    shutil.copytree(interpreter.prefix / "lib" / name, library / name, ignore=_SKIP, symlinks=True)
+    (library / name / "site-packages").mkdir()
+    (library / name / "site-packages" / "README.txt").write_text("Packages of this environment.\n")
+    shutil.copytree(interpreter.prefix / "include" / name, folder / "include" / name, symlinks=True)
+    (folder / "bin").mkdir()
+    executable = folder / "bin" / name
+    shutil.copy2(interpreter.executable, executable)
+    executable.chmod(0o755)
+    for shared in (interpreter.prefix / "lib").glob(f"libpython{interpreter.minor}*.so*"):
+        shutil.copy2(shared, library / shared.name, follow_symlinks=False)
+    _set_rpath(executable)
+    for alias in ("python", "python3"):
+        link(name, folder / "bin" / alias)
+    _forget_prefix(interpreter.prefix, library / name)
+    compile_bytecode(interpreter.executable, folder, library / name)
+
+
+def _set_rpath(executable: Path) -> None:
+    # DT_RPATH, as conda's own python has it: libraries of the prefix come before the system's.
+    tool = shutil.which("patchelf")
+    if tool is None:
+        raise MachineError("patchelf is missing from the tools.", fix="Delete .pixi/tools and run again.")
+    subprocess.run([tool, "--force-rpath", "--set-rpath", "$ORIGIN/../lib", executable], check=True)
+
+
+def _forget_prefix(prefix: Path, stdlib: Path) -> None:
+    """Make sysconfig's build variables follow the prefix that the interpreter runs from."""
+    for file in stdlib.glob("_sysconfigdata*.py"):
+        text = file.read_text(encoding="utf-8").replace(str(prefix), "@PREFIX@")
+        text += (
+            "\nimport sys as _sys\n"
+            "build_time_vars = {\n"
+            "    key: value.replace('@PREFIX@', _sys.base_prefix) if isinstance(value, str) else value\n"
+            "    for key, value in build_time_vars.items()\n"
+            "}\n"
+        )
+        file.write_text(text, encoding="utf-8")

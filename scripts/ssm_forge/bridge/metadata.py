@@ -1,0 +1,133 @@
+"""Wheel METADATA as conda metadata: names, versions, requirements."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+# PyPI's name -> conda-forge's, where they differ.
+_CONDA_NAMES = {
+    "torch": "pytorch",
+    "typing-extensions": "typing_extensions",
+    "huggingface-hub": "huggingface_hub",
+    "annotated-doc": "annotated-doc",
+    "importlib-metadata": "importlib-metadata",
+    "causal-conv1d": "causal-conv1d",
+}
+
+
+def conda_name(name: str) -> str:
+    canonical = canonicalize_name(name)
+    return _CONDA_NAMES.get(canonical, canonical)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a wheel's METADATA says.
+
+    Attributes:
+        requires: requirements, markers unevaluated.
+        requires_python: version range, may be empty.
+        license: SPDX expression or the free text given.
+    """
+
+    name: str
+    version: str
+    requires: tuple[Requirement, ...]
+    requires_python: str
+    license: str
+    summary: str
+
+
+def read(wheel: Path) -> Distribution:
+    """The METADATA of a wheel file."""
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
+        headers = HeaderParser().parsestr(archive.read(member).decode("utf-8", "replace"))
+    license_text = headers.get("License-Expression") or headers.get("License") or ""
+    return Distribution(
+        name=canonicalize_name(headers["Name"]),
+        version=headers["Version"],
+        requires=tuple(Requirement(text) for text in headers.get_all("Requires-Dist", [])),
+        requires_python=headers.get("Requires-Python", ""),
+        license=license_text.strip().splitlines()[0][:80] if license_text.strip() else "",
+        summary=headers.get("Summary", ""),
+    )
+
+
+def conda_depends(dist: Distribution, others: Mapping[str, Distribution], python: str) -> list[str]:
+    """Run requirements of ``dist`` for one Python minor on Linux x86-64.
+
+    An extra of another distribution (``cuda-toolkit[cublas]``) becomes that extra's own requirements, since
+    conda packages have none. Requirements on what the lock does not hold are left out: the lock was solved
+    without them, so no marker asked for them.
+
+    Args:
+        others: every distribution of the lock by canonical name.
+        python: ``3.12``.
+    """
+    found: dict[str, str] = {}
+    _collect(dist, "", others, _environment(python), found)
+    return [f"{name} {spec}".strip() for name, spec in sorted(found.items())]
+
+
+def _collect(
+    dist: Distribution,
+    extra: str,
+    others: Mapping[str, Distribution],
+    environment: dict[str, str],
+    found: dict[str, str],
+) -> None:
+    for requirement in dist.requires:
+        wanted_by_extra = "extra" in str(requirement.marker or "")
+        if bool(extra) != wanted_by_extra:
+            continue
+        if requirement.marker and not requirement.marker.evaluate({**environment, "extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name not in others:
+            continue
+        found[conda_name(name)] = conda_version(requirement.specifier) or found.get(conda_name(name), "")
+        for inner in requirement.extras:
+            _collect(others[name], inner, others, environment, found)
+
+
+def conda_version(specifiers: SpecifierSet) -> str:
+    """A PEP 440 range as conda writes it: ``>=1.0,<2``, ``1.2.*``, ``==1.2``."""
+    parts = []
+    for specifier in sorted(specifiers, key=str):
+        operator, version = specifier.operator, specifier.version.partition("+")[0]
+        if operator == "~=":
+            prefix = version.rsplit(".", 1)[0]
+            parts.append(f">={version},{prefix}.*")
+        elif operator == "==" and version.endswith(".*"):
+            parts.append(version)
+        elif operator == "===":
+            parts.append(f"=={version}")
+        else:
+            parts.append(f"{operator}{version}")
+    return ",".join(parts)
+
+
+def _environment(python: str) -> dict[str, str]:
+    return {
+        "implementation_name": "cpython",
+        "implementation_version": f"{python}.0",
+        "os_name": "posix",
+        "platform_machine": "x86_64",
+        "platform_python_implementation": "CPython",
+        "platform_release": "",
+        "platform_system": "Linux",
+        "platform_version": "",
+        "python_full_version": f"{python}.0",
+        "python_version": python,
+        "sys_platform": "linux",
+    }

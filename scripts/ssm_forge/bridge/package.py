@@ -1,0 +1,140 @@
+"""One bridge package: a staged folder plus metadata, written into the bridge channel atomically."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssm_forge.archive import EPOCH, InfoFiles, dump_json, rewrite_info
+
+# Part of every build string's hash: raise it when packages must be assembled anew from the same inputs.
+FORMAT = 3
+
+SUBDIR = "linux-64"
+
+
+@dataclass(frozen=True)
+class BridgePackage:
+    """What a package will be, known before its bytes are.
+
+    Attributes:
+        name: conda name.
+        version: conda version.
+        inputs: hashes of everything its content is made from; they decide the build string.
+        stage: fills an empty folder with the prefix layout.
+        depends: run requirements (match specs).
+        constrains: optional requirements.
+        run_exports: as in ``run_exports.json``.
+        build_prefix: readable start of the build string.
+        build_suffix: end of the build string, after the hash (``cpython`` for python).
+        noarch_python: files under ``site-packages/`` go to whichever Python is there.
+        size: bytes of the inputs, for progress.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[str, ...]
+    stage: Callable[[Path], None]
+    depends: tuple[str, ...] = ()
+    constrains: tuple[str, ...] = ()
+    run_exports: dict[str, list[str]] = field(default_factory=dict)
+    build_prefix: str = ""
+    build_suffix: str = "0"
+    noarch_python: bool = False
+    license: str = ""
+    summary: str = ""
+    size: int = 0
+
+    @property
+    def build(self) -> str:
+        content = json.dumps(
+            [FORMAT, self.name, self.version, self.inputs, self.depends, self.constrains, self.run_exports]
+        )
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        return "_".join(part for part in (self.build_prefix, f"h{digest}", self.build_suffix) if part)
+
+    @property
+    def filename(self) -> str:
+        return f"{self.name}-{self.version}-{self.build}.conda"
+
+    @property
+    def spec(self) -> str:
+        """The match spec that this package alone satisfies."""
+        return f"{self.name} =={self.version} {self.build}"
+
+
+def write(package: BridgePackage, channel: Path, threads: int) -> Path:
+    """Assemble the package into ``channel``; an existing file of that name is the same package.
+
+    The file appears whole or not at all.
+    """
+    # Imported here: the engine takes half a second to load, and a plan needs none of it.
+    from rattler_build import assemble_package
+
+    folder = channel / SUBDIR
+    target = folder / package.filename
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{package.name}-", dir=_scratch(channel)))
+    try:
+        stage = work / "stage"
+        stage.mkdir()
+        package.stage(stage)
+        output = assemble_package(
+            name=package.name,
+            version=package.version,
+            target_platform=SUBDIR,
+            build_string=package.build,
+            output_dir=work,
+            files_dir=stage,
+            depends=list(package.depends),
+            constrains=list(package.constrains),
+            noarch="python" if package.noarch_python else None,
+            license=package.license or None,
+            summary=package.summary or None,
+            compression_level=1,
+            compression_threads=threads,
+            detect_prefix=False,
+            timestamp=datetime.datetime.fromtimestamp(EPOCH, tz=datetime.timezone.utc),
+        )
+        if package.run_exports:
+            rewrite_info(output.path, target, lambda files: _with_run_exports(files, package.run_exports))
+        else:
+            output.path.replace(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def sweep(channel: Path) -> None:
+    """Remove the scratch folders of runs that were killed."""
+    for work in _scratch(channel).iterdir():
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _scratch(channel: Path) -> Path:
+    folder = channel.parent / f".{channel.name}.work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _with_run_exports(files: InfoFiles, run_exports: dict[str, Sequence[str]] | dict[str, list[str]]) -> InfoFiles:
+    return {**files, "info/run_exports.json": dump_json(run_exports)}
+
+
+def hash_text(*parts: object) -> str:
+    """A digest for inputs that are not files (a version, a script's text)."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def link(target: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(target, path)

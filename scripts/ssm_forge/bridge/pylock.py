@@ -1,0 +1,105 @@
+"""The bridge's lock files: PEP 751 ``pylock.*.toml``, written by uv, read here."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.tags import Tag, compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
+
+from ssm_forge.errors import MachineError, UsageError
+from ssm_forge.fetch import Artifact
+from ssm_forge.paths import Workspace, launcher
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# The oldest glibc the bridge's wheels may need; a machine below it can't run torch's wheels anyway.
+_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)] + [
+    "manylinux2014_x86_64",
+    "manylinux2010_x86_64",
+    "manylinux1_x86_64",
+    "linux_x86_64",
+]
+
+
+@dataclass(frozen=True)
+class LockedWheel:
+    """One wheel of a lock.
+
+    Attributes:
+        name: normalised project name.
+        version: as the project writes it.
+        artifact: the file.
+    """
+
+    name: str
+    version: str
+    artifact: Artifact
+
+    @cached_property
+    def tags(self) -> frozenset[Tag]:
+        return parse_wheel_filename(self.artifact.name)[3]
+
+    @property
+    def is_pure(self) -> bool:
+        """Runs on any platform and any Python 3."""
+        return any(tag.platform == "any" for tag in self.tags)
+
+    @property
+    def is_python_free(self) -> bool:
+        """Compiled, but for no particular Python: NVIDIA's libraries and tools."""
+        return all(tag.abi == "none" and tag.platform != "any" for tag in self.tags)
+
+
+def lock_path(workspace: Workspace, variant: str, part: str) -> Path:
+    """``part`` is ``py312`` or ``toolkit``."""
+    return workspace.bridge_locks / f"pylock.{variant}-{part}.toml"
+
+
+def read(path: Path, python: str) -> list[LockedWheel]:
+    """The wheels of a lock for one Python minor, in the lock's order.
+
+    Raises:
+        UsageError: when there is no such lock.
+        MachineError: when a package has no wheel for this platform.
+    """
+    if not path.exists():
+        raise UsageError(
+            f"there is no bridge lock {path.name}.", fix=f"Make it with '{launcher()} bump bridge'."
+        )
+    major, minor = (int(part) for part in python.split("."))
+    ranking = {
+        tag: rank
+        for rank, tag in enumerate(
+            [
+                *cpython_tags((major, minor), platforms=_PLATFORMS),
+                *compatible_tags((major, minor), f"cp{major}{minor}", platforms=_PLATFORMS),
+            ]
+        )
+    }
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    return [_best(package, ranking, path) for package in data["packages"]]
+
+
+def _best(package: dict[str, Any], ranking: dict[Tag, int], path: Path) -> LockedWheel:
+    candidates = []
+    for wheel in package.get("wheels", []):
+        name = wheel.get("name") or unquote(urlsplit(wheel["url"]).path.rsplit("/", 1)[-1])
+        ranks = [ranking[tag] for tag in parse_wheel_filename(name)[3] if tag in ranking]
+        if ranks:
+            candidates.append((min(ranks), name, wheel))
+    if not candidates:
+        raise MachineError(f"{path.name} has no wheel of {package['name']} for this platform.")
+    _, name, wheel = min(candidates, key=lambda c: c[:2])
+    artifact = Artifact(
+        url=wheel["url"], sha256=wheel["hashes"]["sha256"], size=int(wheel.get("size", 0)), name=name
+    )
+    return LockedWheel(name=package["name"], version=package["version"], artifact=artifact)

@@ -1,0 +1,121 @@
+"""Wheels as conda packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ssm_forge.bridge.metadata import Distribution, conda_depends, conda_name, read
+from ssm_forge.bridge.package import BridgePackage
+from ssm_forge.bridge.pylock import LockedWheel
+from ssm_forge.errors import BuildError
+from ssm_forge.fetch import checked
+from ssm_forge.paths import Workspace
+
+_PLACEHOLDER = "/ssm-forge-interpreter/bin/python"
+
+# Starts the python beside the script, wherever the prefix is: sh runs line 2, Python sees a string.
+_LAUNCHER = "#!/bin/sh\n'''exec' \"$(dirname \"$(readlink -f \"$0\")\")/python\" \"$0\" \"$@\"\n' '''\n"
+
+
+def distributions(wheels: Sequence[LockedWheel], workspace: Workspace) -> dict[str, Distribution]:
+    """Read the METADATA of downloaded wheels, by canonical name."""
+    found = {}
+    for wheel in wheels:
+        dist = read(workspace.downloads / wheel.artifact.sha256 / wheel.artifact.name)
+        found[dist.name] = dist
+    return found
+
+
+def wheel_package(
+    wheel: LockedWheel,
+    dists: Mapping[str, Distribution],
+    *,
+    python: str,
+    interpreter: Path,
+    cuda: str,
+    workspace: Workspace,
+) -> BridgePackage:
+    """Describe the conda package of one wheel.
+
+    Args:
+        dists: every distribution of the lock.
+        python: the minor the package is for; libraries that need no particular Python serve all of them.
+        interpreter: a Python of that minor, to compile bytecode with.
+        cuda: CUDA release of the variant, for torch's build string and requirement.
+    """
+    dist = dists[wheel.name]
+    noarch = wheel.is_python_free
+    tag = python.replace(".", "")
+    depends = conda_depends(dist, dists, python)
+    if noarch:
+        depends.append("python")
+    else:
+        depends += [f"python {python}.*", f"python_abi {python}.* *_cp{tag}"]
+    build_prefix = "" if noarch else f"py{tag}"
+    if wheel.name == "torch":
+        major, minor = cuda.split(".")
+        depends.append(f"cuda-version >={major}.{minor if major != '11' else '0'},<{int(major) + 1}")
+        build_prefix = f"cuda{cuda.replace('.', '')}_{build_prefix}"
+    return BridgePackage(
+        name=conda_name(wheel.name),
+        version=dist.version.partition("+")[0],
+        inputs=(wheel.artifact.sha256, "" if noarch else python),
+        stage=lambda folder: _stage(wheel, folder, python, interpreter, workspace, noarch=noarch),
+        depends=tuple(depends),
+        build_prefix=build_prefix,
+        noarch_python=noarch,
+        license=dist.license,
+        summary=dist.summary,
+        size=wheel.artifact.size,
+    )
+
+
+def _stage(
+    wheel: LockedWheel, folder: Path, python: str, interpreter: Path, workspace: Workspace, *, noarch: bool
+) -> None:
+    from installer import install
+    from installer.destinations import SchemeDictionaryDestination
+    from installer.sources import WheelFile
+
+    site = folder / ("site-packages" if noarch else f"lib/python{python}/site-packages")
+    scripts = folder / ("python-scripts" if noarch else "bin")
+    destination = SchemeDictionaryDestination(
+        scheme_dict={
+            "purelib": str(site),
+            "platlib": str(site),
+            "scripts": str(scripts),
+            "headers": str(folder / f"include/python{python}/{wheel.name}"),
+            "data": str(folder),
+        },
+        interpreter=_PLACEHOLDER,
+        script_kind="posix",
+    )
+    with WheelFile.open(checked(wheel.artifact, workspace)) as source:
+        install(source=source, destination=destination, additional_metadata={"INSTALLER": b"ssm-forge\n"})
+    _relocate_scripts(scripts)
+    if not noarch:
+        compile_bytecode(interpreter, folder, site)
+
+
+def _relocate_scripts(scripts: Path) -> None:
+    for script in scripts.glob("*"):
+        data = script.read_bytes()
+        first, _, rest = data.partition(b"\n")
+        if first.startswith(b"#!") and _PLACEHOLDER.encode() in first:
+            script.write_bytes(_LAUNCHER.encode() + rest)
+
+
+def compile_bytecode(interpreter: Path, root: Path, folder: Path) -> None:
+    """Compile everything under ``folder``, once for all environments.
+
+    Unchecked hashes instead of times, because the files' times change with packing; paths are those below
+    the prefix. Files that don't compile (templates, other Pythons' syntax) are left to the importer.
+    """
+    command = [interpreter, "-I", "-m", "compileall", "-q", "-j", str(len(os.sched_getaffinity(0)))]
+    command += ["--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise BuildError(f"{interpreter} could not compile the modules of {folder.name}: {done.stderr.strip()}")

@@ -1,0 +1,210 @@
+"""Downloads: parallel, resumed, verified by sha256, kept in a content-addressed cache."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from rich.progress import Progress
+
+from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.ui import download_progress, human_bytes
+
+_CHUNK = 1 << 20
+_ATTEMPTS = 4
+_PARALLEL = 6
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file on the network, pinned.
+
+    Attributes:
+        url: where it is.
+        sha256: hexadecimal digest of its bytes.
+        size: in bytes, 0 where unknown.
+        name: file name.
+    """
+
+    url: str
+    sha256: str
+    size: int
+    name: str
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return _digest(stream)
+
+
+def _digest(stream: object) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):  # type: ignore[attr-defined]
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cached_path(artifact: Artifact, workspace: Workspace) -> Path:
+    return workspace.downloads / artifact.sha256 / artifact.name
+
+
+def missing(artifacts: Sequence[Artifact], workspace: Workspace) -> list[Artifact]:
+    """Those that would have to be downloaded."""
+    return [a for a in artifacts if not cached_path(a, workspace).exists()]
+
+
+def fetch_all(artifacts: Sequence[Artifact], workspace: Workspace) -> dict[Artifact, Path]:
+    """Download what the cache lacks and return where each file is.
+
+    Files already cached are hashed again by :func:`checked` when they are used, not here.
+
+    Raises:
+        NetworkError: when a host does not answer or does not have the file.
+        IntegrityError: when the bytes are not those of the lock; nothing is kept.
+        MachineError: when the disk is full.
+    """
+    todo = missing(artifacts, workspace)
+    if todo:
+        total = sum(a.size for a in todo)
+        with download_progress() as progress:
+            task = progress.add_task(f"downloading {len(todo)} files", total=total or None)
+            stop = threading.Event()
+            limits = httpx.Limits(max_connections=_PARALLEL * 2)
+            with (
+                httpx.Client(timeout=httpx.Timeout(30, connect=10), follow_redirects=True, limits=limits) as client,
+                ThreadPoolExecutor(_PARALLEL) as pool,
+            ):
+                # Largest first, so that the last download is a short one.
+                ordered = sorted(todo, key=lambda a: -a.size)
+                jobs = [pool.submit(_fetch, a, workspace, client, progress, task, stop) for a in ordered]
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                failed = next((job for job in done if job.exception()), None)
+                if failed is not None:
+                    stop.set()
+                    for job in jobs:
+                        job.cancel()
+                    failed.result()
+    return {a: cached_path(a, workspace) for a in artifacts}
+
+
+def checked(artifact: Artifact, workspace: Workspace) -> Path:
+    """The cached file, after its hash was compared with the lock.
+
+    Raises:
+        IntegrityError: when it differs; the file is removed, so that the next run downloads it again.
+    """
+    path = cached_path(artifact, workspace)
+    found = sha256_of(path)
+    if found != artifact.sha256:
+        path.unlink()
+        raise _mismatch(artifact, found, str(path))
+    return path
+
+
+def mirrored(url: str) -> str:
+    """``url`` with the prefix replaced as ``SSM_FORGE_MIRRORS`` (``FROM=TO``, space separated) says."""
+    for rule in os.environ.get("SSM_FORGE_MIRRORS", "").split():
+        prefix, _, replacement = rule.partition("=")
+        if prefix and replacement and url.startswith(prefix):
+            return replacement + url[len(prefix) :]
+    return url
+
+
+def _fetch(
+    artifact: Artifact,
+    workspace: Workspace,
+    client: httpx.Client,
+    progress: Progress,
+    task: object,
+    stop: threading.Event,
+) -> None:
+    target = cached_path(artifact, workspace)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # One partial file per process: two runs at once must not write into each other's.
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    _adopt_leftover(target, partial)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _download(artifact, partial, client, progress, task, stop)
+            break
+        except httpx.HTTPStatusError as error:
+            raise _refused(artifact, error.response.status_code) from error
+        except httpx.HTTPError as error:
+            if attempt == _ATTEMPTS or stop.is_set():
+                raise NetworkError(
+                    f"{artifact.url} could not be downloaded ({type(error).__name__}: {error}).",
+                    fix="Check the network (SSM_FORGE_MIRRORS=FROM=TO sets a mirror) and run the same command "
+                    "again; it goes on where it stopped.",
+                ) from error
+            time.sleep(2**attempt / 2)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if error.errno == errno.ENOSPC:
+                raise MachineError(
+                    f"the disk of {workspace.downloads} is full; {artifact.name} needs "
+                    f"{human_bytes(artifact.size)}.",
+                    fix="Free space, or set SSM_FORGE_CACHE_DIR to a folder on a larger disk.",
+                ) from error
+            raise
+    found = sha256_of(partial)
+    if found != artifact.sha256:
+        partial.unlink()
+        raise _mismatch(artifact, found, artifact.url)
+    partial.replace(target)
+
+
+def _adopt_leftover(target: Path, partial: Path) -> None:
+    """Go on with what a killed run left, if its process is gone."""
+    for leftover in target.parent.glob(f"{target.name}.*.part"):
+        pid = leftover.name.split(".")[-2]
+        if leftover != partial and not Path(f"/proc/{pid}").exists():
+            leftover.replace(partial)
+
+
+def _download(
+    artifact: Artifact,
+    partial: Path,
+    client: httpx.Client,
+    progress: Progress,
+    task: object,
+    stop: threading.Event,
+) -> None:
+    have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with client.stream("GET", mirrored(artifact.url), headers=headers) as response:
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            partial.unlink()
+            raise httpx.ReadError("the partial file did not fit; starting over")
+        response.raise_for_status()
+        resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
+        if resumed:
+            progress.advance(task, have)  # type: ignore[arg-type]
+        with partial.open("ab" if resumed else "wb") as stream:
+            for chunk in response.iter_bytes(_CHUNK):
+                if stop.is_set():
+                    raise httpx.ReadError("stopped because another download failed")
+                stream.write(chunk)
+                progress.advance(task, len(chunk))  # type: ignore[arg-type]
+
+
+def _refused(artifact: Artifact, status: int) -> ForgeError:
+    fix = "Run the same command again later."
+    if status in (403, 404, 410):
+        fix = f"The lock is out of date: refresh it with '{launcher()} bump bridge'."
+    return NetworkError(f"{artifact.url} answered {status}.", fix=fix)
+
+
+def _mismatch(artifact: Artifact, found: str, where: str) -> IntegrityError:
+    return IntegrityError(
+        f"sha256 of {where} is {found}, but the lock says {artifact.sha256}; the file was not used.",
+        fix="Run the same command again; if it happens again, the file or the lock was tampered with.",
+    )

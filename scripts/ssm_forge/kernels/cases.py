@@ -1,0 +1,391 @@
+"""One call of one kernel with fresh random inputs, compared with the reference.
+
+A case is a frozen set of sizes and switches; ``run`` draws inputs from a seed, calls the function under
+test on poisoned memory, and gives one :class:`Comparison` per tensor that comes out or is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssm_forge.kernels import reference
+from ssm_forge.kernels.backends import Backend, poisoned
+from ssm_forge.kernels.tolerance import COMPLEX, REAL, Comparison, compare, identical
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Draw:
+    """Random tensors from one seed; made on the CPU, so that every machine draws the same."""
+
+    def __init__(self, seed: int, case: object, device: torch.device) -> None:
+        self._device = device
+        self._generator = torch.Generator().manual_seed(seed ^ zlib.crc32(repr(case).encode()))
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=self._generator).to(self._device, dtype)
+
+    def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return (low + (high - low) * torch.rand(*shape, generator=self._generator)).to(self._device, dtype)
+
+    def integers(self, low: int, high: int, count: int) -> list[int]:
+        """``count`` numbers in [low, high)."""
+        drawn: list[int] = torch.randint(low, high, (count,), generator=self._generator).tolist()
+        return drawn
+
+    def shuffled(self, count: int) -> list[int]:
+        drawn: list[int] = torch.randperm(count, generator=self._generator).tolist()
+        return drawn
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all cases share."""
+
+    dtype: str = "fp32"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def invalid(self) -> str:
+        """Why upstream's kernel does not take these sizes; empty when it does."""
+        return ""
+
+    def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+def _leaf(tensor: Tensor | None, *, wanted: bool) -> Tensor | None:
+    return None if tensor is None else tensor.detach().requires_grad_(wanted)
+
+
+def _exact(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else reference.wide(tensor.detach()).requires_grad_(True)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@dataclass(frozen=True)
+class ConvCase(Case):
+    """causal_conv1d_fn, forward and (unless ``backward`` is off) backward."""
+
+    batch: int = 2
+    dim: int = 64
+    length: int = 129
+    width: int = 4
+    weight_dtype: str = "fp32"
+    bias: bool = True
+    silu: bool = True
+    channel_last: bool = False
+    sequences: int = 0
+    padding: bool = False
+    initial: bool = False
+    final: bool = False
+    sliced: bool = False
+    deterministic: bool = False
+    backward: bool = True
+
+    def invalid(self) -> str:
+        if self.width not in (2, 3, 4):
+            return "widths are 2, 3 and 4"
+        if self.channel_last and self.dim % 8:
+            return "channel-last needs a multiple of 8 channels"
+        if not self.channel_last and (self.sequences or self.initial or self.final):
+            return "seq_idx and states need channel-last"
+        if self.final and self.sequences:
+            return "final states exist without seq_idx only"
+        if self.padding and not self.sequences:
+            return "padding is told by seq_idx"
+        return ""
+
+    def _layout(self, draw: Draw, length: int, *, extra: int = 0) -> Tensor:
+        """(B, D, length) in this case's memory order, part of a wider tensor if sliced."""
+        wider = self.dim + extra
+        if self.channel_last:
+            drawn = draw.normal(self.batch, length, wider, dtype=self.torch_dtype)
+            return drawn[:, :, extra : extra + self.dim].transpose(1, 2)
+        return draw.normal(self.batch, wider, length, dtype=self.torch_dtype)[:, extra:]
+
+    def _owners(self, draw: Draw, device: torch.device) -> Tensor | None:
+        """seq_idx (B, L): sequences of random lengths one after the other, some tokens padding."""
+        if not self.sequences:
+            return None
+        rows = []
+        for _ in range(self.batch):
+            cuts = set(draw.integers(0, self.length, self.sequences - 1)) if self.sequences > 1 else set()
+            row, current = [], 0
+            for t in range(self.length):
+                current += t in cuts
+                row.append(current)
+            if self.padding:
+                for t in draw.integers(0, self.length, max(1, self.length // 8)):
+                    row[t] = -1
+            rows.append(row)
+        return torch.tensor(rows, dtype=torch.int32, device=device)
+
+    def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        draw = Draw(seed, self, device)
+        x = self._layout(draw, self.length, extra=64 if self.sliced else 0)
+        weight = draw.normal(self.dim, self.width, dtype=DTYPES[self.weight_dtype])
+        bias = draw.normal(self.dim, dtype=DTYPES[self.weight_dtype]) if self.bias else None
+        initial = self._layout(draw, self.width - 1) if self.initial else None
+        seq_idx = self._owners(draw, device)
+        given = {"x": x, "weight": weight, "bias": bias, "initial_states": initial}
+        leaves = {name: _leaf(t, wanted=self.backward) for name, t in given.items()}
+        before = {name: None if t is None else t.clone() for name, t in given.items()}
+        grads = [self._layout(draw, self.length)]
+        if self.final:
+            grads.append(self._layout(draw, self.width - 1))
+
+        activation = "silu" if self.silu else None
+        mode = _environment("CAUSAL_CONV1D_DETERMINISTIC", "1" if self.deterministic else "0")
+        with mode, poisoned(device):
+            got = backend.conv(
+                **leaves, seq_idx=seq_idx, return_final_states=self.final, activation=activation
+            )
+            outs: tuple[Tensor, ...] = got if self.final else (got,)
+            if self.backward:
+                torch.autograd.backward(outs, [g.to(o.dtype) for o, g in zip(outs, grads, strict=True)])
+
+        exact = {name: _exact(t) for name, t in given.items()}
+        wanted = reference.causal_conv1d(**exact, seq_idx=seq_idx, activation=activation)  # type: ignore[arg-type]
+        found = [compare("out", outs[0], wanted[0], terms=self.width + 1)]
+        if self.final:
+            found.append(identical("final_states", outs[1].detach(), wanted[1].detach().to(x.dtype)))
+        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]  # type: ignore[arg-type]
+        if self.backward:
+            torch.autograd.backward(wanted[: len(grads)], [reference.wide(g) for g in grads])
+            sums = {"x": self.width + 1, "initial_states": self.width + 1}
+            found += _gradients(leaves, exact, sums, default=self.batch * self.length)
+        return found
+
+
+def _gradients(
+    leaves: dict[str, Tensor | None],
+    exact: dict[str, Tensor | None],
+    terms: dict[str, int],
+    *,
+    default: int,
+    factor: float = REAL,
+    roundings: dict[str, int] | None = None,
+) -> list[Comparison]:
+    """Every leaf's gradient against the exact one."""
+    found = []
+    for name, leaf in leaves.items():
+        wanted = exact[name]
+        if leaf is None or wanted is None:
+            continue
+        rounded = (roundings or {}).get(name, 1)
+        found.append(
+            compare(
+                f"d{name}",
+                leaf.grad,
+                wanted.grad if wanted.grad is not None else torch.zeros_like(wanted),
+                terms=terms.get(name, default),
+                factor=factor,
+                roundings=rounded,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class UpdateCase(Case):
+    """causal_conv1d_update: tokens of generation against a rolling or ring-shaped state."""
+
+    batch: int = 4
+    dim: int = 64
+    length: int = 1
+    width: int = 4
+    state_len: int = 4
+    weight_dtype: str = "fp32"
+    bias: bool = True
+    silu: bool = True
+    ring: bool = False
+    gather: bool = False
+    padding: bool = False
+
+    def invalid(self) -> str:
+        if self.width not in (2, 3, 4):
+            return "widths are 2, 3 and 4"
+        if self.state_len < self.width - 1:
+            return "the state holds at least width - 1 tokens"
+        if self.ring and self.state_len < self.length + self.width - 1:
+            return "a ring must not overwrite what the same call still reads"
+        return "padding is told by the gathered indices" if self.padding and not self.gather else ""
+
+    def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        draw = Draw(seed, self, device)
+        x = draw.normal(self.batch, self.dim, self.length, dtype=self.torch_dtype)
+        rows = self.batch * 3 if self.gather else self.batch
+        state = draw.normal(rows, self.dim, self.state_len, dtype=self.torch_dtype)
+        weight = draw.normal(self.dim, self.width, dtype=DTYPES[self.weight_dtype])
+        bias = draw.normal(self.dim, dtype=DTYPES[self.weight_dtype]) if self.bias else None
+        indices = draw.shuffled(rows)[: self.batch] if self.gather else None
+        if self.padding and indices is not None:
+            indices[-1] = -1
+        seqlens = draw.integers(0, 1000, self.batch) if self.ring else None
+        activation = "silu" if self.silu else None
+        wanted, new_state = reference.causal_conv1d_update(
+            x, state, weight, bias, activation=activation, cache_seqlens=seqlens, state_indices=indices
+        )
+
+        def ints(values: list[int] | None) -> Tensor | None:
+            return None if values is None else torch.tensor(values, dtype=torch.int32, device=device)
+
+        with poisoned(device):
+            out = backend.conv_update(
+                x,
+                state,
+                weight,
+                bias,
+                activation=activation,
+                cache_seqlens=ints(seqlens),
+                conv_state_indices=ints(indices),
+            )
+        return [
+            compare("out", out, wanted, terms=self.width + 1),
+            identical("conv_state", state, new_state.to(state.dtype)),
+        ]
+
+
+@dataclass(frozen=True)
+class StatesCase(Case):
+    """causal_conv1d_varlen_states: the tail of each packed sequence."""
+
+    sequences: int = 3
+    dim: int = 64
+    longest: int = 40
+    state_len: int = 4
+
+    def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        draw = Draw(seed, self, device)
+        bounds = [0]
+        for length in draw.integers(1, self.longest + 1, self.sequences):
+            bounds.append(bounds[-1] + length)
+        x = draw.normal(bounds[-1], self.dim, dtype=self.torch_dtype)
+        wanted = reference.varlen_states(x, bounds, self.state_len)
+        cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+        with poisoned(device):
+            got = backend.conv_states(x, cu_seqlens, self.state_len)
+        return [identical("states", got, wanted.to(x.dtype))]
+
+
+@dataclass(frozen=True)
+class ScanCase(Case):
+    """selective_scan_fn, forward and (unless ``backward`` is off) backward.
+
+    ``groups`` is 0 for B and C of shape (B, N, L), else G of (B, G, N, L).
+    """
+
+    batch: int = 2
+    dim: int = 8
+    length: int = 129
+    states: int = 8
+    groups: int = 0
+    complex_a: bool = False
+    constant_b: bool = False
+    constant_c: bool = False
+    d: bool = True
+    z: bool = True
+    delta_bias: bool = True
+    softplus: bool = True
+    last_state: bool = True
+    backward: bool = True
+
+    def invalid(self) -> str:
+        if self.groups and self.dim % self.groups:
+            return "groups divide the channels"
+        if self.groups > 1 and (self.constant_b or self.constant_c):
+            return "groups need both B and C to vary"
+        if self.complex_a and self.groups > 1 and self.backward:
+            return "upstream's backward puts the gradient of group g of a complex B or C at the wrong place"
+        return ""
+
+    def _matrix(self, draw: Draw, *, constant: bool) -> Tensor:
+        if constant:
+            real = draw.normal(self.dim, self.states)
+            return torch.complex(real, draw.normal(self.dim, self.states)) if self.complex_a else real
+        length = self.length * (2 if self.complex_a else 1)
+        groups = (self.groups,) if self.groups else ()
+        return draw.normal(self.batch, *groups, self.states, length, dtype=self.torch_dtype)
+
+    def _inputs(self, draw: Draw) -> dict[str, Tensor | None]:
+        """Steps and decays as Mamba has them: memories from one step to about a thousand."""
+        shape = (self.batch, self.dim, self.length)
+        a = -torch.exp(draw.uniform(-2.3, 1.4, self.dim, self.states))
+        if self.complex_a:
+            a = torch.complex(a, draw.uniform(-1.0, 1.0, self.dim, self.states))
+        low, high = (-4.0, 0.0) if self.softplus else (0.01, 0.5)
+        return {
+            "u": draw.normal(*shape, dtype=self.torch_dtype),
+            "delta": draw.uniform(low, high, *shape, dtype=self.torch_dtype),
+            "a": a,
+            "b": self._matrix(draw, constant=self.constant_b),
+            "c": self._matrix(draw, constant=self.constant_c),
+            "d": draw.normal(self.dim) if self.d else None,
+            "z": draw.normal(*shape, dtype=self.torch_dtype) if self.z else None,
+            "delta_bias": draw.uniform(0.0, 0.5, self.dim) if self.delta_bias else None,
+        }
+
+    def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        draw = Draw(seed, self, device)
+        given = self._inputs(draw)
+        grad = draw.normal(self.batch, self.dim, self.length, dtype=self.torch_dtype)
+        leaves = {name: _leaf(t, wanted=self.backward) for name, t in given.items()}
+        before = {name: None if t is None else t.clone() for name, t in given.items()}
+        with poisoned(device):
+            names = {n: leaves[n.lower()] for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")}
+            got = backend.scan(**names, delta_softplus=self.softplus, return_last_state=self.last_state)
+            out = got[0] if self.last_state else got
+            if self.backward:
+                out.backward(grad)
+
+        exact = {name: _exact(t) for name, t in given.items()}
+        options: dict[str, Any] = {"delta_bias": exact["delta_bias"], "delta_softplus": self.softplus}
+        arguments: list[Any] = [exact[n] for n in ("u", "delta", "a", "b", "c", "d", "z")]
+        wanted, state = reference.selective_scan(*arguments, **options)
+        factor = COMPLEX if self.complex_a else REAL
+        terms = self.length + self.states
+        found = [compare("out", out, wanted, terms=terms, factor=factor)]
+        if self.last_state:
+            found.append(compare("last_state", got[1], state, terms=terms, factor=factor))
+        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]  # type: ignore[arg-type]
+        if self.backward:
+            wanted.backward(reference.wide(grad))
+            # B and C of a group gather every channel; a constant A, B, C, D or bias every batch and time.
+            shared = terms * self.dim
+            sums = {"u": terms, "delta": terms, "z": terms}
+            sums.update({n: shared for n in ("b", "c") if not getattr(self, f"constant_{n}")})
+            found += _gradients(
+                leaves,
+                exact,
+                sums,
+                default=self.batch * self.length,
+                factor=factor,
+                roundings={"z": 2},
+            )
+        return found
