@@ -145,7 +145,8 @@ def parallel_scan(
 ) -> Any:
     """selective_scan_fn by Hillis and Steele's scan: log2(L) rounds over all of (B, D, N, L)."""
     batch, dim, length = u.shape
-    step = delta.float()
+    # Converted once: a second cast would round its gradient to 16 bits a second time.
+    wide, step = u.float(), delta.float()
     if delta_bias is not None:
         step = step + delta_bias[:, None]
     if delta_softplus:
@@ -160,7 +161,7 @@ def parallel_scan(
         return matrix.repeat_interleave(dim // matrix.shape[1], dim=1)
 
     decay = torch.exp(step[:, :, None] * A[None, :, :, None])
-    state = (step * u.float())[:, :, None] * over_time(B)
+    state = (step * wide)[:, :, None] * over_time(B)
     state = state.expand(batch, dim, A.shape[1], length)
     reach = 1
     while reach < length:
@@ -170,7 +171,7 @@ def parallel_scan(
     out = (over_time(C) * state).sum(dim=2)
     out = 2 * out.real if out.is_complex() else out
     if D is not None:
-        out = out + D[:, None] * u.float()
+        out = out + D[:, None] * wide
     if z is not None:
         out = out * F.silu(z.float())
     out = out.to(u.dtype)

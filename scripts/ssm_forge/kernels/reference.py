@@ -8,6 +8,7 @@ goal here: recurrences are loops over time, so that they read like the equations
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ def varlen_states(x: Tensor, cu_seqlens: Sequence[int], state_len: int) -> Tenso
         (S, D, state_len).
     """
     states = wide(x).new_zeros(len(cu_seqlens) - 1, x.shape[1], state_len)
-    for row, (start, end) in enumerate(zip(cu_seqlens, cu_seqlens[1:], strict=False)):
+    for row, (start, end) in enumerate(pairwise(cu_seqlens)):
         for back in range(1, min(state_len, end - start) + 1):
             states[row, :, state_len - back] = wide(x[end - back])
     return states

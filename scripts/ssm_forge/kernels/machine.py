@@ -1,0 +1,70 @@
+"""What the results were measured on, and whether there is a GPU to measure on."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import metadata
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "triton", "causal-conv1d", "mamba-ssm", "einops", "transformers")
+
+
+def missing_gpu() -> str:
+    """Why nothing can run on a GPU here; empty when it can."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no usable NVIDIA GPU on this machine"
+    return ""
+
+
+def missing_packages() -> str:
+    """Why the kernels can't be loaded; empty when they can."""
+    try:
+        import causal_conv1d
+        import causal_conv1d_cuda
+        import mamba_ssm
+        import selective_scan_cuda
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    assert causal_conv1d and causal_conv1d_cuda and mamba_ssm and selective_scan_cuda
+    return ""
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def gpu() -> dict[str, Any] | None:
+    """The current GPU: name, compute capability, memory in bytes, multiprocessors."""
+    if missing_gpu():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+    }
+
+
+def header(seed: int | None = None) -> dict[str, Any]:
+    """The start of every JSON document."""
+    document: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": gpu(),
+        "versions": versions(),
+    }
+    if seed is not None:
+        document["seed"] = seed
+    return document

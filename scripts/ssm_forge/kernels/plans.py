@@ -1,0 +1,189 @@
+"""Which cases make up a check: a few for ``--quick``, every mode that upstream supports for ``--full``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from ssm_forge.kernels.cases import Case, ConvCase, ScanCase, StatesCase, UpdateCase
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+ON_OFF = (False, True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One line of the report.
+
+    Attributes:
+        name: what is checked.
+        cases: run in order; the check passes when all pass.
+        skipped: what of it is not run, and why.
+    """
+
+    name: str
+    cases: tuple[Case, ...]
+    skipped: str = ""
+
+
+def quick() -> list[Plan]:
+    """Forward and backward of both kernels in each precision: some seconds on a GPU."""
+    plans = []
+    for dtype in PRECISIONS:
+        conv = [
+            ConvCase(dtype=dtype, length=length, channel_last=last, dim=72)
+            for length in (1, 129, 512)
+            for last in ON_OFF
+        ]
+        plans.append(Plan(f"causal_conv1d forward and backward {dtype}", tuple(conv)))
+        scan = [
+            ScanCase(dtype=dtype, length=64),
+            ScanCase(dtype=dtype, length=257, groups=2, states=16),
+            ScanCase(dtype=dtype, length=33, constant_b=True, constant_c=True, z=False),
+        ]
+        plans.append(Plan(f"selective_scan forward and backward {dtype}", tuple(scan)))
+    return plans
+
+
+def full() -> list[Plan]:
+    """Every mode that upstream supports, in each precision."""
+    plans = []
+    for dtype in PRECISIONS:
+        plans += [
+            Plan(f"causal_conv1d {dtype}", tuple(_valid(_conv_basic(dtype)))),
+            Plan(f"causal_conv1d channel-last {dtype}", tuple(_valid(_conv_channel_last(dtype)))),
+            Plan(f"causal_conv1d seq_idx {dtype}", tuple(_valid(_conv_seq_idx(dtype)))),
+            Plan(f"causal_conv1d lengths and slices {dtype}", tuple(_valid(_conv_lengths(dtype)))),
+            Plan(f"causal_conv1d deterministic backward {dtype}", tuple(_valid(_conv_deterministic(dtype)))),
+            Plan(f"causal_conv1d_update {dtype}", tuple(_valid(_update(dtype)))),
+            Plan(f"causal_conv1d_varlen_states {dtype}", tuple(_states(dtype))),
+            Plan(f"selective_scan real A {dtype}", tuple(_valid(_scan_modes(dtype, complex_a=False)))),
+            Plan(
+                f"selective_scan complex A {dtype}",
+                tuple(_valid(_scan_modes(dtype, complex_a=True))),
+            ),
+            Plan(f"selective_scan lengths {dtype}", tuple(_valid(_scan_lengths(dtype)))),
+        ]
+    wrong = ScanCase(complex_a=True, groups=2)
+    plans.append(Plan("selective_scan complex A with groups, backward", (), wrong.invalid()))
+    return plans
+
+
+def _valid(cases: Iterator[Case]) -> Iterator[Case]:
+    return (case for case in cases if not case.invalid())
+
+
+def _conv_basic(dtype: str) -> Iterator[Case]:
+    for width, bias, silu, weight in product((2, 3, 4), ON_OFF, ON_OFF, sorted({"fp32", dtype})):
+        for length in (7, 128, 1134):
+            yield ConvCase(
+                dtype=dtype, weight_dtype=weight, width=width, bias=bias, silu=silu, length=length, dim=67
+            )
+
+
+def _conv_channel_last(dtype: str) -> Iterator[Case]:
+    for width, bias, silu, initial, final in product((2, 3, 4), ON_OFF, ON_OFF, ON_OFF, ON_OFF):
+        for length in (1, 2, 151):
+            yield ConvCase(
+                dtype=dtype,
+                width=width,
+                bias=bias,
+                silu=silu,
+                initial=initial,
+                final=final,
+                length=length,
+                dim=104,
+                channel_last=True,
+            )
+
+
+def _conv_seq_idx(dtype: str) -> Iterator[Case]:
+    for width, bias, silu, initial, padding in product((2, 3, 4), ON_OFF, ON_OFF, ON_OFF, ON_OFF):
+        yield ConvCase(
+            dtype=dtype,
+            width=width,
+            bias=bias,
+            silu=silu,
+            initial=initial,
+            padding=padding,
+            sequences=5,
+            length=200,
+            dim=104,
+            channel_last=True,
+        )
+
+
+def _conv_lengths(dtype: str) -> Iterator[Case]:
+    for length, last, sliced in product((8, 63, 64, 65, 1024, 2049, 4096, 16387), ON_OFF, ON_OFF):
+        yield ConvCase(dtype=dtype, length=length, channel_last=last, sliced=sliced, dim=40)
+    for last in ON_OFF:
+        yield ConvCase(dtype=dtype, batch=3, dim=4128, length=130, channel_last=last)
+
+
+def _conv_deterministic(dtype: str) -> Iterator[Case]:
+    for length, last, bias in product((100, 129, 2048), ON_OFF, ON_OFF):
+        yield ConvCase(dtype=dtype, length=length, channel_last=last, bias=bias, deterministic=True)
+
+
+def _update(dtype: str) -> Iterator[Case]:
+    modes = product((2, 3, 4), (1, 4, 5), (0, 1, 9), ON_OFF, ON_OFF, ON_OFF)
+    for width, length, more, ring, gather, padding in modes:
+        yield UpdateCase(
+            dtype=dtype,
+            width=width,
+            length=length,
+            state_len=width - 1 + more,
+            ring=ring,
+            gather=gather,
+            padding=padding,
+            dim=72,
+        )
+    for bias, silu, weight in product(ON_OFF, ON_OFF, sorted({"fp32", dtype})):
+        yield UpdateCase(dtype=dtype, bias=bias, silu=silu, weight_dtype=weight, batch=65, dim=2064)
+
+
+def _states(dtype: str) -> Iterator[Case]:
+    for sequences, dim, state_len in product((1, 4, 17), (64, 272), (1, 3, 5, 20)):
+        yield StatesCase(dtype=dtype, sequences=sequences, dim=dim, state_len=state_len)
+
+
+def _scan_modes(dtype: str, *, complex_a: bool) -> Iterator[Case]:
+    for constant_b, constant_c, groups in ((False, False, 0), (False, False, 2), (True, False, 0)):
+        for d, z, bias, softplus in product(ON_OFF, ON_OFF, ON_OFF, ON_OFF):
+            yield ScanCase(
+                dtype=dtype,
+                length=65,
+                groups=groups,
+                complex_a=complex_a,
+                constant_b=constant_b,
+                constant_c=constant_c,
+                d=d,
+                z=z,
+                delta_bias=bias,
+                softplus=softplus,
+                # Complex A with groups: the forward is right, the backward upstream's own mistake.
+                backward=not (complex_a and groups > 1),
+            )
+    for constant_b, constant_c in ((False, True), (True, True)):
+        for z, last in product(ON_OFF, ON_OFF):
+            yield ScanCase(
+                dtype=dtype,
+                length=65,
+                complex_a=complex_a,
+                constant_b=constant_b,
+                constant_c=constant_c,
+                z=z,
+                last_state=last,
+            )
+    for states in (1, 3, 64, 256):
+        yield ScanCase(dtype=dtype, length=40, states=states, complex_a=complex_a)
+    yield ScanCase(dtype=dtype, length=300, complex_a=complex_a, groups=1, dim=24)
+
+
+def _scan_lengths(dtype: str) -> Iterator[Case]:
+    # The kernel changes its tile at 128, 256, 512, 1024 and 2048, and takes another path off multiples.
+    for length in (1, 2, 31, 128, 129, 256, 372, 512, 784, 1024, 1134, 2048, 2049, 4096, 6145):
+        yield ScanCase(dtype=dtype, length=length, groups=2, states=4)
+    yield ScanCase(dtype=dtype, length=2500, complex_a=True, states=4)
+    yield ScanCase(dtype=dtype, length=200, batch=3, dim=96, states=16)
