@@ -72,7 +72,7 @@ def fetch_all(artifacts: Sequence[Artifact], workspace: Workspace) -> dict[Artif
         IntegrityError: when the bytes are not those of the lock; nothing is kept.
         MachineError: when the disk is full.
     """
-    todo = missing(artifacts, workspace)
+    todo = list(dict.fromkeys(missing(artifacts, workspace)))
     if todo:
         total = sum(a.size for a in todo)
         with download_progress() as progress:
