@@ -1,0 +1,245 @@
+"""pixi.toml as the solver needs it: for each environment its channels, specs and target machines.
+
+Follows pixi 0.77: the default feature joins every environment that doesn't set ``no-default-feature``;
+a feature without channels has the workspace's; a platform belongs to an environment when all its features
+support it, and naming one platform of a subdir leaves out the others of that subdir.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssm_forge.errors import UsageError
+from ssm_forge.solver import VirtualPackage, channel_url, virtual_packages
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Table = Mapping[str, Any]
+
+# Keys of a feature that do not change which packages are locked.
+_IGNORED = frozenset({"tasks", "activation"})
+_KNOWN = frozenset({"channels", "channel-priority", "dependencies", "constraints", "platforms"})
+_FRIENDLY = {"cuda": "__cuda", "archspec": "__archspec", "glibc": "__glibc", "linux": "__linux"}
+_SPEC_KEYS = ("version", "build", "build-number", "channel", "subdir", "md5", "sha256")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A kind of machine that the workspace names.
+
+    Attributes:
+        name: as pixi.toml has it.
+        subdir: conda's name for system and processor.
+        virtual: what such a machine offers, as pixi writes it into the lock: declared ones first.
+    """
+
+    name: str
+    subdir: str
+    virtual: tuple[VirtualPackage, ...]
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What one environment asks for.
+
+    Attributes:
+        specs: match specs, sorted by package name.
+        channels: base URLs in order of priority.
+        platforms: machines it is locked for.
+        strict: channel priority is strict.
+    """
+
+    name: str
+    specs: tuple[str, ...]
+    constraints: tuple[str, ...]
+    channels: tuple[str, ...]
+    platforms: tuple[Platform, ...]
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The workspace: platforms and environments in the order of pixi.toml."""
+
+    path: Path
+    platforms: tuple[Platform, ...]
+    environments: tuple[EnvironmentSpec, ...]
+
+    def environment(self, name: str) -> EnvironmentSpec:
+        """
+        Raises:
+            UsageError: when there is none of that name; says which there are.
+        """
+        for environment in self.environments:
+            if environment.name == name:
+                return environment
+        names = ", ".join(e.name for e in self.environments)
+        raise UsageError(f"{self.path.name} has no environment '{name}'; it has {names}.")
+
+
+def load(path: Path) -> Manifest:
+    """Read pixi.toml.
+
+    Raises:
+        UsageError: when it is missing, is not TOML, or uses what can't be locked here.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} can't be read ({error.strerror}).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    workspace: Table = data["workspace"]
+    platforms = tuple(_platform(entry, path) for entry in workspace["platforms"])
+    features: dict[str, Table] = {
+        "default": {key: data[key] for key in (_KNOWN - {"channels", "platforms"}) | _IGNORED if key in data},
+        **data.get("feature", {}),
+    }
+    for table in ("pypi-dependencies", "target", "system-requirements"):
+        if table in data:
+            raise _unsupported(path, table)
+    environments = data.get("environments", {})
+    if "default" not in environments:
+        environments = {"default": {}, **environments}
+    return Manifest(
+        path,
+        platforms,
+        tuple(
+            _environment(name, entry, features, workspace, platforms, path)
+            for name, entry in environments.items()
+        ),
+    )
+
+
+def _environment(
+    name: str,
+    entry: Any,
+    features: Mapping[str, Table],
+    workspace: Table,
+    platforms: tuple[Platform, ...],
+    path: Path,
+) -> EnvironmentSpec:
+    table: Table = {"features": entry} if isinstance(entry, list) else entry
+    names = list(table.get("features", []))
+    if not table.get("no-default-feature", False):
+        names.append("default")
+    missing = [n for n in names if n not in features]
+    if missing:
+        raise UsageError(
+            f"environment {name} in {path} names the feature {missing[0]}, which does not exist."
+        )
+    inline = {k: v for k, v in table.items() if k not in ("features", "no-default-feature", "solve-group")}
+    parts = [inline, *(features[n] for n in names)] if inline else [features[n] for n in names]
+    for part in parts:
+        unknown = set(part) - _KNOWN - _IGNORED
+        if unknown:
+            raise _unsupported(path, f"{sorted(unknown)[0]} (environment {name})")
+    return EnvironmentSpec(
+        name=name,
+        specs=_merged(parts, "dependencies", path),
+        constraints=_merged(parts, "constraints", path),
+        channels=_channels(parts, workspace),
+        platforms=_platforms(parts, platforms),
+        strict=_strict(parts, workspace),
+    )
+
+
+def _unsupported(path: Path, what: str) -> UsageError:
+    return UsageError(f"{path} uses {what}, which this project's lock does not cover.")
+
+
+def _merged(parts: Iterable[Table], key: str, path: Path) -> tuple[str, ...]:
+    found = {_spec(name, value, path) for part in parts for name, value in part.get(key, {}).items()}
+    return tuple(sorted(found))
+
+
+def _spec(name: str, value: Any, path: Path) -> str:
+    """A match spec from an entry such as ``"3.12.*"`` or ``{ version = "2.3.0", channel = "pytorch" }``."""
+    table: Table = {"version": value} if isinstance(value, str) else value
+    unknown = set(table) - set(_SPEC_KEYS)
+    if unknown:
+        raise UsageError(f"{path}: {name} is specified by {sorted(unknown)[0]}, which can't be locked here.")
+    text = name
+    version = table.get("version", "*")
+    if version != "*" or "build" in table:
+        text += f" {version}"
+    if "build" in table:
+        text += f" {table['build']}"
+    brackets = []
+    if "build-number" in table:
+        brackets.append(f"build_number='{table['build-number']}'")
+    if "channel" in table:
+        brackets.append(f"channel='{channel_url(table['channel'])}'")
+    brackets += [f"{key}='{table[key]}'" for key in ("subdir", "md5", "sha256") if key in table]
+    return text + (f"[{', '.join(brackets)}]" if brackets else "")
+
+
+def _channels(parts: Iterable[Table], workspace: Table) -> tuple[str, ...]:
+    entries: list[tuple[int, str]] = []
+    for part in parts:
+        for channel in part.get("channels", workspace["channels"]):
+            if isinstance(channel, str):
+                entries.append((0, channel))
+            else:
+                entries.append((channel.get("priority", 0), channel["channel"]))
+    entries.sort(key=lambda e: -e[0])
+    return tuple(dict.fromkeys(channel_url(name) for _, name in entries))
+
+
+def _platforms(
+    parts: list[dict[str, Any]] | list[Table], platforms: tuple[Platform, ...]
+) -> tuple[Platform, ...]:
+    named = {name for part in parts for name in part.get("platforms", ())}
+    exact = {p.subdir for p in platforms if p.name in named}
+
+    def supported(platform: Platform, part: Table) -> bool:
+        wanted = part.get("platforms")
+        return wanted is None or platform.name in wanted or platform.subdir in wanted
+
+    return tuple(
+        p
+        for p in platforms
+        if all(supported(p, part) for part in parts) and (p.name in named or p.subdir not in exact)
+    )
+
+
+def _strict(parts: Iterable[Table], workspace: Table) -> bool:
+    declared = {part["channel-priority"] for part in parts if "channel-priority" in part}
+    priority = declared.pop() if declared else workspace.get("channel-priority", "strict")
+    if declared or priority not in ("strict", "disabled"):
+        raise UsageError(
+            f"channel-priority must be strict or disabled, the same in all features, not {priority}."
+        )
+    return bool(priority == "strict")
+
+
+def _platform(entry: Any, path: Path) -> Platform:
+    if isinstance(entry, str):
+        return Platform(entry, entry, virtual_packages(subdir=entry))
+    table = dict(entry)
+    subdir = table.pop("platform", None) or table["name"]
+    name = table.pop("name", None)
+    if name is None:
+        raise UsageError(f"{path}: the platform {entry} needs a name.")
+    declared: list[VirtualPackage] = []
+    for key, value in table.items():
+        if key == "cuda" and isinstance(value, dict):
+            declared.append(VirtualPackage("__cuda", value["driver"]))
+            if "arch" in value:
+                declared.append(VirtualPackage("__cuda_arch", value["arch"]))
+        elif key == "archspec":
+            declared.append(VirtualPackage("__archspec", "0", value))
+        elif key in _FRIENDLY or key.startswith("__"):
+            declared.append(VirtualPackage.parse(f"{_FRIENDLY.get(key, key)}={value}"))
+        else:
+            raise UsageError(f"{path}: platform {name} has the unknown key {key}.")
+    named = {v.name for v in declared}
+    defaults = (v for v in virtual_packages(subdir=subdir) if v.name not in named)
+    return Platform(name, subdir, (*declared, *defaults))

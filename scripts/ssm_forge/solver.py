@@ -1,0 +1,302 @@
+"""Solving: which packages satisfy these specs, from these channels, on a machine with these properties.
+
+The engine is py-rattler, the one inside pixi. Channels are read online, or from a snapshot: a folder with the
+``repodata.json.zst`` of each channel and subdir, as recorded. Both give canonical URLs and hashes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import rattler
+import rattler.exceptions
+from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, RepoDataRecord, SparseRepoData
+from rattler.package import PackageName
+from rattler.version import Version
+
+from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
+from ssm_forge.paths import launcher, workspace
+
+# Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
+_MOST_LINES = 14
+_TIMEOUT_SECONDS = 60
+_PROBE_SECONDS = 10
+
+
+@dataclass(frozen=True, order=True)
+class VirtualPackage:
+    """A property of the target machine that packages may require, such as ``__cuda=13.0``."""
+
+    name: str
+    version: str
+    build: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.version}" + (f"={self.build}" if self.build else "")
+
+    @classmethod
+    def parse(cls, text: str) -> VirtualPackage:
+        """Read ``__name=version`` or ``__name=version=build``."""
+        name, _, rest = text.partition("=")
+        version, _, build = rest.partition("=")
+        return cls(name, version, build)
+
+    def to_rattler(self) -> GenericVirtualPackage:
+        build: Any = self.build or "0"
+        # py-rattler 0.28 wants its own type for build strings; 0.25 (conda-forge, August 2026) knows only str.
+        if hasattr(rattler, "BuildString"):
+            build = rattler.BuildString(build)
+        return GenericVirtualPackage(PackageName(self.name), Version(self.version), build)
+
+
+_ARCHSPEC = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
+
+
+def virtual_packages(
+    *,
+    cuda: str | None = None,
+    cuda_arch: str | None = None,
+    glibc: str = "2.28",
+    linux: str = "4.18",
+    subdir: str = "linux-64",
+) -> tuple[VirtualPackage, ...]:
+    """What a Linux machine offers; the defaults are those that pixi assumes for a bare platform name."""
+    declared = [
+        VirtualPackage("__unix", "0", "0"),
+        VirtualPackage("__linux", linux),
+        VirtualPackage("__glibc", glibc),
+    ]
+    if subdir in _ARCHSPEC:
+        declared.append(VirtualPackage("__archspec", "0", _ARCHSPEC[subdir]))
+    if cuda:
+        declared.insert(0, VirtualPackage("__cuda", cuda))
+        if cuda_arch:
+            declared.insert(1, VirtualPackage("__cuda_arch", cuda_arch))
+    return tuple(declared)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One solve.
+
+    Attributes:
+        specs: what must be in the result, as match specs.
+        channels: names or URLs, ``file://`` ones too; the first has the highest priority.
+        virtual: the target machine.
+        subdir: conda platform; ``noarch`` is always read too.
+        constraints: what must hold of a package if it is in the result.
+        strict: take a package only from the first channel that has it, as pixi does.
+        snapshot: folder of recorded repodata for channels that are not ``file://``; None to read them online.
+        extra: records no channel has yet, file name -> repodata entry; they take precedence over channels.
+        purpose: what is being solved, for error messages.
+    """
+
+    specs: tuple[str, ...]
+    channels: tuple[str, ...]
+    virtual: tuple[VirtualPackage, ...] = field(default_factory=virtual_packages)
+    subdir: str = "linux-64"
+    constraints: tuple[str, ...] = ()
+    strict: bool = True
+    snapshot: Path | None = None
+    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    purpose: str = "the environment"
+
+
+def channel_url(channel: str) -> str:
+    """The canonical base URL of a channel given by name or URL, ending in a slash."""
+    return Channel(channel).base_url.rstrip("/") + "/"
+
+
+def subdir_type(name: str) -> Any:
+    """py-rattler's object for a subdir; it was called Platform before 0.28."""
+    return rattler.Subdir(name) if hasattr(rattler, "Subdir") else rattler.Platform(name)
+
+
+def solve(request: Request) -> list[RepoDataRecord]:
+    """Solve, and return the records sorted by name.
+
+    Raises:
+        SolveError: when nothing satisfies the request, with the solver's reason.
+        NetworkError: when a channel can't be reached.
+        UsageError: when the snapshot lacks a channel, or a spec can't be read.
+    """
+    specs = [_parse_spec(text) for text in request.specs]
+    constraints = [_parse_spec(text) for text in request.constraints]
+    with _extra_channel(request) as extra:
+        sources = (*extra, *request.channels)
+        common: dict[str, Any] = {
+            "specs": specs,
+            "constraints": constraints,
+            "virtual_packages": [v.to_rattler() for v in request.virtual],
+            "channel_priority": ChannelPriority.Strict if request.strict else ChannelPriority.Disabled,
+        }
+        if request.snapshot is None:
+            require_reachable(request.channels)
+        try:
+            if request.snapshot is None:
+                records = asyncio.run(_solve_online(sources, request.subdir, common))
+            else:
+                repodata = [
+                    sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)
+                ]
+                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=repodata, **common))
+        except rattler.exceptions.SolverError as error:
+            raise SolveError(
+                f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}",
+                fix=_solve_fix(request),
+            ) from error
+        except (rattler.exceptions.GatewayError, rattler.exceptions.FetchRepoDataError) as error:
+            # A failed gateway leaves threads behind that crash the interpreter if it ends at once.
+            time.sleep(0.5)
+            reason = str(error).strip().splitlines()[-1].removeprefix("Caused by: ")
+            raise _unreachable(request.channels, reason) from error
+    return sorted(records, key=lambda r: r.name.normalized)
+
+
+async def _solve_online(
+    sources: Sequence[str], subdir: str, common: Mapping[str, Any]
+) -> list[RepoDataRecord]:
+    cache = workspace().cache / "repodata"
+    cache.mkdir(parents=True, exist_ok=True)
+    from rattler.networking import Client
+
+    gateway = rattler.Gateway(cache_dir=cache, client=Client.default_client(timeout=_TIMEOUT_SECONDS))
+    return await rattler.solve(
+        sources=[Channel(s) for s in sources],
+        platforms=[subdir_type(subdir), subdir_type("noarch")],
+        gateway=gateway,
+        **common,
+    )
+
+
+def _parse_spec(text: str) -> MatchSpec:
+    try:
+        return MatchSpec(text)
+    except Exception as error:
+        raise UsageError(f"'{text}' is not a package spec ({error}).") from error
+
+
+def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
+    """The repodata of a channel for ``subdir`` and noarch, from its own folder or from the snapshot."""
+    base = channel_url(channel)
+    if base.startswith("file://"):
+        folder = Path(unquote(urlparse(base).path))
+    else:
+        # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
+        folder = snapshot / urlparse(base).path.strip("/")
+    found = [
+        SparseRepoData(Channel(channel), part, str(path))
+        for part in (subdir, "noarch")
+        if (path := _repodata_file(folder / part)) is not None
+    ]
+    if not found:
+        what = f"{snapshot} holds no recorded repodata of channel {channel}"
+        if base.startswith("file://"):
+            what = f"{folder} is not a conda channel: it has no repodata.json for {subdir} or noarch"
+        raise UsageError(
+            f"{what} (looked in {folder}).", fix="Check the folder, or leave --snapshot out to solve online."
+        )
+    return found
+
+
+def _repodata_file(folder: Path) -> Path | None:
+    """Uncompressed repodata of one subdir; compressed files are unpacked into the cache once."""
+    plain, packed = folder / "repodata.json", folder / "repodata.json.zst"
+    if plain.exists():
+        return plain
+    if not packed.exists():
+        return None
+    import zstandard
+
+    data = packed.read_bytes()
+    cache = workspace().cache / "repodata"
+    target = cache / f"snapshot-{hashlib.sha256(data).hexdigest()[:32]}.json"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{os.getpid()}")
+        try:
+            partial.write_bytes(zstandard.ZstdDecompressor().stream_reader(data).read())
+        except zstandard.ZstdError as error:
+            partial.unlink(missing_ok=True)
+            raise UsageError(f"{packed} is not a zstd file ({error}).") from error
+        partial.replace(target)
+    return target
+
+
+@contextmanager
+def _extra_channel(request: Request) -> Iterator[tuple[str, ...]]:
+    """A throw-away channel that holds ``request.extra``, if there is any."""
+    if not request.extra:
+        yield ()
+        return
+    with tempfile.TemporaryDirectory(prefix="ssm-forge-records-") as folder:
+        for part in (request.subdir, "noarch"):
+            mine = {
+                name: dict(r) for name, r in request.extra.items() if r.get("subdir", request.subdir) == part
+            }
+            path = Path(folder) / part / "repodata.json"
+            path.parent.mkdir()
+            content = {
+                "info": {"subdir": part},
+                "packages": {},
+                "packages.conda": mine,
+                "repodata_version": 1,
+            }
+            path.write_text(json.dumps(content), encoding="utf-8")
+        yield (Path(folder).as_uri(),)
+
+
+def _shorten(message: str) -> str:
+    """The solver's explanation without its opening phrase, and cut where it only lists more of the same."""
+    text = message.removeprefix("Cannot solve the request because of: ").strip()
+    lines = text.splitlines()
+    if len(lines) > _MOST_LINES:
+        lines = [*lines[:_MOST_LINES], f"... and {len(lines) - _MOST_LINES} more lines"]
+    return "\n".join(lines)
+
+
+def _solve_fix(request: Request) -> str:
+    if request.snapshot is not None:
+        return (
+            f"The recorded repodata in {request.snapshot} may lack a package that the channel has; "
+            "without --snapshot the channels themselves are read."
+        )
+    return "Loosen the spec that the message names."
+
+
+def require_reachable(channels: Sequence[str]) -> None:
+    """Ask each channel on the network for its index, so that a missing network is one quick, clear error.
+
+    Raises:
+        NetworkError: when a channel does not answer, or has no index.
+    """
+    import httpx
+
+    for channel in channels:
+        base = channel_url(channel)
+        if not base.startswith(("http://", "https://")):
+            continue
+        try:
+            answer = httpx.head(f"{base}noarch/repodata.json", timeout=_PROBE_SECONDS, follow_redirects=True)
+        except httpx.HTTPError as error:
+            raise _unreachable((channel,), str(error) or type(error).__name__) from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise _unreachable((channel,), "it has no index for noarch, so it is not a conda channel")
+
+
+def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
+    return NetworkError(
+        f"{', '.join(channels)} could not be read ({reason}).",
+        fix=f"Check the network, or solve offline against recorded repodata: '{launcher()} lock --snapshot DIR'.",
+    )
