@@ -25,6 +25,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--limit", type=float, metavar="SECONDS", help="report what is left as not run")
     check.add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
     _shared(check)
+
+    selftest = commands.add_parser("selftest", help="test references and checks on the CPU, faults injected")
+    _shared(selftest)
     return parser
 
 
@@ -72,6 +75,13 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _selftest(options: argparse.Namespace) -> dict[str, Any]:
+    from ssm_forge.kernels import machine, selftest
+
+    results = selftest.run(lambda c: _say(f"{c.status:8} {c.name} ({c.seconds:.1f} s) {c.detail}"))
+    return {**machine.header(), "checks": [c.as_dict() for c in results]}
+
+
 def exit_code(document: dict[str, Any], *, allow_missing_gpu: bool) -> int:
     """0 when something ran and all passed; 9 when something failed; 3 when nothing could run."""
     statuses = [c["status"] for c in document["checks"]]
@@ -96,7 +106,7 @@ def _publish(document: dict[str, Any], options: argparse.Namespace) -> None:
 
 def main() -> int:
     options = _parser().parse_args()
-    commands = {"check": _check}
+    commands = {"check": _check, "selftest": _selftest}
     document = commands[options.command](options)
     _publish(document, options)
     return exit_code(document, allow_missing_gpu=options.allow_missing_gpu)

@@ -127,7 +127,7 @@ def conv_update(
 
 def conv_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
     """causal_conv1d_varlen_states in PyTorch."""
-    parts = torch.tensor_split(x, cu_seqlens[1:-1].cpu())
+    parts = x.split(cu_seqlens.diff().tolist())
     return torch.stack([F.pad(part.T, (state_len, 0))[:, -state_len:] for part in parts])
 
 

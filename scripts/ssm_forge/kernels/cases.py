@@ -171,11 +171,11 @@ class ConvCase(Case):
                 torch.autograd.backward(outs, [g.to(o.dtype) for o, g in zip(outs, grads, strict=True)])
 
         exact = {name: _exact(t) for name, t in given.items()}
-        wanted = reference.causal_conv1d(**exact, seq_idx=seq_idx, activation=activation)  # type: ignore[arg-type]
+        wanted = reference.causal_conv1d(**exact, seq_idx=seq_idx, activation=activation)
         found = [compare("out", outs[0], wanted[0], terms=self.width + 1)]
         if self.final:
             found.append(identical("final_states", outs[1].detach(), wanted[1].detach().to(x.dtype)))
-        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]  # type: ignore[arg-type]
+        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]
         if self.backward:
             torch.autograd.backward(wanted[: len(grads)], [reference.wide(g) for g in grads])
             sums = {"x": self.width + 1, "initial_states": self.width + 1}
@@ -275,7 +275,7 @@ class UpdateCase(Case):
 class StatesCase(Case):
     """causal_conv1d_varlen_states: the tail of each packed sequence."""
 
-    sequences: int = 3
+    packed: int = 3
     dim: int = 64
     longest: int = 40
     state_len: int = 4
@@ -283,7 +283,7 @@ class StatesCase(Case):
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
         draw = Draw(seed, self, device)
         bounds = [0]
-        for length in draw.integers(1, self.longest + 1, self.sequences):
+        for length in draw.integers(1, self.longest + 1, self.packed):
             bounds.append(bounds[-1] + length)
         x = draw.normal(bounds[-1], self.dim, dtype=self.torch_dtype)
         wanted = reference.varlen_states(x, bounds, self.state_len)
@@ -372,7 +372,7 @@ class ScanCase(Case):
         found = [compare("out", out, wanted, terms=terms, factor=factor)]
         if self.last_state:
             found.append(compare("last_state", got[1], state, terms=terms, factor=factor))
-        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]  # type: ignore[arg-type]
+        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]
         if self.backward:
             wanted.backward(reference.wide(grad))
             # B and C of a group gather every channel; a constant A, B, C, D or bias every batch and time.

@@ -144,8 +144,8 @@ def _update(dtype: str) -> Iterator[Case]:
 
 
 def _states(dtype: str) -> Iterator[Case]:
-    for sequences, dim, state_len in product((1, 4, 17), (64, 272), (1, 3, 5, 20)):
-        yield StatesCase(dtype=dtype, sequences=sequences, dim=dim, state_len=state_len)
+    for packed, dim, state_len in product((1, 4, 17), (64, 272), (1, 3, 5, 20)):
+        yield StatesCase(dtype=dtype, packed=packed, dim=dim, state_len=state_len)
 
 
 def _scan_modes(dtype: str, *, complex_a: bool) -> Iterator[Case]:
