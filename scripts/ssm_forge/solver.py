@@ -26,7 +26,7 @@ from rattler.package import PackageName
 from rattler.version import Version
 
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
-from ssm_forge.paths import launcher, workspace
+from ssm_forge.paths import workspace
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
 _MOST_LINES = 14
@@ -54,7 +54,7 @@ class VirtualPackage:
 
     def to_rattler(self) -> GenericVirtualPackage:
         build: Any = self.build or "0"
-        # py-rattler 0.28 wants its own type for build strings; 0.25 (conda-forge, August 2026) knows only str.
+        # py-rattler 0.28 wants its own type here; 0.25 (conda-forge, August 2026) knows only str.
         if hasattr(rattler, "BuildString"):
             build = rattler.BuildString(build)
         return GenericVirtualPackage(PackageName(self.name), Version(self.version), build)
@@ -99,6 +99,7 @@ class Request:
         strict: take a package only from the first channel that has it, as pixi does.
         snapshot: folder of recorded repodata for channels that are not ``file://``; None to read them online.
         extra: records no channel has yet, file name -> repodata entry; they take precedence over channels.
+        pinned: records that are installed and must stay as they are.
         purpose: what is being solved, for error messages.
     """
 
@@ -110,6 +111,7 @@ class Request:
     strict: bool = True
     snapshot: Path | None = None
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pinned: tuple[RepoDataRecord, ...] = ()
     purpose: str = "the environment"
 
 
@@ -138,6 +140,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
         common: dict[str, Any] = {
             "specs": specs,
             "constraints": constraints,
+            "pinned_packages": list(request.pinned),
             "virtual_packages": [v.to_rattler() for v in request.virtual],
             "channel_priority": ChannelPriority.Strict if request.strict else ChannelPriority.Disabled,
         }
@@ -298,5 +301,5 @@ def require_reachable(channels: Sequence[str]) -> None:
 def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
     return NetworkError(
         f"{', '.join(channels)} could not be read ({reason}).",
-        fix=f"Check the network, or solve offline against recorded repodata: '{launcher()} lock --snapshot DIR'.",
+        fix="Check the network, or solve offline against recorded repodata with --snapshot DIR.",
     )

@@ -1,0 +1,135 @@
+"""What changed between two locks, as a person would want to read it."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rattler.version import Version
+
+from ssm_forge.errors import UsageError
+from ssm_forge.lock import LockedEnvironment, digest, read
+from ssm_forge.paths import Workspace
+
+Kind = Literal["upgraded", "downgraded", "rebuilt", "moved", "bytes changed", "added", "removed"]
+KINDS: tuple[Kind, ...] = ("bytes changed", "upgraded", "downgraded", "rebuilt", "moved", "added", "removed")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One package of one environment.
+
+    Attributes:
+        kind: ``rebuilt`` is another build of the same version, ``moved`` the same build from another channel,
+            ``bytes changed`` the same URL with another hash, which no honest channel does.
+        old: version and build before, empty when added.
+        new: version and build after, empty when removed.
+        asked_for: pixi.toml names the package; others came along as dependencies.
+    """
+
+    kind: Kind
+    package: str
+    old: str
+    new: str
+    asked_for: bool = False
+
+
+@dataclass(frozen=True)
+class EnvironmentChange:
+    """What changed in one environment: ``notes`` about the environment itself, then its packages."""
+
+    environment: str
+    notes: tuple[str, ...]
+    changes: tuple[Change, ...]
+
+
+def at_revision(workspace: Workspace, revision: str) -> tuple[LockedEnvironment, ...]:
+    """The lock as committed at a git revision.
+
+    Raises:
+        UsageError: when there is no such revision, or it has no lock.
+    """
+    name = f"{revision}:./{workspace.lock.name}"
+    shown = subprocess.run(["git", "-C", str(workspace.root), "show", name], capture_output=True, check=False)
+    if shown.returncode != 0:
+        reason = shown.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
+        raise UsageError(
+            f"no lock at revision '{revision}': {reason}.", fix="Name a commit, tag or branch that has one."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / workspace.lock.name
+        path.write_bytes(shown.stdout)
+        return read(path)
+
+
+def compare(
+    old: Sequence[LockedEnvironment], new: Sequence[LockedEnvironment], asked_for: dict[str, set[str]]
+) -> list[EnvironmentChange]:
+    """Changes of every environment that has any, in the order of ``new``; removed environments last.
+
+    Args:
+        old: the earlier lock.
+        new: the later lock.
+        asked_for: environment -> packages that pixi.toml names.
+    """
+    before = {(e.name, e.platform.name): e for e in old}
+    result = []
+    for environment in new:
+        earlier = before.pop((environment.name, environment.platform.name), None)
+        change = _compare_environment(earlier, environment, asked_for.get(environment.name, set()))
+        if change.notes or change.changes:
+            result.append(change)
+    result += [EnvironmentChange(name, (f"removed (platform {platform})",), ()) for name, platform in before]
+    return result
+
+
+def _compare_environment(
+    old: LockedEnvironment | None, new: LockedEnvironment, asked_for: set[str]
+) -> EnvironmentChange:
+    if old is None:
+        return EnvironmentChange(new.name, (f"new, {len(new.records)} packages for {new.platform.name}",), ())
+    notes = []
+    if old.channels != new.channels:
+        notes.append(f"channels: {', '.join(old.channels)} -> {', '.join(new.channels)}")
+    if set(old.platform.virtual) != set(new.platform.virtual):
+        gone = sorted(set(old.platform.virtual) - set(new.platform.virtual))
+        come = sorted(set(new.platform.virtual) - set(old.platform.virtual))
+        notes.append(
+            f"machine: {', '.join(map(str, gone)) or 'nothing'} -> {', '.join(map(str, come)) or 'nothing'}"
+        )
+    before: dict[str, Any] = {r.name.normalized: r for r in old.records}
+    after: dict[str, Any] = {r.name.normalized: r for r in new.records}
+    changes = []
+    for name in sorted(set(before) | set(after)):
+        change = _compare_package(name, before.get(name), after.get(name), name in asked_for)
+        if change is not None:
+            changes.append(change)
+    changes.sort(key=lambda c: (KINDS.index(c.kind), not c.asked_for, c.package))
+    return EnvironmentChange(new.name, tuple(notes), tuple(changes))
+
+
+def _compare_package(name: str, old: Any, new: Any, asked_for: bool) -> Change | None:
+    if old is None:
+        return Change("added", name, "", _text(new), asked_for)
+    if new is None:
+        return Change("removed", name, _text(old), "", asked_for)
+    if old.version != new.version:
+        newer = Version(str(new.version)) > Version(str(old.version))
+        kind: Kind = "upgraded" if newer else "downgraded"
+        return Change(kind, name, str(old.version), str(new.version), asked_for)
+    if old.build != new.build:
+        return Change("rebuilt", name, _text(old), _text(new), asked_for)
+    if old.url != new.url:
+        return Change("moved", name, old.url, new.url, asked_for)
+    # A channel that starts to publish sha256 where it had only md5 has changed nothing.
+    if old.md5 != new.md5 or (old.sha256 and new.sha256 and old.sha256 != new.sha256):
+        return Change("bytes changed", name, ":".join(digest(old)), ":".join(digest(new)), asked_for)
+    return None
+
+
+def _text(record: Any) -> str:
+    return f"{record.version} {record.build}"
