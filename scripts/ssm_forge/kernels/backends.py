@@ -29,6 +29,7 @@ class Backend:
         conv_update: ``causal_conv1d_update``.
         conv_states: ``causal_conv1d_varlen_states``.
         scan: ``selective_scan_fn``.
+        blocks: ``mamba`` and ``mamba2``, the classes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Backend:
     conv_update: Function
     conv_states: Function
     scan: Function
+    blocks: dict[str, Function]
 
 
 def installed() -> Backend:
@@ -46,16 +48,22 @@ def installed() -> Backend:
     """
     from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+    from mamba_ssm import Mamba, Mamba2
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     return Backend(
-        "installed", causal_conv1d_fn, causal_conv1d_update, causal_conv1d_varlen_states, selective_scan_fn
+        name="installed",
+        conv=causal_conv1d_fn,
+        conv_update=causal_conv1d_update,
+        conv_states=causal_conv1d_varlen_states,
+        scan=selective_scan_fn,
+        blocks={"mamba": Mamba, "mamba2": Mamba2},
     )
 
 
 def emulated() -> Backend:
     """Correct functions in float32 PyTorch, on any device."""
-    return Backend("emulated", conv, conv_update, conv_states, parallel_scan)
+    return Backend("emulated", conv, conv_update, conv_states, parallel_scan, {})
 
 
 def _mask_other_sequences(x: Tensor, seq_idx: Tensor, initial: Tensor | None, width: int) -> Tensor:
@@ -103,6 +111,10 @@ def conv_update(
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
     """causal_conv1d_update in float32 PyTorch; writes ``conv_state``."""
+    if x.dim() == 2:
+        one = x[:, :, None]
+        got = conv_update(one, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+        return got[:, :, 0]
     batch, dim, length = x.shape
     width, kept = weight.shape[1], conv_state.shape[2]
     rows = torch.arange(batch, device=x.device) if conv_state_indices is None else conv_state_indices.long()
@@ -199,8 +211,8 @@ def poisoned(device: torch.device) -> Iterator[str]:
         flags.fill_uninitialized_memory,
     )
     # The same switch would change which backward runs; the cases choose that by themselves.
-    chosen = os.environ.get("CAUSAL_CONV1D_DETERMINISTIC")
-    os.environ.setdefault("CAUSAL_CONV1D_DETERMINISTIC", "0")
+    switches = [n for n in ("CAUSAL_CONV1D_DETERMINISTIC", "MAMBA_DETERMINISTIC") if n not in os.environ]
+    os.environ.update(dict.fromkeys(switches, "0"))
     torch.use_deterministic_algorithms(True, warn_only=True)
     flags.fill_uninitialized_memory = True
     try:
@@ -208,5 +220,5 @@ def poisoned(device: torch.device) -> Iterator[str]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         flags.fill_uninitialized_memory = before[2]
-        if chosen is None:
-            os.environ.pop("CAUSAL_CONV1D_DETERMINISTIC", None)
+        for name in switches:
+            del os.environ[name]

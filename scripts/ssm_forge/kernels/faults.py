@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from ssm_forge.kernels import backends
 from ssm_forge.kernels.backends import Backend, Function
+from ssm_forge.kernels.blocks import BlockCase
 from ssm_forge.kernels.cases import Case, ConvCase, ScanCase, StatesCase, UpdateCase
+from ssm_forge.kernels.emulated_block import EmulatedMamba
+
+
+def honest() -> Backend:
+    """Correct functions, and a correct block."""
+    return replace(backends.emulated(), blocks={"mamba": EmulatedMamba})
 
 
 @dataclass(frozen=True)
@@ -32,13 +40,13 @@ class Fault:
 
     name: str
     field: str
-    function: Function
+    function: Any
     case: Case
     shows_in: str
     smallest: str = ""
 
     def backend(self) -> Backend:
-        return replace(backends.emulated(), name=self.name, **{self.field: self.function})
+        return replace(honest(), name=self.name, **{self.field: self.function})
 
 
 def _on_output(function: Function, change: Callable[[Tensor], Tensor]) -> Function:
@@ -160,6 +168,11 @@ def _raises(**kwargs: Any) -> Any:
     raise RuntimeError("no kernel image is available for execution on the device")
 
 
+class _ScaledOutput(EmulatedMamba):
+    def _forward(self, x: Tensor) -> Tensor:
+        return super()._forward(x) * 1.05
+
+
 def every() -> list[Fault]:
     """One of each kind of mistake."""
     conv, scan = backends.conv, backends.parallel_scan
@@ -253,6 +266,20 @@ def every() -> list[Fault]:
             _on_gradient(scan, "B", lambda g: g / 2),
             ScanCase(groups=2),
             "db",
+        ),
+        Fault(
+            "block: generation forgets the state",
+            "blocks",
+            {"mamba": partial(EmulatedMamba, remember=3)},
+            BlockCase(length=24, generate=True),
+            "generated",
+        ),
+        Fault(
+            "block: bfloat16 output off by 5 percent",
+            "blocks",
+            {"mamba": _ScaledOutput},
+            BlockCase(dtype="bf16"),
+            "out",
         ),
         Fault(
             "scan: step gradient zero at the end",

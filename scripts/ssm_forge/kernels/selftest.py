@@ -14,7 +14,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from ssm_forge.kernels import backends, checks, faults, plans, reference, tolerance
+from ssm_forge.kernels import backends, blocks, checks, faults, plans, reference, tolerance
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 from ssm_forge.kernels.plans import Plan
 
@@ -176,6 +176,13 @@ def correct_kernels_pass_in_every_mode() -> None:
         assert check.status == (PASS if short else NOT_RUN), f"{check.name}: {check.detail}"
 
 
+def correct_blocks_pass() -> None:
+    for plan in blocks.full():
+        if plan.name.startswith("mamba "):
+            check = checks.run_plan(Plan(plan.name, plan.cases[:1]), faults.honest(), CPU, 3)
+            assert check.status == PASS, f"{check.name}: {check.detail}"
+
+
 def fault_is_caught(fault: faults.Fault) -> None:
     check = checks.run_plan(Plan(fault.name, (fault.case,)), fault.backend(), CPU, 11)
     assert check.status == FAIL, f"not caught: {check.detail}"
@@ -183,7 +190,7 @@ def fault_is_caught(fault: faults.Fault) -> None:
     assert fault.smallest in check.detail, check.detail
     assert "seed=11" in check.detail
     # Without the fault the very same case passes: it is the fault that was seen.
-    honest = checks.run_plan(Plan(fault.name, (fault.case,)), backends.emulated(), CPU, 11)
+    honest = checks.run_plan(Plan(fault.name, (fault.case,)), faults.honest(), CPU, 11)
     assert honest.status == PASS, honest.detail
 
 
@@ -214,6 +221,7 @@ def tests() -> dict[str, Callable[[], None]]:
         unwritten_memory_is_poisoned,
         correct_kernels_pass,
         correct_kernels_pass_in_every_mode,
+        correct_blocks_pass,
         deadline_leaves_the_rest_not_run,
         same_seed_same_inputs,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields, replace
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from ssm_forge.kernels.cases import Case
@@ -24,7 +24,7 @@ def _smaller_values(field: Field[Any], value: Any) -> Iterator[Any]:
         for candidate in (least, 8, value // 2, value - 8, value - 1):
             if least <= candidate < value:
                 yield candidate
-    elif field.default is not MISSING and value != field.default:
+    elif field.name.endswith("dtype") and value != field.default:
         yield field.default
 
 

@@ -69,20 +69,29 @@ def compare(
         factor: ``K`` of the bound above.
         roundings: ``r`` of the bound above.
     """
-    if got.shape != exact.shape:
-        problem = f"shape {tuple(got.shape)} instead of {tuple(exact.shape)}"
-        return Comparison(name, math.inf, math.inf, problem)
-    if exact.numel() == 0:
-        return Comparison(name, 0.0, 0.0)
     exact = exact.detach()
-    if not bool(torch.isfinite(exact.abs()).all()):
-        return Comparison(name, math.inf, math.inf, "the exact value itself is not finite")
     scale = float(exact.abs().max())
     bound = (
         roundings * UNIT[got.dtype] * exact.abs()
         + factor * UNIT[torch.float32] * math.sqrt(terms) * scale
         + TINY[got.dtype]
     )
+    return _within(name, got, exact, bound)
+
+
+def compare_to_scale(name: str, got: Tensor, exact: Tensor, relative: float) -> Comparison:
+    """Compare with one bound for the whole tensor, ``relative`` times its largest exact value."""
+    bound = torch.full(exact.shape, relative * float(exact.detach().abs().max()), dtype=torch.float64)
+    return _within(name, got, exact, bound.to(exact.device) + TINY[got.dtype])
+
+
+def _within(name: str, got: Tensor, exact: Tensor, bound: Tensor) -> Comparison:
+    exact = exact.detach()
+    if got.shape != exact.shape:
+        problem = f"shape {tuple(got.shape)} instead of {tuple(exact.shape)}"
+        return Comparison(name, math.inf, math.inf, problem)
+    if not bool(torch.isfinite(exact.abs()).all()):
+        return Comparison(name, math.inf, math.inf, "the exact value itself is not finite")
     wrong = got.detach().to(exact.dtype)
     finite = torch.isfinite(wrong.abs())
     if not bool(finite.all()):
