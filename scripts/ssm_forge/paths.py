@@ -73,9 +73,14 @@ class Workspace:
         return self.cache / "downloads"
 
     @property
+    def rattler_cache(self) -> Path:
+        """The engine's cache, shared by builds and installs."""
+        return self.cache / "rattler"
+
+    @property
     def package_cache(self) -> Path:
         """Extracted packages that environments hard-link from."""
-        return self.cache / "pkgs"
+        return self.rattler_cache / "pkgs"
 
 
 def workspace() -> Workspace:

@@ -1,0 +1,61 @@
+"""Builds one recipe in a process of its own, so that it can be stopped with everything it started.
+
+Started by :mod:`ssm_forge.build` as ``python -m ssm_forge.build_worker SPEC.json``; writes one JSON event a
+line to stdout: ``{"log": "..."}``, finally ``{"package": "PATH"}`` or ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ssm_forge.paths import workspace
+from ssm_forge.recipe import render
+
+
+class _Events:
+    """Receives the engine's progress."""
+
+    def on_download_start(self, event: Any) -> None: ...
+
+    def on_download_progress(self, event: Any) -> None: ...
+
+    def on_download_complete(self, event: Any) -> None: ...
+
+    def on_build_step(self, event: Any) -> None:
+        _emit(log=f"step: {event.step_name}")
+
+    def on_log(self, event: Any) -> None:
+        _emit(log=str(event.message))
+
+
+def _emit(**event: str) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+def main(spec_path: Path) -> int:
+    from rattler_build import RattlerBuildError, ToolConfiguration
+
+    spec = json.loads(spec_path.read_text(encoding="utf-8"))
+    rendered = render(spec["project"], spec["values"], workspace())
+    try:
+        result = rendered.engine.run_build(
+            tool_config=ToolConfiguration(test_strategy="native", channel_priority="strict"),
+            output_dir=spec["output_dir"],
+            channels=spec["channels"],
+            progress_callback=_Events(),
+            no_build_id=True,
+            no_include_recipe=True,
+        )
+    except RattlerBuildError as error:
+        _emit(error=str(error))
+        return 1
+    _emit(package=str(result.packages[0]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+_PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def _prefix(variant: str | None, prefix: Path | None) -> Path:
+    from ssm_forge.paths import workspace
+    from ssm_forge.verify import choose_prefix
+
+    if prefix is None and variant is not None:
+        prefix = workspace().envs / variant
+    return choose_prefix(prefix)
+
+
+def _replace_process(prefix: Path, command: list[str]) -> None:
+    from ssm_forge.activation import activated_environment
+
+    environment = activated_environment(prefix)
+    os.execvpe(command[0], command, environment)
+
+
+@click.command(context_settings=_PASS_ON)
+@click.option("--variant", help="Use the environment of this variant.")
+@click.option("--prefix", type=click.Path(path_type=Path), help="Use this environment.")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def python(variant: str | None, prefix: Path | None, args: tuple[str, ...]) -> None:
+    """Run the environment's Python with ARGS (the environment installed last, unless one is named)."""
+    chosen = _prefix(variant, prefix)
+    _replace_process(chosen, [str(chosen / "bin/python"), *args])
+
+
+@click.command(context_settings=_PASS_ON)
+@click.option("--variant", help="Use the environment of this variant.")
+@click.option("--prefix", type=click.Path(path_type=Path), help="Use this environment.")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def shell(variant: str | None, prefix: Path | None, args: tuple[str, ...]) -> None:
+    """Open $SHELL inside the environment, or run ARGS in it."""
+    chosen = _prefix(variant, prefix)
+    _replace_process(chosen, list(args) or [os.environ.get("SHELL", "/bin/bash")])

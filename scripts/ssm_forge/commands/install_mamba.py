@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+def target_options(command: click.decorators.FC) -> click.decorators.FC:
+    """The options that say which variant, for which Python, GPU and source."""
+    for option in reversed(
+        [
+            click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix."),
+            click.option("--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]"),
+            click.option(
+                "--cuda-arch",
+                metavar="ARCH",
+                help='native, families, all, or a list such as 9.0 or "8.0;9.0+PTX".  '
+                "[default: this machine's GPU, else 8.0;9.0+PTX]",
+            ),
+            click.option(
+                "--source",
+                type=click.Choice(["auto", "conda", "bridge"]),
+                default="auto",
+                show_default=True,
+                help="Where dependencies come from.",
+            ),
+            click.option("--jobs", type=click.IntRange(min=1), help="Parallel compilers.  [default: what fits]"),
+            click.option(
+                "--host-compiler",
+                default="system",
+                show_default=True,
+                metavar="system|bridge|PATH",
+                help="The C++ compiler.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("install-mamba")
+@target_options
+@click.option("--prefix", type=click.Path(path_type=Path), help="Environment to install into.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
+def install_mamba(
+    variant: str,
+    python: str | None,
+    cuda_arch: str | None,
+    source: str,
+    jobs: int | None,
+    host_compiler: str,
+    prefix: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Build what the channel lacks, install causal-conv1d and mamba-ssm, and verify them."""
+    from ssm_forge import pipeline
+    from ssm_forge.plan import Options
+
+    options = Options(
+        variant=variant,
+        python=python,
+        cuda_arch=cuda_arch,
+        source=source,  # type: ignore[arg-type]
+        prefix=prefix,
+        jobs=jobs,
+        host_compiler=host_compiler,
+    )
+    pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)

@@ -1,0 +1,238 @@
+"""What is in a shared library: pure questions to its ELF headers, answered with pyelftools.
+
+GPU code is asked of NVIDIA's cuobjdump, which reads every form of fat binary.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+from elftools.elf.hash import ELFHashSection, GNUHashSection
+from elftools.elf.sections import SymbolTableSection
+
+from ssm_forge.arch import ArchList, Capability
+from ssm_forge.errors import IntegrityError, MachineError
+
+# The C library is the system's, as everywhere in conda.
+GLIBC_LIBRARIES = frozenset(
+    {
+        "libc.so.6",
+        "libm.so.6",
+        "libdl.so.2",
+        "libpthread.so.0",
+        "librt.so.1",
+        "libutil.so.1",
+        "ld-linux-x86-64.so.2",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Library:
+    """The dynamic section of a shared library or executable.
+
+    Attributes:
+        needed: DT_NEEDED names.
+        rpaths: DT_RPATH or DT_RUNPATH entries as written.
+        undefined: symbols that others must define; weak ones are left out.
+        versions: library -> symbol versions needed from it.
+    """
+
+    path: Path
+    needed: tuple[str, ...]
+    rpaths: tuple[str, ...]
+    undefined: frozenset[str]
+    versions: dict[str, frozenset[str]]
+
+    @property
+    def glibc(self) -> str:
+        """The highest GLIBC symbol version needed, ``2.32``; ``2.2.5`` when none is."""
+        found = [
+            tuple(map(int, v.removeprefix("GLIBC_").split(".")))
+            for versions in self.versions.values()
+            for v in versions
+            if re.fullmatch(r"GLIBC_[\d.]+", v)
+        ]
+        return ".".join(map(str, max(found, default=(2, 2, 5))))
+
+
+def read(path: Path) -> Library:
+    """
+    Raises:
+        IntegrityError: when the file is no ELF library.
+    """
+    try:
+        with path.open("rb") as stream:
+            elf = ELFFile(stream)
+            dynamic = next(s for s in elf.iter_sections() if isinstance(s, DynamicSection))
+            needed, rpaths = [], []
+            for tag in dynamic.iter_tags():
+                if tag.entry.d_tag == "DT_NEEDED":
+                    needed.append(tag.needed)
+                elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
+                    text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
+                    rpaths += text.split(":")
+            versions: dict[str, set[str]] = {}
+            for section in elf.iter_sections():
+                if isinstance(section, GNUVerNeedSection):
+                    for library, auxiliaries in section.iter_versions():
+                        versions.setdefault(library.name, set()).update(a.name for a in auxiliaries)
+            symbols = elf.get_section_by_name(".dynsym")
+            undefined = frozenset(_undefined(symbols)) if isinstance(symbols, SymbolTableSection) else frozenset()
+    except (ELFError, StopIteration, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
+    return Library(
+        path, tuple(needed), tuple(rpaths), undefined, {k: frozenset(v) for k, v in versions.items()}
+    )
+
+
+def _undefined(symbols: SymbolTableSection) -> Iterable[str]:
+    for symbol in symbols.iter_symbols():
+        if symbol.entry.st_shndx == "SHN_UNDEF" and symbol.name and symbol.entry.st_info.bind != "STB_WEAK":
+            yield symbol.name
+
+
+def defines(path: Path, names: Iterable[str]) -> set[str]:
+    """Which of ``names`` the library at ``path`` exports (by its hash table, so big libraries cost nothing)."""
+    with path.open("rb") as stream:
+        elf = ELFFile(stream)
+        table = next((s for s in elf.iter_sections() if isinstance(s, (GNUHashSection, ELFHashSection))), None)
+        if table is None:
+            return set()
+        look_up: Callable[[str], object] = table.get_symbol
+        found = set()
+        for name in names:
+            symbol = look_up(name)
+            if symbol is not None and symbol.entry.st_shndx != "SHN_UNDEF":  # type: ignore[attr-defined]
+                found.add(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How a library's needs are met inside a prefix.
+
+    Attributes:
+        libraries: needed name -> file, transitively.
+        missing_libraries: names found nowhere in the prefix.
+        outside: names that resolve to a file outside the prefix.
+        missing_symbols: undefined symbols that no found library defines.
+    """
+
+    libraries: dict[str, Path]
+    missing_libraries: tuple[str, ...]
+    outside: tuple[str, ...]
+    missing_symbols: tuple[str, ...]
+
+
+def resolve(library: Library, prefix: Path, preloaded: Iterable[Path]) -> Resolution:
+    """Follow DT_NEEDED as the loader would, but never out of ``prefix``.
+
+    Args:
+        preloaded: libraries that are in the process before this one is loaded: the interpreter, and torch's,
+            which upstream requires to be imported first.
+    """
+    root = prefix.resolve()
+    by_name = {path.name: path for path in preloaded}
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+    outside: list[str] = []
+    queue = [(library.path, name, library.rpaths) for name in library.needed]
+    while queue:
+        origin, name, rpaths = queue.pop(0)
+        if name in GLIBC_LIBRARIES or name in found or name in missing:
+            continue
+        path = _locate(name, origin, rpaths) or by_name.get(name)
+        if path is None:
+            missing.append(name)
+            continue
+        if not path.resolve().is_relative_to(root):
+            outside.append(f"{name} ({path})")
+        found[name] = path
+        inner = read(path)
+        queue += [(path, needed, inner.rpaths or rpaths) for needed in inner.needed]
+    wanted = set(library.undefined) - _from_glibc(library)
+    for path in [*found.values(), *by_name.values()]:
+        if not wanted:
+            break
+        wanted -= defines(path, wanted)
+    return Resolution(found, tuple(missing), tuple(outside), tuple(sorted(wanted)))
+
+
+def _locate(name: str, origin: Path, rpaths: Iterable[str]) -> Path | None:
+    for rpath in rpaths:
+        folder = Path(rpath.replace("$ORIGIN", str(origin.parent)).replace("${ORIGIN}", str(origin.parent)))
+        if (folder / name).exists():
+            return folder / name
+    return None
+
+
+def _from_glibc(library: Library) -> set[str]:
+    """Undefined symbols whose version says that the C library has them."""
+    found = set()
+    with library.path.open("rb") as stream:
+        elf = ELFFile(stream)
+        symbols = elf.get_section_by_name(".dynsym")
+        versions = elf.get_section_by_name(".gnu.version")
+        needs = elf.get_section_by_name(".gnu.version_r")
+        if symbols is None or versions is None or needs is None:
+            return set()
+        glibc_indices = {
+            auxiliary.entry.vna_other
+            for needed, auxiliaries in needs.iter_versions()
+            for auxiliary in auxiliaries
+            if needed.name in GLIBC_LIBRARIES
+        }
+        for number, symbol in enumerate(symbols.iter_symbols()):
+            index = versions.get_symbol(number).entry["ndx"]
+            if isinstance(index, int) and (index & 0x7FFF) in glibc_indices:
+                found.add(symbol.name)
+    return found
+
+
+def cuobjdump() -> Path:
+    """NVIDIA's cuobjdump, from the tools environment or PATH.
+
+    Raises:
+        MachineError: when it is nowhere.
+    """
+    site = Path(sysconfig.get_paths()["purelib"])
+    for candidate in sorted(site.glob("nvidia/*/bin/cuobjdump")):
+        return candidate
+    found = shutil.which("cuobjdump")
+    if found is None:
+        raise MachineError("cuobjdump is missing from the tools.", fix="Delete .pixi/tools and run again.")
+    return Path(found)
+
+
+def gpu_code(path: Path) -> ArchList:
+    """The SASS and PTX architectures in a library.
+
+    Raises:
+        IntegrityError: when there is no GPU code at all.
+    """
+    sass = _list(path, "--list-elf", r"\.sm_(\d+)[a-z]?\.")
+    ptx = _list(path, "--list-ptx", r"\.sm_(\d+)[a-z]?\.|\.compute_(\d+)[a-z]?\.")
+    if not sass and not ptx:
+        raise IntegrityError(f"{path} holds no GPU code.")
+    return ArchList(tuple(sorted(sass)), tuple(sorted(ptx)))
+
+
+def _list(path: Path, option: str, pattern: str) -> set[Capability]:
+    done = subprocess.run([cuobjdump(), option, path], capture_output=True, text=True, check=False)
+    found = set()
+    for line in done.stdout.splitlines():
+        match = re.search(pattern, line)
+        if match:
+            found.add(Capability.from_sm(next(group for group in match.groups() if group)))
+    return found

@@ -1,0 +1,90 @@
+"""Makes a built package say what it is, and nothing about where or when it was made.
+
+The engine's package carries the time, the channel's path and the folder of the build. Those are replaced by
+fixed values; what the package was made from, what GPU code its binaries hold and which glibc they need, read
+from the binaries themselves, are written in.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ssm_forge import elf, recipe
+from ssm_forge.arch import ArchList
+from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, rewrite_info
+from ssm_forge.errors import BuildError
+from ssm_forge.paths import Workspace
+
+PROVENANCE = "info/ssm-forge.json"
+
+
+def finalize(package: Path, project: str, values: dict[str, list[str]], workspace: Workspace) -> Path:
+    """Rewrite ``package`` and return the finished file, beside it.
+
+    Raises:
+        BuildError: when the extension is missing, or holds other GPU code than asked for.
+    """
+    import rattler
+
+    with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
+        rattler.package_streaming.extract(package, Path(scratch))
+        libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
+        facts = _facts(libraries, project, ArchList.parse(values["cuda_arch_list"][0]))
+    provenance = {
+        "format": 1,
+        "name": project,
+        "recipe_sha256": recipe.digest(project, workspace),
+        "variant": {key: found[0] for key, found in sorted(values.items())},
+        **facts,
+    }
+    target = package.parent.parent / package.name
+
+    def edit(files: InfoFiles) -> InfoFiles:
+        return _edit(files, provenance)
+
+    rewrite_info(package, target, edit)
+    return target
+
+
+def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, Any]:
+    extension = recipe.EXTENSIONS[project]
+    mine = [path for path in libraries if path.name.startswith(f"{extension}.")]
+    if not mine:
+        raise BuildError(f"{project} was built without {extension}.")
+    found = elf.gpu_code(mine[0])
+    if found != wanted:
+        raise BuildError(
+            f"{extension} holds {found.tag}, but {wanted.tag} was asked for.",
+            fix="The recipe's patches no longer set the compute capabilities; please report this.",
+        )
+    needs = [elf.read(path).glibc for path in libraries]
+    return {
+        "cuda_arch_list": str(found),
+        "glibc": max(needs, key=lambda version: [int(part) for part in version.split(".")]),
+    }
+
+
+def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
+    edited = {name: data for name, data in files.items() if not name.startswith("info/recipe/")}
+    index = json.loads(edited["info/index.json"])
+    index["timestamp"] = EPOCH * 1000
+    depends = [spec for spec in index["depends"] if not spec.startswith("__glibc")]
+    index["depends"] = sorted([*depends, f"__glibc >={provenance['glibc']},<3.0.a0"])
+    edited["info/index.json"] = dump_json(index)
+    about = json.loads(edited.get("info/about.json", b"{}"))
+    about.pop("channels", None)
+    about.setdefault("extra", {})["ssm-forge"] = {"cuda_arch_list": provenance["cuda_arch_list"]}
+    edited["info/about.json"] = dump_json(about)
+    edited[PROVENANCE] = dump_json(provenance)
+    return edited
+
+
+def provenance(package: Path) -> dict[str, Any]:
+    """What :func:`finalize` wrote; empty for a package made elsewhere."""
+    try:
+        return read_json(package, PROVENANCE.removeprefix("info/"))
+    except KeyError:
+        return {}

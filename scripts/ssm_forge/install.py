@@ -1,0 +1,292 @@
+"""Installs packages into a prefix with the engine: a new prefix appears whole, an existing one is only added to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssm_forge.errors import InstallError
+from ssm_forge.machine import glibc, gpus
+from ssm_forge.paths import Workspace
+from ssm_forge.ui import Log, step_progress
+
+if TYPE_CHECKING:
+    from rattler import RepoDataRecord
+
+    from ssm_forge.solver import VirtualPackage
+
+MARKER = Path("conda-meta/ssm-forge.json")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What ssm-forge put into a prefix.
+
+    Attributes:
+        variant: ``cu130``.
+        python: ``3.12``.
+        source: ``conda`` or ``bridge``.
+        packages: file names of the built packages.
+        created: whether the prefix was made by ssm-forge, or existed before.
+    """
+
+    variant: str
+    python: str
+    source: str
+    packages: tuple[str, ...]
+    created: bool
+
+
+def read_marker(prefix: Path) -> Installed | None:
+    """What is installed there by us, or None."""
+    try:
+        data = json.loads((prefix / MARKER).read_text(encoding="utf-8"))
+        return Installed(**{**data, "packages": tuple(data["packages"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_marker(prefix: Path, installed: Installed) -> None:
+    partial = prefix / f"{MARKER}.part"
+    partial.write_text(json.dumps(asdict(installed), indent=2) + "\n", encoding="utf-8")
+    partial.replace(prefix / MARKER)
+
+
+def records(prefix: Path) -> dict[str, dict[str, Any]]:
+    """The prefix records (``conda-meta/NAME-*.json``) of a prefix, by package name."""
+    found = {}
+    for path in sorted((prefix / "conda-meta").glob("*.json")):
+        if path.name == MARKER.name:
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "name" in record:
+            found[record["name"]] = record
+    return found
+
+
+def machine_virtual_packages() -> tuple[VirtualPackage, ...]:
+    """What this machine offers to the solver: glibc, and the driver's CUDA and the GPU where there is one."""
+    from rattler import VirtualPackage as Detected
+
+    from ssm_forge.solver import virtual_packages
+
+    found = {str(v.into_generic().name.normalized): str(v.into_generic().version) for v in Detected.detect()}
+    capabilities = sorted(gpu.capability for gpu in gpus())
+    return virtual_packages(
+        cuda=found.get("__cuda"),
+        cuda_arch=str(capabilities[0]) if capabilities else None,
+        glibc=glibc() or "2.28",
+        linux=found.get("__linux", "4.18"),
+    )
+
+
+def solve_for_prefix(
+    specs: Sequence[str],
+    channels: Sequence[str],
+    *,
+    prefix: Path | None,
+    cuda: str,
+    strict: bool = False,
+) -> list[RepoDataRecord]:
+    """Solve ``specs``; packages that ``prefix`` already has stay as they are.
+
+    Args:
+        prefix: an existing environment to add to, or None for a new one.
+        cuda: CUDA release to assume where there is no driver, so that a machine without a GPU can install.
+
+    Raises:
+        SolveError: with the solver's reason, when the packages do not fit together.
+    """
+    from rattler import PrefixRecord
+
+    from ssm_forge.solver import Request, VirtualPackage, solve
+
+    virtual = machine_virtual_packages()
+    if all(v.name != "__cuda" for v in virtual):
+        virtual = (VirtualPackage("__cuda", cuda), *virtual)
+    pinned: tuple[RepoDataRecord, ...] = ()
+    kept: list[str] = []
+    if prefix is not None and (prefix / "conda-meta").is_dir():
+        ours = {spec.split()[0] for spec in specs}
+        present = [
+            PrefixRecord.from_path(path)
+            for path in sorted((prefix / "conda-meta").glob("*.json"))
+            if path.name != MARKER.name
+        ]
+        pinned = tuple(r for r in present if r.name.normalized not in ours)
+        kept = [r.name.normalized for r in pinned]
+    return solve(
+        Request(
+            specs=(*specs, *kept),
+            channels=tuple(channels),
+            virtual=virtual,
+            strict=strict,
+            pinned=pinned,
+            purpose=f"{prefix}" if pinned else "the environment",
+        )
+    )
+
+
+def install(
+    packages: Sequence[RepoDataRecord], prefix: Path, installed: Installed, workspace: Workspace, log: Log
+) -> None:
+    """Link ``packages`` into ``prefix`` and write the marker.
+
+    A prefix of our own is made beside its place and renamed into it, so that it is there whole or not at all.
+    A prefix that existed before is added to in place.
+
+    Raises:
+        InstallError: when linking fails; a prefix of our own is then unchanged.
+    """
+    prefix = prefix.absolute()
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(prefix):
+        if not installed.created:
+            _link(packages, prefix, None, workspace, log)
+            write_marker(prefix, installed)
+            return
+        _sweep(prefix)
+        fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
+        try:
+            _link(packages, fresh, prefix, workspace, log)
+            _stamp_bytecode_free(fresh)
+            write_marker(fresh, installed)
+            _swap(fresh, prefix)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _link(
+    packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log
+) -> None:
+    import rattler
+
+    log(f"installing {len(packages)} packages into {target}")
+    with step_progress() as progress:
+        task = progress.add_task(f"installing {len(packages)} packages", total=len(packages))
+
+        class Reporter(rattler.InstallerReporter):
+            def on_transaction_start(self, total_operations: int) -> None:
+                progress.update(task, total=total_operations)
+
+            def on_transaction_operation_complete(self, operation: int) -> None:
+                progress.advance(task)
+
+        try:
+            asyncio.run(
+                rattler.install(
+                    records=list(packages),
+                    target_prefix=target,
+                    cache_dir=workspace.package_cache,
+                    show_progress=False,
+                    reporter=Reporter(),
+                    alternative_target_prefix=final,
+                )
+            )
+        except Exception as error:
+            # The engine has no common base class for its failures: disk, permission, hash, network.
+            raise InstallError(
+                f"packages could not be linked into {final or target}: {error}",
+                fix="Check that the folder is writable and the disk not full, then run the same command again.",
+                log=log.path,
+            ) from error
+
+
+def _stamp_bytecode_free(prefix: Path) -> None:
+    """conda's own tools know an environment by its history file."""
+    (prefix / "conda-meta" / "history").touch()
+
+
+def _swap(fresh: Path, prefix: Path) -> None:
+    old = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
+    if prefix.exists():
+        prefix.rename(old)
+    fresh.rename(prefix)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(prefix: Path) -> None:
+    """Remove what killed runs left; bring back the old prefix if one died between the two renames."""
+    leftovers = [*prefix.parent.glob(f".{prefix.name}.new-*"), *prefix.parent.glob(f".{prefix.name}.old-*")]
+    for leftover in leftovers:
+        if ".old-" in leftover.name and not prefix.exists():
+            leftover.rename(prefix)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _locked(prefix: Path) -> Iterator[None]:
+    with prefix.with_name(f".{prefix.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def is_foreign(prefix: Path) -> bool:
+    """Whether the prefix existed before ssm-forge put anything there."""
+    if not (prefix / "conda-meta").is_dir():
+        return False
+    marker = read_marker(prefix)
+    return marker is None or not marker.created
+
+
+def check_target(prefix: Path) -> None:
+    """
+    Raises:
+        InstallError: when ``prefix`` is a folder that is no environment.
+    """
+    if prefix.exists() and not (prefix / "conda-meta").is_dir() and any(prefix.iterdir()):
+        raise InstallError(
+            f"{prefix} exists and is not a conda environment (it has no conda-meta folder).",
+            fix="Name an empty or new folder, or an existing environment, with --prefix.",
+        )
+
+
+def installed_prefixes(workspace: Workspace) -> list[Path]:
+    """Prefixes of this workspace that hold the kernels, the newest first; others are remembered by path."""
+    found = [path.parent.parent for path in workspace.envs.glob(f"*/{MARKER}")]
+    with contextlib.suppress(OSError):
+        found += [Path(line) for line in (workspace.state / "prefixes").read_text().splitlines()]
+    unique = [path for path in dict.fromkeys(found) if read_marker(path)]
+    return sorted(unique, key=lambda path: (path / MARKER).stat().st_mtime, reverse=True)
+
+
+def remember(prefix: Path, workspace: Workspace) -> None:
+    """Keep the path of a prefix outside the workspace, for ``verify`` and ``python`` without --prefix."""
+    if prefix.is_relative_to(workspace.envs):
+        return
+    file = workspace.state / "prefixes"
+    known = file.read_text().splitlines() if file.exists() else []
+    if str(prefix) not in known:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join([*known, str(prefix)]) + "\n")
+
+
+def pixi_environment(variant: str, workspace: Workspace, log: Log) -> bool:
+    """Let pixi make its own environment from the lock, so that it recognises the prefix as its own.
+
+    Returns:
+        Whether pixi was there to do it.
+
+    Raises:
+        InstallError: when pixi fails.
+    """
+    pixi = os.environ.get("PIXI_EXE")
+    if not pixi:
+        return False
+    command = [pixi, "install", "--locked", "-e", variant, "--manifest-path", str(workspace.manifest)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    log(done.stdout + done.stderr)
+    if done.returncode:
+        raise InstallError(f"'{' '.join(command)}' failed: {done.stderr.strip().splitlines()[-1]}", log=log.path)
+    return True

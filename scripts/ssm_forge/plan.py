@@ -1,0 +1,322 @@
+"""What an installation will do, worked out before anything is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ssm_forge import channel as channels
+from ssm_forge import finalize, install, machine, recipe, variants
+from ssm_forge.arch import ArchList, resolve
+from ssm_forge.bridge import assemble
+from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.build import MEMORY_BASE, MEMORY_PER_JOB, BuildRequest, channel_urls, choose_jobs
+from ssm_forge.errors import IntegrityError, MachineError, NetworkError
+from ssm_forge.paths import Workspace
+from ssm_forge.ui import human_bytes, say
+from ssm_forge.variants import Source, Variant
+
+State = Literal["installed", "in channel", "to build"]
+
+# Seen with one capability: work folder, objects and the package of one project, times the list's length.
+_DISK_PER_BUILD = 400_000_000
+_DISK_FOR_ENVIRONMENT = 500_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for; None where the default is wanted."""
+
+    variant: str = variants.DEFAULT_VARIANT
+    python: str | None = None
+    cuda_arch: str | None = None
+    source: Literal["auto", "conda", "bridge"] = "auto"
+    prefix: Path | None = None
+    jobs: int | None = None
+    host_compiler: str = "system"
+
+
+@dataclass(frozen=True)
+class PlannedPackage:
+    """One of our packages.
+
+    Attributes:
+        state: whether it is installed, only in the channel, or has to be built.
+    """
+
+    name: str
+    version: str
+    build: str
+    state: State
+    request: BuildRequest
+
+    @property
+    def filename(self) -> str:
+        return self.request.filename
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name} =={self.version} {self.build}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An installation, ready to be carried out.
+
+    Attributes:
+        channels: where packages come from, ours first.
+        parts: what the bridge is assembled from, None for source conda.
+        download: bytes still to download for the bridge.
+        disk: bytes of disk still needed.
+        memory: bytes that the builds may take at most; 0 when nothing is built.
+    """
+
+    variant: Variant
+    python: str
+    archs: ArchList
+    prefix: Path
+    channels: tuple[str, ...]
+    packages: tuple[PlannedPackage, ...]
+    parts: assemble.Parts | None
+    jobs: int
+    download: int
+    disk: int
+    memory: int
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return all(package.state == "installed" for package in self.packages)
+
+    @property
+    def to_build(self) -> tuple[PlannedPackage, ...]:
+        return tuple(package for package in self.packages if package.state == "to build")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return {
+            "variant": self.variant.name,
+            "source": self.variant.source,
+            "python": self.parts.interpreter.version if self.parts else self.python,
+            "cuda": self.variant.cuda,
+            "torch": self.variant.torch,
+            "host_compiler": f"{self.parts.compiler.cxx} {self.parts.compiler.version}" if self.parts else None,
+            "cuda_arch": str(self.archs),
+            "prefix": str(self.prefix),
+            "channels": list(self.channels),
+            "packages": [
+                {"name": p.name, "version": p.version, "build": p.build, "state": p.state} for p in self.packages
+            ],
+            "jobs": self.jobs,
+            "download_bytes": self.download,
+            "disk_bytes": self.disk,
+            "memory_bytes": self.memory,
+        }
+
+
+def make(options: Options, workspace: Workspace) -> Plan:
+    """Work out the plan.
+
+    Raises:
+        UsageError: for a variant, Python or architecture that does not exist.
+        MachineError: when the machine lacks a Python, a compiler, memory or disk.
+        NetworkError: when source conda was asked for and can't be reached.
+    """
+    matrix = variants.load(workspace.variants)
+    variant = matrix.get(options.variant, _source(options, matrix))
+    python = options.python or _default_python(variant)
+    variant.check_python(python)
+    archs = resolve(
+        options.cuda_arch,
+        supported=variant.supported_archs,
+        upstream=variant.upstream_archs,
+        default=variant.default_archs,
+        gpus=[gpu.capability for gpu in machine.gpus()],
+    )
+    variant.check_archs(archs, matrix)
+    prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
+    install.check_target(prefix)
+
+    parts = None
+    overrides = {}
+    channel_list: tuple[str, ...]
+    if variant.source == "bridge":
+        parts = assemble.find_parts(variant, python, options.host_compiler, workspace)
+        overrides = {
+            "c_stdlib_version": machine.glibc(),
+            "cxx_compiler_version": str(parts.compiler.major),
+        }
+        channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
+    else:
+        channel_list = (*channel_urls([workspace.channel]), *conda_channels(variant, workspace))
+    values = variant.render_values(python, archs, **overrides)
+    packages = tuple(_package(name, values, channel_list, prefix, workspace) for name in recipe.PROJECTS)
+    return _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
+
+
+def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
+    """``.pixi/envs/cu130``; another Python than the default gets a prefix of its own."""
+    suffix = "" if python == variants.DEFAULT_PYTHON else f"-py{python.replace('.', '')}"
+    return workspace.envs / f"{variant}{suffix}"
+
+
+def conda_channels(variant: Variant, workspace: Workspace) -> tuple[str, ...]:
+    """The channels that pixi.toml names for the variant's environment."""
+    from ssm_forge.manifest import load
+
+    return load(workspace.manifest).environment(variant.name).channels
+
+
+def _source(options: Options, matrix: variants.Matrix) -> Source:
+    offered = matrix.sources(options.variant)
+    if not offered:
+        return "bridge"  # Matrix.get says that there is no such variant.
+    if options.source != "auto":
+        return options.source
+    if "conda" not in offered:
+        return "bridge"
+    if conda_reachable():
+        return "conda"
+    if "bridge" in offered:
+        say("No conda channel can be reached: using the bridge (packages assembled from PyPI and Debian).")
+        return "bridge"
+    raise NetworkError(
+        f"variant {options.variant} comes from conda channels, and none can be reached.",
+        fix="Check the network, or choose a variant that the bridge has (see variants).",
+    )
+
+
+def conda_reachable() -> bool:
+    """Whether conda-forge answers within three seconds."""
+    import httpx
+
+    try:
+        answer = httpx.head("https://conda.anaconda.org/conda-forge/noarch/repodata.json.zst", timeout=3)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code < 400
+
+
+def _default_python(variant: Variant) -> str:
+    if variant.source == "conda":
+        return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
+    preferred = [variants.DEFAULT_PYTHON, *reversed(variant.pythons)]
+    here = interpreters.available()
+    for python in preferred:
+        if python in variant.pythons and python in here:
+            return python
+    # interpreters.find explains what was found and why it does not do.
+    return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
+
+
+def _package(
+    name: str, values: dict[str, list[str]], channel_list: tuple[str, ...], prefix: Path, workspace: Workspace
+) -> PlannedPackage:
+    rendered = recipe.render(name, values, workspace)
+    request = BuildRequest(name, values, rendered.filename, channel_list)
+    state: State = "to build"
+    held = channels.find(workspace.channel, rendered.filename)
+    if held is not None and _is_current(held, name, workspace):
+        state = "installed" if _is_installed(held, prefix) else "in channel"
+    return PlannedPackage(name, rendered.version, rendered.build, state, request)
+
+
+def _is_current(package: Path, name: str, workspace: Workspace) -> bool:
+    """Whether the package was built from the recipe and patches as they are now."""
+    try:
+        made_from = finalize.provenance(package).get("recipe_sha256")
+    except IntegrityError as error:
+        say(f"{error} It is built anew.")
+        return False
+    return made_from == recipe.digest(name, workspace)
+
+
+def _is_installed(package: Path, prefix: Path) -> bool:
+    marker = install.read_marker(prefix)
+    if marker is None or package.name not in marker.packages:
+        return False
+    record = next((prefix / "conda-meta").glob(f"{package.name.removesuffix('.conda')}.json"), None)
+    if record is None:
+        return False
+    paths = install.records(prefix)[read_name(package)].get("paths_data", {}).get("paths", [])
+    return all((prefix / entry["_path"]).exists() for entry in paths)
+
+
+def read_name(package: Path) -> str:
+    """The package name in a file name ``NAME-VERSION-BUILD.conda``."""
+    return package.name.rsplit("-", 2)[0]
+
+
+def _with_needs(
+    variant: Variant,
+    python: str,
+    archs: ArchList,
+    prefix: Path,
+    channel_list: tuple[str, ...],
+    packages: tuple[PlannedPackage, ...],
+    parts: assemble.Parts | None,
+    requested_jobs: int | None,
+    workspace: Workspace,
+) -> Plan:
+    builds = [p for p in packages if p.state == "to build"]
+    needs_environment = any(p.state != "installed" for p in packages)
+    download, disk = (0, 0)
+    if parts is not None and needs_environment:
+        download, disk = assemble.bytes_needed(parts, workspace)
+    jobs = 0
+    if builds:
+        jobs = choose_jobs(requested_jobs)
+        disk += len(builds) * _DISK_PER_BUILD * max(1, len(archs.sass))
+    if needs_environment:
+        disk += _DISK_FOR_ENVIRONMENT
+        _check_disk(disk, workspace)
+    return Plan(
+        variant=variant,
+        python=python,
+        archs=archs,
+        prefix=prefix,
+        channels=channel_list,
+        packages=packages,
+        parts=parts,
+        jobs=jobs,
+        download=download,
+        disk=disk,
+        memory=MEMORY_BASE + jobs * MEMORY_PER_JOB if builds else 0,
+    )
+
+
+def _check_disk(needed: int, workspace: Workspace) -> None:
+    have = machine.free_disk(workspace.cache)
+    if have < needed:
+        raise MachineError(
+            f"this takes {human_bytes(needed)} of disk at {workspace.cache}, and {human_bytes(have)} are free.",
+            fix="Free space, or set SSM_FORGE_CACHE_DIR to a folder on a larger disk.",
+        )
+
+
+def jit_note(plan: Plan) -> str:
+    """What to tell a user whose GPU would compile the kernels on first use; empty when none would."""
+    slow = [gpu for gpu in machine.gpus() if plan.archs.support(gpu.capability) == "jit"]
+    if slow:
+        return (
+            f"{slow[0].name} ({slow[0].capability}) has no machine code in {plan.archs}: its driver compiles the "
+            "PTX at the first forward and backward, which takes minutes. --cuda-arch native avoids that."
+        )
+    if plan.archs.ptx and not machine.gpus():
+        highest = plan.archs.sass[-1]
+        return (
+            f"No GPU was seen, so the kernels are made for {plan.archs}: native from "
+            f"{plan.archs.sass[0]} to {highest.major}.x. A newer GPU compiles the PTX at the first forward and "
+            "backward, which takes minutes; name yours with --cuda-arch to avoid that."
+        )
+    return ""
+
+
+def unsupported_gpu(plan: Plan) -> str:
+    """A sentence when a GPU of this machine can't run the plan's packages; empty otherwise."""
+    for gpu in machine.gpus():
+        if plan.archs.support(gpu.capability) == "none":
+            return f"{gpu.name} ({gpu.capability}) can't run kernels made for {plan.archs}."
+    return ""
+
+

@@ -1,0 +1,89 @@
+"""The recipes: rendering for a variant, and the digest of everything they are made of."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssm_forge.errors import BuildError
+from ssm_forge.paths import Workspace
+
+if TYPE_CHECKING:
+    from rattler_build import RenderedVariant
+
+PROJECTS = ("causal-conv1d", "mamba-ssm")
+EXTENSIONS = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A recipe rendered for one variant.
+
+    Attributes:
+        name: package name.
+        version: package version.
+        build: build string, hash included.
+        engine: the engine's object, to build from.
+    """
+
+    name: str
+    version: str
+    build: str
+    engine: RenderedVariant
+
+    @property
+    def filename(self) -> str:
+        return f"{self.name}-{self.version}-{self.build}.conda"
+
+
+def render(project: str, values: dict[str, list[str]], workspace: Workspace) -> Rendered:
+    """Render one recipe with one value a variant key.
+
+    Raises:
+        BuildError: when the recipe does not render, or the variant skips it.
+    """
+    from rattler_build import PlatformConfig, RattlerBuildError, RenderConfig, Stage0Recipe, VariantConfig
+
+    path = workspace.recipes / project / "recipe.yaml"
+    values_any: dict[str, list[Any]] = dict(values)
+    try:
+        rendered = Stage0Recipe.from_file(str(path)).render(
+            VariantConfig(values_any), RenderConfig(platform=PlatformConfig(target_platform="linux-64"))
+        )
+    except RattlerBuildError as error:
+        raise BuildError(f"{path} does not render: {error}") from error
+    if len(rendered) != 1:
+        raise BuildError(f"{path} renders to {len(rendered)} packages for this variant, instead of one.")
+    recipe = rendered[0].recipe
+    return Rendered(
+        name=str(recipe.package.name),
+        version=str(recipe.package.version),
+        build=str(recipe.build.string),
+        engine=rendered[0],
+    )
+
+
+@functools.lru_cache
+def digest(project: str, workspace: Workspace) -> str:
+    """sha256 over the recipe, what it shares with the others, and its patches: names and bytes, sorted."""
+    folders = [workspace.recipes / project, workspace.recipes / "common", workspace.patches / project]
+    folders.append(workspace.patches / "torch")
+    total = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            total.update(f"{file.relative_to(workspace.root)}\0".encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def sources(rendered: Rendered) -> list[dict[str, Any]]:
+    """The sources of a rendered recipe as plain values: url, sha256, patches."""
+    found: list[dict[str, Any]] = [source.to_dict() for source in rendered.engine.recipe.sources]
+    return found
+
+
+def recipe_dir(project: str, workspace: Workspace) -> Path:
+    return workspace.recipes / project

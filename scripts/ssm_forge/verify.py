@@ -1,0 +1,258 @@
+"""Proves that an installed environment works. Each check passes, fails, or says why it was not run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from ssm_forge import elf, install, machine
+from ssm_forge.activation import activated_environment
+from ssm_forge.arch import ArchList
+from ssm_forge.errors import ForgeError, InstallError
+from ssm_forge.paths import launcher, workspace
+from ssm_forge.recipe import EXTENSIONS
+from ssm_forge.ui import out
+
+Status = Literal["pass", "fail", "not-run"]
+
+_IMPORT_TIMEOUT = 300
+_GPU_TIMEOUT = 900
+
+# torch comes first in the same process, as upstream requires.
+_IMPORTS = ("torch", "causal_conv1d_cuda", "selective_scan_cuda", "causal_conv1d", "mamba_ssm")
+_IMPORT_SCRIPT = """
+import importlib, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        module = importlib.import_module(name)
+        found[name] = [True, "%s %s" % (getattr(module, "__file__", ""), getattr(module, "__version__", ""))]
+    except BaseException as error:
+        found[name] = [False, "%s: %s" % (type(error).__name__, error)]
+print("\\n" + json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer.
+
+    Attributes:
+        name: what was asked.
+        status: ``pass``, ``fail`` or ``not-run``.
+        detail: what was found, or why it was not run.
+    """
+
+    name: str
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    prefix: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "fail")
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {status: sum(c.status == status for c in self.checks) for status in ("pass", "fail", "not-run")}
+        return {"prefix": str(self.prefix), "counts": counts, "checks": [asdict(check) for check in self.checks]}
+
+
+def choose_prefix(prefix: Path | None) -> Path:
+    """The prefix named, or the one installed last.
+
+    Raises:
+        InstallError: when there is none, or it holds no environment.
+    """
+    place = workspace()
+    if prefix is None:
+        known = install.installed_prefixes(place)
+        if not known:
+            raise InstallError(
+                "nothing is installed yet in this workspace.", fix=f"Run '{launcher()} install-mamba' first."
+            )
+        return known[0]
+    prefix = prefix.expanduser().absolute()
+    if not (prefix / "conda-meta").is_dir():
+        raise InstallError(
+            f"{prefix} is not a conda environment (it has no conda-meta folder).",
+            fix=f"Name an environment with --prefix, or make one with '{launcher()} install-mamba'.",
+        )
+    return prefix
+
+
+def verify(prefix: Path) -> Report:
+    """Run every check that this machine can run.
+
+    Args:
+        prefix: a conda environment.
+    """
+    records = install.records(prefix)
+    checks = [_packages(records, prefix)]
+    checks += _imports(prefix)
+    for project, extension in EXTENSIONS.items():
+        library = next(iter(sorted(prefix.glob(f"lib/python*/site-packages/{extension}.*.so"))), None)
+        record = records.get(project)
+        if library is None or record is None:
+            reason = f"{extension} is not in {prefix}"
+            checks.append(Check(f"{extension}: library", "fail", reason))
+            continue
+        checks += _library_checks(extension, library, record, prefix)
+    checks += _gpu_checks(prefix)
+    return Report(prefix, tuple(checks))
+
+
+def _checked(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
+    try:
+        good, detail = question()
+    except ForgeError as error:
+        return Check(name, "fail", str(error))
+    return Check(name, "pass" if good else "fail", detail)
+
+
+def _packages(records: dict[str, dict[str, Any]], prefix: Path) -> Check:
+    """The files of both packages are those that were installed, unchanged."""
+    marker = install.read_marker(prefix)
+    missing = [project for project in EXTENSIONS if project not in records]
+    if missing:
+        detail = f"{', '.join(missing)} not installed in {prefix}"
+        if marker is not None:
+            # `pixi install` removes what its lock does not name.
+            detail += f"; something removed them since: run '{launcher()} install-mamba --variant {marker.variant}'"
+        return Check("packages intact", "fail", detail)
+    wrong = [
+        path for project in EXTENSIONS for path in _changed_files(records[project]["paths_data"]["paths"], prefix)
+    ]
+    if wrong:
+        return Check("packages intact", "fail", f"changed or missing: {', '.join(wrong[:5])}")
+    names = ", ".join(f"{name} {records[name]['version']} {records[name]['build']}" for name in EXTENSIONS)
+    return Check("packages intact", "pass", names)
+
+
+def _changed_files(entries: Iterable[dict[str, Any]], prefix: Path) -> list[str]:
+    wrong = []
+    for entry in entries:
+        path = prefix / entry["_path"]
+        if not path.exists():
+            wrong.append(entry["_path"])
+        elif entry.get("sha256") and entry.get("path_type") == "hardlink" and "prefix_placeholder" not in entry:
+            expected = entry.get("sha256_in_prefix") or entry["sha256"]
+            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+                wrong.append(entry["_path"])
+    return wrong
+
+
+def _imports(prefix: Path) -> list[Check]:
+    command = [str(prefix / "bin/python"), "-c", _IMPORT_SCRIPT, *_IMPORTS]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_IMPORT_TIMEOUT,
+            env=activated_environment(prefix),
+            check=False,
+            cwd=prefix,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [Check(f"import {name}", "fail", str(error)) for name in _IMPORTS]
+    except (ValueError, IndexError):
+        detail = f"Python ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
+        return [Check(f"import {name}", "fail", detail) for name in _IMPORTS]
+    return [Check(f"import {name}", "pass" if good else "fail", detail) for name, (good, detail) in found.items()]
+
+
+def _library_checks(extension: str, path: Path, record: dict[str, Any], prefix: Path) -> list[Check]:
+    return [
+        _checked(f"{extension}: libraries and symbols", lambda: _links(path, prefix)),
+        _checked(f"{extension}: GPU code", lambda: _gpu_code(path, record)),
+        _checked(f"{extension}: glibc", lambda: _glibc(path, record)),
+    ]
+
+
+def _links(path: Path, prefix: Path) -> tuple[bool, str]:
+    library = elf.read(path)
+    absolute = [rpath for rpath in library.rpaths if not rpath.startswith("$ORIGIN")]
+    found = elf.resolve(library, prefix, _preloaded(prefix))
+    problems = [
+        *(f"rpath {rpath} is a path of the build machine" for rpath in absolute),
+        *(f"{name} is not in the prefix" for name in found.missing_libraries),
+        *(f"{name} is outside the prefix" for name in found.outside),
+        *(f"undefined symbol {name}" for name in found.missing_symbols[:5]),
+    ]
+    if problems:
+        return False, "; ".join(problems)
+    return True, f"{len(library.undefined)} symbols, all found in the prefix or in glibc"
+
+
+def _preloaded(prefix: Path) -> list[Path]:
+    """What `import torch` has loaded before: the interpreter, torch's libraries and what lies beside them."""
+    folders = [*prefix.glob("lib/python*/site-packages/torch/lib"), *prefix.glob("lib/python*/site-packages/nvidia/*/lib")]
+    libraries = [path for folder in folders for path in sorted(folder.glob("*.so*"))]
+    interpreter = [*prefix.glob("lib/libpython3*.so.1.0"), (prefix / "bin/python").resolve()]
+    return [*interpreter, *sorted(libraries, key=lambda path: not path.name.startswith(("libtorch", "libc10")))]
+
+
+def _gpu_code(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
+    claimed = ArchList.from_tag(record["build"])
+    found = elf.gpu_code(path)
+    if not claimed.sass:
+        return False, f"the build string {record['build']} names no compute capability; the binary has {found.tag}"
+    return found == claimed, f"claimed {claimed.tag}, found {found.tag}"
+
+
+def _glibc(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
+    needed = elf.read(path).glibc
+    declared = next((d.split(">=")[1].split(",")[0] for d in record["depends"] if d.startswith("__glibc >=")), None)
+    if declared is None:
+        return False, f"needs {needed}, and the package declares nothing"
+    good = _version(needed) <= _version(declared)
+    return good, f"needs {needed}, declares {declared}, this machine has {machine.glibc()}"
+
+
+def _version(text: str) -> list[int]:
+    return [int(part) for part in text.split(".")]
+
+
+def _gpu_checks(prefix: Path) -> list[Check]:
+    """Forward and backward against the float64 references, inside the environment."""
+    if not machine.gpus():
+        return [Check("kernels on the GPU", "not-run", "no NVIDIA GPU (nvidia-smi lists none on this machine)")]
+    command = [str(prefix / "bin/python"), "-m", "ssm_forge.kernels", "check", "--quick", "--json"]
+    environment = activated_environment(prefix)
+    environment["PYTHONPATH"] = str(workspace().root / "scripts")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, env=environment, check=False
+        )
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return [Check("kernels on the GPU", "fail", f"did not end within {_GPU_TIMEOUT} s")]
+    except (OSError, ValueError) as error:
+        return [Check("kernels on the GPU", "fail", f"no answer ({error}): {done.stderr.strip()[-300:]}")]
+    return [Check(f"GPU: {c['name']}", c["status"], c["detail"]) for c in answer["checks"]]
+
+
+def show(report: Report) -> None:
+    """Print a report for people."""
+    colours = {"pass": "green", "fail": "red", "not-run": "yellow"}
+    table = Table("check", "result", "detail", title=f"{report.prefix}", title_justify="left")
+    for check in report.checks:
+        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", escape(check.detail))
+    out.print(table)
+    counts = report.as_dict()["counts"]
+    out.print(f"{counts['pass']} passed, {counts['fail']} failed, {counts['not-run']} not run")
+
