@@ -27,10 +27,10 @@ def finalize(package: Path, project: str, values: dict[str, list[str]], workspac
     Raises:
         BuildError: when the extension is missing, or holds other GPU code than asked for.
     """
-    import rattler
+    from rattler.package_streaming import extract
 
     with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
-        rattler.package_streaming.extract(package, Path(scratch))
+        extract(package, Path(scratch))
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
         facts = _facts(libraries, project, ArchList.parse(values["cuda_arch_list"][0]))
     provenance = {
