@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "shell": ("activated", "Open a shell inside the installed environment, activated."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
+    "env": ("env", "Make an environment from pixi.lock alone, or verify one against it."),
 }
 
 

@@ -233,7 +233,7 @@ def _unsound(
     for name, record in by_name.items():
         if not digest(record)[0]:
             problems.append((name, "the lock has no hash of it"))
-        if not record.url.startswith(have.channels):
+        if not any(is_from(record, channel) for channel in have.channels):
             problems.append((name, f"comes from {record.url}, which is none of the channels"))
     return problems
 
@@ -250,9 +250,14 @@ def _machine_has(virtual: VirtualPackage | None, spec: MatchSpec) -> bool:
 def satisfies(record: Any, spec: MatchSpec) -> bool:
     """Whether a locked package meets a spec, its channel included."""
     wanted = spec.channel
-    if wanted is not None and not record.url.startswith(wanted.base_url):
+    if wanted is not None and not is_from(record, wanted.base_url):
         return False
     return bool(spec.matches(record))
+
+
+def is_from(record: Any, channel: str) -> bool:
+    """Whether a record is of exactly this channel; ``nvidia`` is not ``nvidia/label/cuda-11.8.0``."""
+    return bool(record.url.rsplit("/", 2)[0] == channel.rstrip("/"))
 
 
 def describe(record: Any) -> str:

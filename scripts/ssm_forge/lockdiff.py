@@ -121,7 +121,7 @@ def _compare_package(name: str, old: Any, new: Any, asked_for: bool) -> Change |
         newer = Version(str(new.version)) > Version(str(old.version))
         kind: Kind = "upgraded" if newer else "downgraded"
         return Change(kind, name, str(old.version), str(new.version), asked_for)
-    if old.build != new.build:
+    if str(old.build) != str(new.build):
         return Change("rebuilt", name, _text(old), _text(new), asked_for)
     if old.url != new.url:
         return Change("moved", name, old.url, new.url, asked_for)

@@ -98,7 +98,6 @@ class Request:
         constraints: what must hold of a package if it is in the result.
         strict: take a package only from the first channel that has it, as pixi does.
         snapshot: folder of recorded repodata for channels that are not ``file://``; None to read them online.
-        pinned: records that must stay as they are, such as those of an existing environment.
         extra: records no channel has yet, file name -> repodata entry; they take precedence over channels.
         pinned: records that are installed and must stay as they are.
         purpose: what is being solved, for error messages.
@@ -111,7 +110,6 @@ class Request:
     constraints: tuple[str, ...] = ()
     strict: bool = True
     snapshot: Path | None = None
-    pinned: tuple[RepoDataRecord, ...] = ()
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pinned: tuple[RepoDataRecord, ...] = ()
     purpose: str = "the environment"
@@ -142,7 +140,6 @@ def solve(request: Request) -> list[RepoDataRecord]:
         common: dict[str, Any] = {
             "specs": specs,
             "constraints": constraints,
-            "pinned_packages": list(request.pinned),
             "pinned_packages": list(request.pinned),
             "virtual_packages": [v.to_rattler() for v in request.virtual],
             "channel_priority": ChannelPriority.Strict if request.strict else ChannelPriority.Disabled,

@@ -1,0 +1,108 @@
+"""``env``: environments from pixi.lock alone, and the proof that a prefix is exactly what is locked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ssm_forge.errors import VerifyError
+from ssm_forge.paths import launcher, workspace
+from ssm_forge.ui import out, say
+
+if TYPE_CHECKING:
+    from ssm_forge.integrity import Report
+
+_PREFIX = click.option(
+    "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."
+)
+_LOCK = click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Another lock than pixi.lock.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+@click.group()
+def env() -> None:
+    """Make an environment from pixi.lock, or verify one against it."""
+
+
+@env.command()
+@click.argument("name")
+@click.option("--locked", is_flag=True, help="From the lock, without a solve: the only way there is.")
+@click.option(
+    "--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR."
+)
+@click.option("--force", is_flag=True, help="Make an environment that exists anew.")
+@_PREFIX
+@_LOCK
+@_JSON
+def create(
+    name: str,
+    locked: bool,
+    mirrors: tuple[str, ...],
+    force: bool,
+    prefix: Path | None,
+    lock_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make environment NAME from the lock alone; every package's hash is checked."""
+    from ssm_forge import environment, lock
+    from ssm_forge.packages import Mirror
+
+    place = workspace()
+    wanted = lock.environment(lock_file or place.lock, name)
+    target = (prefix or place.envs / name).absolute()
+    rules = [Mirror.parse(text) for text in mirrors]
+    report = environment.create(wanted, target, mirrors=rules, workspace=place, force=force)
+    say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
+    if as_json:
+        out.print_json(
+            json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files})
+        )
+
+
+@env.command()
+@click.argument("name")
+@_PREFIX
+@_LOCK
+@_JSON
+def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool) -> None:
+    """Prove that a prefix holds exactly the packages locked for NAME, unmodified."""
+    from ssm_forge import integrity, lock
+
+    place = workspace()
+    wanted = lock.environment(lock_file or place.lock, name)
+    target = (prefix or place.envs / name).absolute()
+    report = integrity.verify(target, wanted.records, allowed_channels=[place.channel.resolve().as_uri()])
+    if as_json:
+        out.print_json(json.dumps({"prefix": str(target), "exact": not report.deviations, **asdict(report)}))
+    else:
+        _print(target, report)
+    if report.deviations:
+        raise VerifyError(
+            f"{target} is not what is locked for {name}: {report.deviations[0]}"
+            + (f" (and {len(report.deviations) - 1} more)." if len(report.deviations) > 1 else "."),
+            fix=f"'{launcher()} env create {name} --locked --force' makes it anew.",
+        )
+
+
+def _print(prefix: Path, report: Report) -> None:
+    for deviation in report.deviations:
+        out.print(str(deviation), markup=False)
+    for package in report.on_top:
+        out.print(f"on top of the lock, built here: {package}", markup=False)
+    verdict = f"{len(report.deviations)} deviations" if report.deviations else "exactly as locked"
+    unhashed = (
+        f", {report.unhashed} links and entry points without a recorded hash" if report.unhashed else ""
+    )
+    out.print(
+        f"{prefix}: {report.packages} packages, {report.files} files compared{unhashed}: {verdict}",
+        markup=False,
+    )

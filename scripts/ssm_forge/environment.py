@@ -1,0 +1,180 @@
+"""Environments from a lock alone: no solve, every hash checked, all or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import rattler
+import rattler.exceptions
+from rattler import RepoDataRecord
+
+from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
+from ssm_forge.integrity import UNFINISHED, Report, verify
+from ssm_forge.lock import LockedEnvironment
+from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
+from ssm_forge.paths import Workspace
+from ssm_forge.solver import subdir_type
+
+_TIMEOUT_SECONDS = 60
+
+
+def create(
+    locked: LockedEnvironment,
+    prefix: Path,
+    *,
+    mirrors: Sequence[Mirror],
+    workspace: Workspace,
+    force: bool = False,
+) -> Report:
+    """Make ``prefix`` exactly the locked environment and verify it.
+
+    A prefix that was there is set aside, and comes back if the new one can't be made.
+
+    Raises:
+        UsageError: when ``prefix`` exists and ``force`` is not set.
+        IntegrityError: when a package's bytes are not the locked ones; nothing of it is installed.
+        NetworkError: when a package can't be downloaded.
+        InstallError: when linking fails.
+    """
+    finished = prefix.exists() and not (prefix / UNFINISHED).exists()
+    if finished and any(prefix.iterdir()) and not force:
+        raise UsageError(
+            f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix."
+        )
+    files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
+    require_all_intact(files)
+    _require_hashes(locked)
+    with _replacing(prefix):
+        (prefix / UNFINISHED).parent.mkdir(parents=True)
+        (prefix / UNFINISHED).touch()
+        report = _install_and_verify(locked, prefix, mirrors, workspace)
+        (prefix / UNFINISHED).unlink()
+    return report
+
+
+def _require_hashes(locked: LockedEnvironment) -> None:
+    for record in locked.records:
+        if not record.sha256 and not record.md5:
+            raise IntegrityError(f"the lock has no hash of {record.file_name}, so it can't be trusted.")
+
+
+def _install_and_verify(
+    locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace
+) -> Report:
+    """Link, then compare every file; unpacked copies in the cache that turn out damaged are replaced once."""
+    for attempt in (1, 2):
+        _link(locked, prefix, mirrors, workspace)
+        report = verify(prefix, locked.records)
+        wrong = [d for d in report.deviations if d.kind != "incomplete"]
+        if not wrong:
+            return Report((), report.packages, report.files, report.unhashed, report.on_top)
+        if attempt == 2:
+            break
+        # Environments share files with the cache by hard link, so an edit in one damages the cached copy.
+        damaged = {d.package for d in wrong}
+        for record in locked.records:
+            if record.name.normalized in damaged:
+                stem = f"{record.name.normalized}-{record.version}-{record.build}"
+                shutil.rmtree(workspace.package_cache / stem, ignore_errors=True)
+        for entry in prefix.iterdir():
+            if entry.name != "conda-meta":
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        for meta in (prefix / "conda-meta").glob("*.json"):
+            meta.unlink()
+    raise InstallError(
+        f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations)."
+    )
+
+
+@contextmanager
+def _replacing(prefix: Path) -> Iterator[None]:
+    """Set an existing prefix aside; drop it on success, put it back on any failure."""
+    aside = prefix.with_name(f".{prefix.name}.{os.getpid()}.old")
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    if prefix.exists():
+        if (prefix / UNFINISHED).exists():
+            shutil.rmtree(prefix)
+        else:
+            prefix.rename(aside)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(prefix, ignore_errors=True)
+        if aside.exists():
+            aside.rename(prefix)
+        raise
+    if aside.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
+    from rattler.networking import Client
+    from rattler.networking import middleware as m
+
+    canonical = {r.name.normalized: r.url for r in locked.records}
+    records = []
+    for record in locked.records:
+        path = local_file(record, mirrors)
+        records.append(record if path is None else _from_file(record, path))
+    client = Client(
+        [
+            m.RetryMiddleware(2),
+            m.MirrorMiddleware(network_mirrors(mirrors)),
+            m.AuthenticationMiddleware(),
+            m.OciMiddleware(),
+            m.S3Middleware(),
+        ],
+        timeout=_TIMEOUT_SECONDS,
+    )
+    try:
+        asyncio.run(
+            rattler.install(
+                records,
+                prefix,
+                cache_dir=workspace.package_cache,
+                platform=subdir_type(locked.platform.subdir),
+                client=client,
+                show_progress=True,
+            )
+        )
+    except rattler.exceptions.InstallerError as error:
+        raise _explain(str(error)) from error
+    _restore_urls(prefix, canonical)
+
+
+def _from_file(record: RepoDataRecord, path: Path) -> RepoDataRecord:
+    return RepoDataRecord(record, record.file_name, path.resolve().as_uri(), str(record.channel))
+
+
+def _explain(message: str) -> ForgeError:
+    lines = [line.removeprefix("Caused by: ") for line in message.splitlines() if line.strip()]
+    reason = f"{lines[0]}: {lines[-1]}" if len(lines) > 1 else message
+    if "hash mismatch" in message:
+        mismatch = next(line for line in lines if "hash mismatch" in line)
+        return IntegrityError(f"a package is not the locked one: {mismatch}. Nothing was installed.")
+    if any(
+        word in message
+        for word in ("error sending request", "lookup address", "status client error", "timed out")
+    ):
+        return NetworkError(
+            f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package."
+        )
+    return InstallError(f"the environment could not be made: {reason}.")
+
+
+def _restore_urls(prefix: Path, canonical: dict[str, str]) -> None:
+    """Record where a package belongs, not the mirror it was taken from."""
+    for path in (prefix / "conda-meta").glob("*.json"):
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        url = canonical.get(meta["name"])
+        if url and meta["url"] != url:
+            meta["url"] = url
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(meta, indent=2), encoding="utf-8")
+            partial.replace(path)

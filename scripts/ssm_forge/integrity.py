@@ -1,0 +1,206 @@
+"""Does a prefix hold exactly the locked packages, unmodified? Every deviation, file by file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rattler import RepoDataRecord
+
+from ssm_forge.errors import InstallError
+from ssm_forge.install import records as records_of
+from ssm_forge.lock import describe, digest
+from ssm_forge.packages import file_digest
+
+Kind = Literal[
+    "incomplete",
+    "missing package",
+    "extra package",
+    "other package",
+    "missing file",
+    "modified file",
+    "extra file",
+]
+
+# Creation writes this first and removes it last.
+UNFINISHED = "conda-meta/ssm-forge-unfinished"
+
+# Not from packages: what the installer itself writes.
+_INSTALLERS_OWN = frozenset({"CACHEDIR.TAG"})
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One way in which a prefix is not what the lock says.
+
+    Attributes:
+        package: name, empty for files of no package.
+        path: relative to the prefix, empty when it is about the package as a whole.
+        detail: what was expected and found.
+    """
+
+    kind: Kind
+    package: str
+    path: str
+    detail: str
+
+    def __str__(self) -> str:
+        subject = self.path or self.package
+        owner = f" (of {self.package})" if self.path and self.package else ""
+        return f"{self.kind}: {subject}{owner}" + (f": {self.detail}" if self.detail else "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of a verification.
+
+    Attributes:
+        deviations: empty when the prefix is exactly the lock.
+        packages: how many locked packages were looked for.
+        files: how many files were hashed.
+        unhashed: files present whose package recorded no hash (entry points made at installation).
+        on_top: packages of ``allowed_channels`` that the lock doesn't have, as ``name version build``.
+    """
+
+    deviations: tuple[Deviation, ...]
+    packages: int
+    files: int
+    unhashed: int
+    on_top: tuple[str, ...]
+
+
+@dataclass
+class _Tally:
+    deviations: list[Deviation] = field(default_factory=list)
+    owned: set[str] = field(default_factory=set)
+    files: int = 0
+    unhashed: int = 0
+    on_top: list[str] = field(default_factory=list)
+
+
+def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: Iterable[str] = ()) -> Report:
+    """Compare a prefix with the lock.
+
+    Args:
+        prefix: the environment.
+        records: the locked packages.
+        allowed_channels: URLs whose packages may be there on top of the lock (kernels built here); their
+            files are checked like all others.
+
+    Raises:
+        InstallError: when ``prefix`` is not a conda environment.
+    """
+    if not (prefix / "conda-meta").is_dir():
+        raise InstallError(f"{prefix} is not a conda environment (it has no conda-meta folder).")
+    tally = _Tally()
+    if (prefix / UNFINISHED).exists():
+        tally.deviations.append(Deviation("incomplete", "", UNFINISHED, "its creation was interrupted"))
+    try:
+        installed = records_of(prefix)
+    except ValueError as error:
+        raise InstallError(
+            f"a package record in {prefix / 'conda-meta'} is not readable ({error})."
+        ) from error
+    locked = {r.name.normalized: r for r in records}
+    for name, record in locked.items():
+        if name not in installed:
+            tally.deviations.append(Deviation("missing package", name, "", f"{describe(record)} is locked"))
+    for name, meta in sorted(installed.items()):
+        _check_package(name, meta, locked.get(name), tuple(allowed_channels), tally)
+    _check_files(prefix, installed, tally)
+    _find_extra_files(prefix, tally)
+    return Report(tuple(tally.deviations), len(locked), tally.files, tally.unhashed, tuple(tally.on_top))
+
+
+def _check_package(
+    name: str, meta: dict[str, Any], record: RepoDataRecord | None, allowed: tuple[str, ...], tally: _Tally
+) -> None:
+    have = f"{meta['name']} {meta['version']} {meta['build']}"
+    if record is None:
+        if allowed and str(meta.get("url", "")).startswith(allowed):
+            tally.on_top.append(have)
+        else:
+            tally.deviations.append(
+                Deviation("extra package", name, "", f"{have} from {meta.get('url', 'nowhere')}")
+            )
+        return
+    algorithm, expected = digest(record)
+    found = str(meta.get(algorithm) or "")
+    if have != describe(record):
+        tally.deviations.append(
+            Deviation("other package", name, "", f"{describe(record)} is locked, {have} found")
+        )
+    elif found != expected:
+        detail = f"{algorithm} {expected} is locked, {found or 'none'} recorded"
+        tally.deviations.append(Deviation("other package", name, "", detail))
+
+
+def _check_files(prefix: Path, installed: dict[str, dict[str, Any]], tally: _Tally) -> None:
+    work: list[tuple[str, dict[str, Any]]] = []
+    for name, meta in sorted(installed.items()):
+        tally.owned.update(meta.get("files", ()))
+        for entry in meta.get("paths_data", {}).get("paths", ()):
+            tally.owned.add(entry["_path"])
+            work.append((name, entry))
+
+    def check(item: tuple[str, dict[str, Any]]) -> tuple[bool, Deviation | None]:
+        return _check_file(prefix, *item)
+
+    with ThreadPoolExecutor() as pool:
+        for hashed, deviation in pool.map(check, work):
+            tally.files += hashed
+            tally.unhashed += not hashed and deviation is None
+            if deviation is not None:
+                tally.deviations.append(deviation)
+
+
+def _check_file(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool, Deviation | None]:
+    """Whether the file's bytes were compared, and the deviation if there is one."""
+    relative = entry["_path"]
+    path = prefix / relative
+    if not os.path.lexists(path):
+        return False, Deviation("missing file", package, relative, "")
+    # Where the installer wrote the prefix into a file, its hash is another one than in the package.
+    expected = entry.get("sha256_in_prefix") or entry.get("sha256")
+    if entry.get("path_type") in ("softlink", "directory") or not expected:
+        if entry.get("path_type") == "softlink" and not path.is_symlink() and not expected:
+            return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
+        if not expected or not path.is_file():
+            return False, None
+    if not path.is_file():
+        return False, Deviation("modified file", package, relative, "is no longer a file")
+    found = file_digest(path, "sha256")
+    if found != expected:
+        return True, Deviation(
+            "modified file", package, relative, f"sha256 {expected} is recorded, {found} found"
+        )
+    return True, None
+
+
+def _find_extra_files(prefix: Path, tally: _Tally) -> None:
+    for folder, names, files in os.walk(prefix):
+        here = Path(folder).relative_to(prefix)
+        if here == Path():
+            names[:] = [n for n in names if n != "conda-meta"]
+        links = [n for n in names if (Path(folder) / n).is_symlink()]
+        for name in sorted([*files, *links]):
+            relative = (here / name).as_posix()
+            if (
+                relative in tally.owned
+                or relative in _INSTALLERS_OWN
+                or _is_bytecode_of_owned(relative, tally.owned)
+            ):
+                continue
+            tally.deviations.append(Deviation("extra file", "", relative, "no package has it"))
+
+
+def _is_bytecode_of_owned(relative: str, owned: set[str]) -> bool:
+    """Python writes ``x/__pycache__/m.cpython-312.pyc`` beside an owned ``x/m.py`` whenever it likes."""
+    path = Path(relative)
+    if path.suffix != ".pyc" or path.parent.name != "__pycache__":
+        return False
+    return (path.parent.parent / f"{path.name.split('.')[0]}.py").as_posix() in owned

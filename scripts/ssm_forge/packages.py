@@ -1,0 +1,177 @@
+"""Package archives: where a locked package's file is taken from, and the proof that it is the locked one.
+
+py-rattler checks the hash of what it downloads, but not of ``file://`` packages (0.28): everything local goes
+through :func:`require_intact` before it is unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from rattler import RepoDataRecord
+
+from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.lock import digest
+from ssm_forge.paths import Workspace
+from ssm_forge.solver import channel_url
+
+_CHUNK = 1 << 20
+_DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "md5": hashlib.md5}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Take what is under ``source`` from ``target`` instead.
+
+    Attributes:
+        source: URL prefix, ending in a slash.
+        target: a folder, or an URL ending in a slash.
+    """
+
+    source: str
+    target: Path | str
+
+    @classmethod
+    def parse(cls, text: str) -> Mirror:
+        """Read ``URL=DIR`` as ``--mirror`` takes it; a channel name stands for its URL, and
+        DIR may be an URL.
+
+        Raises:
+            UsageError: when there is no ``=``, or DIR is no folder.
+        """
+        source, equals, target = text.rpartition("=")
+        if not equals or not source or not target:
+            raise UsageError(f"--mirror '{text}' is not of the form URL=DIR.")
+        source = channel_url(source)
+        if target.startswith(("http://", "https://")):
+            return cls(source, target.rstrip("/") + "/")
+        folder = _path(target) if target.startswith("file://") else Path(target)
+        if not folder.is_dir():
+            raise UsageError(f"--mirror '{text}': {folder} is not a folder.")
+        return cls(source, folder.resolve())
+
+
+def local_file(record: RepoDataRecord, mirrors: Sequence[Mirror]) -> Path | None:
+    """The record's file on this machine, if a mirror folder or its own ``file://`` URL leads to one."""
+    for mirror in mirrors:
+        if isinstance(mirror.target, Path) and record.url.startswith(mirror.source):
+            path = mirror.target / unquote(record.url[len(mirror.source) :])
+            if path.is_file():
+                return path
+    return _path(record.url) if record.url.startswith("file://") else None
+
+
+def network_mirrors(mirrors: Iterable[Mirror]) -> dict[str, list[str]]:
+    """The mirrors that are URLs, as py-rattler takes them; the original stays the last resort."""
+    found: dict[str, list[str]] = {}
+    for mirror in mirrors:
+        if isinstance(mirror.target, str):
+            found.setdefault(mirror.source, []).append(mirror.target)
+    return {source: [*targets, source] for source, targets in found.items()}
+
+
+def require_intact(record: RepoDataRecord, path: Path) -> None:
+    """Compare a file with the lock.
+
+    Raises:
+        IntegrityError: when it is missing, or not the locked bytes; names what was expected and found.
+    """
+    algorithm, expected = digest(record)
+    if not algorithm:
+        raise IntegrityError(f"the lock has no hash of {record.file_name}, so it can't be trusted.")
+    try:
+        found = file_digest(path, algorithm)
+    except OSError as error:
+        raise IntegrityError(
+            f"{path} can't be read ({error.strerror}); {record.file_name} is locked."
+        ) from error
+    if found != expected:
+        raise IntegrityError(
+            f"{path} is not the locked package: {algorithm} {expected} is locked, {found} was found. "
+            "Nothing was installed.",
+            fix="Replace the file, or leave the mirror out.",
+        )
+
+
+def require_all_intact(files: Sequence[tuple[RepoDataRecord, Path]]) -> None:
+    """:func:`require_intact` for many files, on all cores; the first problem by name is raised."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda item: require_intact(*item), files))
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal digest of a file: ``sha256``, or ``md5`` for what a channel publishes no better hash of."""
+    state = _DIGESTS[algorithm]()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            state.update(chunk)
+    return str(state.hexdigest())
+
+
+def collect(
+    records: Sequence[RepoDataRecord], mirrors: Sequence[Mirror], folder: Path, workspace: Workspace
+) -> list[Path]:
+    """Put every record's archive, verified, into ``folder/SUBDIR/``; downloads what is not on this machine.
+
+    Raises:
+        IntegrityError: when bytes differ from the lock.
+        NetworkError: when something can't be downloaded.
+    """
+    from ssm_forge.fetch import Artifact, checked, fetch_all
+
+    local = {r.file_name: path for r in records if (path := local_file(r, mirrors)) is not None}
+    remote = [r for r in records if r.file_name not in local]
+    artifacts = {
+        r.file_name: Artifact(_mirrored(r.url, mirrors), digest(r)[1], r.size or 0, r.file_name)
+        for r in remote
+        if digest(r)[0] == "sha256"
+    }
+    fetch_all(list(artifacts.values()), workspace)
+    result = []
+    for record in records:
+        target = folder / record.subdir / record.file_name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if record.file_name in artifacts:
+            shutil.copyfile(checked(artifacts[record.file_name], workspace), target)
+        elif record.file_name in local:
+            require_intact(record, local[record.file_name])
+            shutil.copyfile(local[record.file_name], target)
+        else:
+            _download(_mirrored(record.url, mirrors), target)
+        require_intact(record, target)
+        result.append(target)
+    return result
+
+
+def _mirrored(url: str, mirrors: Sequence[Mirror]) -> str:
+    for mirror in mirrors:
+        if isinstance(mirror.target, str) and url.startswith(mirror.source):
+            return mirror.target + url[len(mirror.source) :]
+    return url
+
+
+def _download(url: str, target: Path) -> None:
+    """For the few packages with md5 alone, which the content-addressed cache can't hold."""
+    import httpx
+
+    try:
+        with httpx.stream("GET", url, timeout=30, follow_redirects=True) as answer:
+            answer.raise_for_status()
+            with target.open("wb") as stream:
+                for chunk in answer.iter_bytes(_CHUNK):
+                    stream.write(chunk)
+    except httpx.HTTPError as error:
+        raise NetworkError(
+            f"{url} could not be downloaded ({error}).", fix="Check the network, or give a --mirror."
+        ) from error
+
+
+def _path(url: str) -> Path:
+    return Path(unquote(urlparse(url).path))
