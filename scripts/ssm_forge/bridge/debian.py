@@ -126,7 +126,9 @@ def load_index(suite: str, component: str, workspace: Workspace) -> Index:
     """
     base = f"{ARCHIVE}/dists/{suite}"
     try:
-        answer = httpx.get(mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True).raise_for_status()
+        answer = httpx.get(
+            mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True
+        ).raise_for_status()
     except httpx.HTTPError as error:
         raise NetworkError(
             f"the package index of Debian {suite} could not be read ({type(error).__name__}: {error}).",
@@ -138,7 +140,9 @@ def load_index(suite: str, component: str, workspace: Workspace) -> Index:
     if entry is None:
         raise IntegrityError(f"InRelease of Debian {suite} does not list {name}.")
     digest, size = entry.group(1), int(entry.group(2))
-    listing = Artifact(f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz")
+    listing = Artifact(
+        f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz"
+    )
     path = fetch_all([listing], workspace)[listing]
     paragraphs = lzma.decompress(path.read_bytes()).decode("utf-8").strip().split("\n\n")
     stanzas = {s["Package"]: s for s in map(_fields, paragraphs)}
@@ -258,7 +262,7 @@ def _gone(error: NetworkError) -> bool:
 
 
 def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
-    """Fetch one package from its pool, else a recorded alternative, else where the index has the same bytes."""
+    """Fetch a package from its pool, else a recorded place, else where the index has the same bytes."""
     try:
         fetch_all([deb.artifact()], workspace)
         return
@@ -279,8 +283,8 @@ def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
         fetch_all([deb.artifact(found.url)], workspace)
         return
     raise NetworkError(
-        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index (signature {index.signature}) "
-        f"now has {found.version}; the recorded alternatives did not answer either ({'; '.join(tried) or 'none'}).",
+        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index now has {found.version} "
+        f"(signature {index.signature}); other places failed too ({'; '.join(tried) or 'none'}).",
         fix=f"Refresh the lock with '{launcher()} bump bridge', or update ssm-forge.",
     )
 

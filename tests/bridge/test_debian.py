@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import lzma
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ssm_forge.bridge import debian
+from ssm_forge.bridge.debian import Deb
+from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.paths import Workspace
+
+_HELLO = "usr/share/hello/hello.txt"
+
+
+def make_deb(text: str, *, members: tuple[tarfile.TarInfo, ...] = ()) -> bytes:
+    """A .deb with one file, and ``members`` besides."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:xz") as tar:
+        member = tarfile.TarInfo(f"./{_HELLO}")
+        member.size = len(text)
+        tar.addfile(member, io.BytesIO(text.encode()))
+        for extra in members:
+            tar.addfile(extra)
+    package = b"!<arch>\n"
+    for name, content in (
+        ("debian-binary", b"2.0\n"),
+        ("control.tar.xz", b"odd"),
+        ("data.tar.xz", data.getvalue()),
+    ):
+        package += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode()
+        package += content + b"\n" * (len(content) % 2)
+    return package
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, target
+    return member
+
+
+@dataclass
+class Archive:
+    """A Debian archive of one package, served on this machine."""
+
+    root: Path
+
+    def publish(self, version: str, content: bytes) -> None:
+        """Make ``version`` the only one that the pool and the index have."""
+        pool = self.root / "debian/pool/main/h/hello"
+        pool.mkdir(parents=True, exist_ok=True)
+        for old in pool.iterdir():
+            old.unlink()
+        name = f"hello_{version}_amd64.deb"
+        (pool / name).write_bytes(content)
+        packages = lzma.compress(
+            f"Package: hello\nVersion: {version}\nDescription: greets\n and more\n"
+            f"Filename: pool/main/h/hello/{name}\nSize: {len(content)}\n"
+            f"SHA256: {hashlib.sha256(content).hexdigest()}\n".encode()
+        )
+        digest = hashlib.sha256(packages).hexdigest()
+        folder = self.root / "debian/dists/tin/main/binary-amd64/by-hash/SHA256"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / digest).write_bytes(packages)
+        (self.root / "debian/dists/tin/InRelease").write_text(
+            "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nSuite: stable\nVersion: 1.2\n"
+            "Date: Sat, 21 Nov 2026 09:15:44 UTC\nSHA256:\n"
+            f" {digest} {len(packages)} main/binary-amd64/Packages.xz\n"
+            "-----BEGIN PGP SIGNATURE-----\n\nnone\n-----END PGP SIGNATURE-----\n"
+        )
+        debian.load_index.cache_clear()
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    root = tmp_path / "www"
+    root.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(debian, "ARCHIVE", f"{base}/debian")
+    monkeypatch.setattr(debian, "SNAPSHOT", f"{base}/snapshot")
+    debian.load_index.cache_clear()
+    yield Archive(root)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    return Workspace(root=tmp_path / "root", cache=tmp_path / "cache")
+
+
+def locked(place: Workspace) -> Deb:
+    return debian.load_index("tin", "main", place).find("hello")
+
+
+def test_a_package_is_found_downloaded_and_unpacked(
+    archive: Archive, place: Workspace, tmp_path: Path
+) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = locked(place)
+    assert (deb.version, deb.suite, deb.component) == ("1.0", "tin", "main")
+    debian.unpack(debian.fetch_debs([deb], place)[deb], tmp_path / "out")
+    assert (tmp_path / "out" / _HELLO).read_text() == "hello"
+
+
+def test_a_signature_that_cannot_be_checked_is_reported_as_not_checked(
+    archive: Archive, place: Workspace
+) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    assert debian.load_index("tin", "main", place).signature.startswith("not checked: ")
+
+
+def test_an_index_other_than_inrelease_names_is_refused(archive: Archive, place: Workspace) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    for listing in archive.root.glob("debian/dists/tin/main/binary-amd64/by-hash/SHA256/*"):
+        listing.write_bytes(lzma.compress(b"Package: evil\n"))
+    with pytest.raises(IntegrityError, match="sha256"):
+        debian.load_index("tin", "main", place)
+
+
+def test_a_deb_with_other_bytes_than_the_lock_is_refused(archive: Archive, place: Workspace) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = locked(place)
+    next(archive.root.glob("debian/pool/**/*.deb")).write_bytes(make_deb("jello"))
+    with pytest.raises(IntegrityError, match=deb.sha256):
+        debian.fetch_debs([deb], place)
+
+
+def test_a_superseded_deb_comes_from_the_recorded_place(archive: Archive, place: Workspace) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = locked(place)
+    kept = archive.root / deb.also[0].split("/", 3)[3]
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(make_deb("hello"))
+    archive.publish("1.1", make_deb("newer"))
+    assert debian.fetch_debs([deb], place)[deb].read_bytes() == make_deb("hello")
+
+
+def test_a_moved_deb_is_found_through_the_index(archive: Archive, place: Workspace) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = replace(locked(place), url=f"{debian.ARCHIVE}/pool/main/h/old/hello_1.0_amd64.deb")
+    assert debian.fetch_debs([deb], place)[deb].read_bytes() == make_deb("hello")
+
+
+def test_a_superseded_deb_that_is_nowhere_names_the_refresh_and_takes_nothing_else(
+    archive: Archive, place: Workspace
+) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = locked(place)
+    archive.publish("1.1", make_deb("newer"))
+    with pytest.raises(NetworkError, match=r"hello 1\.0 is gone .* now has 1\.1 .*bump bridge"):
+        debian.fetch_debs([deb], place)
+    assert not list(place.downloads.glob("*/hello*.deb"))
+
+
+def test_refreshing_follows_the_release_and_keeps_what_did_not_move(
+    archive: Archive, place: Workspace
+) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = replace(locked(place), part="sysroot", also=("kept",))
+    assert debian.refreshed([deb], place) == (deb,)
+    archive.publish("1.1", make_deb("newer"))
+    (now,) = debian.refreshed([deb], place)
+    assert (now.version, now.part) == ("1.1", "sysroot")
+
+
+def test_a_package_the_release_lacks_is_named(archive: Archive, place: Workspace) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    with pytest.raises(UsageError, match="no package 'goodbye'"):
+        debian.load_index("tin", "main", place).find("goodbye")
+
+
+def test_the_lock_reads_back_as_written(archive: Archive, place: Workspace, tmp_path: Path) -> None:
+    archive.publish("1.0", make_deb("hello"))
+    deb = locked(place)
+    debian.write_lock(tmp_path / "debs.x.toml", [deb], note="Why.")
+    assert debian.read_lock(tmp_path / "debs.x.toml") == (deb,)
+
+
+def test_a_damaged_lock_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "debs.x.toml").write_text("[[deb]]\npackage = 'only'\n")
+    with pytest.raises(UsageError, match=r"debs\.x\.toml"):
+        debian.read_lock(tmp_path / "debs.x.toml")
+
+
+def test_absolute_links_are_turned_inside(tmp_path: Path) -> None:
+    (tmp_path / "x.deb").write_bytes(make_deb("hi", members=(link("./usr/lib/libm.so", "/lib/libm.so.6"),)))
+    debian.unpack(tmp_path / "x.deb", tmp_path / "out")
+    assert (tmp_path / "out/usr/lib/libm.so").readlink() == Path("../../lib/libm.so.6")
+
+
+@pytest.mark.parametrize("member", [tarfile.TarInfo("../outside"), link("./a", "../../outside")])
+def test_a_package_that_reaches_outside_is_refused(tmp_path: Path, member: tarfile.TarInfo) -> None:
+    (tmp_path / "x.deb").write_bytes(make_deb("hi", members=(member,)))
+    with pytest.raises(IntegrityError, match="outside"):
+        debian.unpack(tmp_path / "x.deb", tmp_path / "out")
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"!<arch>\nshort"])
+def test_what_is_no_deb_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.deb").write_bytes(content)
+    with pytest.raises(IntegrityError, match="not a Debian package"):
+        debian.unpack(tmp_path / "x.deb", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "lock", sorted(Path(__file__).parents[2].glob("recipes/bridge/debs.*.toml")), ids=str
+)
+def test_every_lock_of_the_project_can_be_read(lock: Path) -> None:
+    debs = debian.read_lock(lock)
+    assert all(len(deb.sha256) == 64 and deb.size and deb.url.endswith(".deb") for deb in debs)
