@@ -1,4 +1,9 @@
-"""``python -m ssm_forge.kernels``: the commands that run beside the installed kernels."""
+"""``python -m ssm_forge.kernels``: the commands that run beside the installed kernels.
+
+Each prints one JSON document (``--json``) or lines for people, and exits with 0 when everything that ran
+passed, 9 when something failed, and 3 when nothing could run (0 with ``--allow-missing-gpu`` where that is
+for want of a GPU).
+"""
 
 from __future__ import annotations
 
@@ -7,58 +12,50 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 EXIT_FAIL, EXIT_NOT_RUN = 9, 3
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ssm_forge.kernels", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    check = commands.add_parser("check", help="compare the kernels with float64 references")
-    extent = check.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="forward and backward, some seconds (default)")
-    extent.add_argument("--full", action="store_true", help="every mode that upstream supports")
-    check.add_argument("--only", default="", metavar="TEXT", help="only checks whose name contains TEXT")
-    check.add_argument("--limit", type=float, metavar="SECONDS", help="report what is left as not run")
-    check.add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
-    _shared(check)
-
-    selftest = commands.add_parser("selftest", help="test references and checks on the CPU, faults injected")
-    _shared(selftest)
-    return parser
-
-
-def _shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here, too")
-    parser.add_argument(
-        "--allow-missing-gpu", action="store_true", help="exit 0 where nothing could run for want of a GPU"
-    )
+Document = dict[str, Any]
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _check(options: argparse.Namespace) -> dict[str, Any]:
+def _tell(check: Any) -> None:
+    _say(f"{check.status:8} {check.name} ({check.seconds:.1f} s) {check.detail}")
+
+
+def _deadline(options: argparse.Namespace) -> float | None:
+    return None if options.limit is None else time.monotonic() + float(options.limit)
+
+
+def _blocked() -> tuple[str, str]:
+    """Why nothing can run here: status and reason, both empty when something can."""
+    from ssm_forge.kernels import machine
+    from ssm_forge.kernels.checks import FAIL, NOT_RUN
+
+    reason = machine.missing_gpu()
+    if reason:
+        return NOT_RUN, reason
+    broken = machine.missing_packages()
+    return (FAIL, f"the packages don't load: {broken}") if broken else ("", "")
+
+
+def check(options: argparse.Namespace) -> Document:
+    """Compare the kernels with float64 references."""
     from ssm_forge.kernels import blocks, checks, machine, plans, tolerance
 
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
     extent = plans.full() + blocks.full() if options.full else plans.quick()
     chosen = [p for p in extent if options.only in p.name]
-    document = {**machine.header(seed), "extent": "full" if options.full else "quick"}
-    document["tolerance"] = f"{tolerance.STATEMENT}; {blocks.STATEMENT}"
-    reason = machine.missing_gpu()
-    broken = "" if reason else machine.missing_packages()
-    if reason or broken:
-        status = checks.NOT_RUN if reason else checks.FAIL
-        results = [
-            checks.Check(p.name, status, reason or f"the packages don't load: {broken}") for p in chosen
-        ]
+    status, reason = _blocked()
+    if status:
+        results = [checks.Check(p.name, status, reason) for p in chosen]
     else:
         import torch
 
@@ -66,25 +63,140 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
 
         _say(f"seed {seed}")
         results = checks.run_plans(
-            chosen,
-            installed(),
-            torch.device("cuda"),
-            seed,
-            on_done=lambda c: _say(f"{c.status:8} {c.name} ({c.seconds:.1f} s): {c.detail}"),
-            deadline=None if options.limit is None else time.monotonic() + options.limit,
+            chosen, installed(), torch.device("cuda"), seed, on_done=_tell, deadline=_deadline(options)
         )
-    document["checks"] = [c.as_dict() for c in results]
+    return {
+        **machine.header(seed),
+        "extent": "full" if options.full else "quick",
+        "tolerance": f"{tolerance.STATEMENT}; {blocks.STATEMENT}",
+        "checks": [c.as_dict() for c in results],
+    }
+
+
+def selftest(options: argparse.Namespace) -> Document:
+    """Test the references and the checks themselves on the CPU, with faults injected."""
+    from ssm_forge.kernels import machine, selftest
+
+    return {**machine.header(), "checks": [c.as_dict() for c in selftest.run(_tell)]}
+
+
+def bench(options: argparse.Namespace) -> Document:
+    """Measure speed against this GPU's memory, plain PyTorch, and other builds."""
+    from ssm_forge.kernels import bench, extensions, first_use, machine, plot
+    from ssm_forge.kernels.checks import Check
+
+    status, reason = _blocked()
+    if status:
+        return {**machine.header(), "rows": [], "checks": [Check("bench", status, reason).as_dict()]}
+    deadline = _deadline(options)
+    named = [(label, Path(folder)) for label, _, folder in (o.partition("=") for o in options.other)]
+    others = [extensions.load(label, folder) for label, folder in named]
+    document = bench.run(extensions.installed(), others, small=options.small, deadline=deadline, say=_say)
+    if options.first_use:
+        document["first_use"] = []
+        for label, folder in [("installed", None), *named]:
+            measured = first_use.measure(label, folder, limit=options.first_use)
+            document["first_use"].append(measured)
+            _say(f"first use of {label}: {measured}")
+    if options.plot:
+        missing = plot.missing()
+        document["charts"] = [] if missing else [str(p) for p in plot.draw(document, options.plot)]
+        if missing:
+            document["charts_not_drawn"] = missing
+            _say(f"no charts: {missing}")
     return document
 
 
-def _selftest(options: argparse.Namespace) -> dict[str, Any]:
-    from ssm_forge.kernels import machine, selftest
+def upstream(options: argparse.Namespace) -> Document:
+    """Run upstream's own tests against the installed packages."""
+    from ssm_forge.kernels import machine, upstream
+    from ssm_forge.kernels.checks import FAIL, NOT_RUN, Check
 
-    results = selftest.run(lambda c: _say(f"{c.status:8} {c.name} ({c.seconds:.1f} s) {c.detail}"))
+    folders = {name: Path(folder) for name, _, folder in (t.partition("=") for t in options.tests)}
+    status, reason = _blocked()
+    reason = reason or upstream.missing()
+    if reason:
+        stopped = [Check(f"{name} upstream tests", status or NOT_RUN, reason) for name in folders]
+        return {**machine.header(), "checks": [c.as_dict() for c in stopped]}
+    absent = [str(folder) for folder in folders.values() if not folder.is_dir()]
+    if absent:
+        wrong = Check("upstream tests", FAIL, f"no such folder: {', '.join(absent)}")
+        return {**machine.header(), "checks": [wrong.as_dict()]}
+    checks, every = upstream.run_projects(folders, limit=options.limit, select=options.select)
+    for one in checks:
+        _tell(one)
+    tests = {
+        project: [[r.name, r.status, round(r.seconds, 3), r.message] for r in results]
+        for project, results in every.items()
+    }
+    return {**machine.header(), "checks": [c.as_dict() for c in checks], "tests": tests}
+
+
+def sanitize(options: argparse.Namespace) -> Document:
+    """Watch the kernels with compute-sanitizer: memcheck, racecheck, initcheck."""
+    from ssm_forge.kernels import machine, sanitizer
+    from ssm_forge.kernels.checks import Check
+
+    status, reason = _blocked()
+    if status:
+        results = [Check(f"compute-sanitizer {tool}", status, reason) for tool in sanitizer.TOOLS]
+    else:
+        results = sanitizer.run_all(limit=(options.limit or 900.0) / len(sanitizer.TOOLS))
+    for one in results:
+        _tell(one)
     return {**machine.header(), "checks": [c.as_dict() for c in results]}
 
 
-def exit_code(document: dict[str, Any], *, allow_missing_gpu: bool) -> int:
+COMMANDS: dict[str, Callable[[argparse.Namespace], Document]] = {
+    "check": check,
+    "selftest": selftest,
+    "bench": bench,
+    "upstream": upstream,
+    "sanitize": sanitize,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ssm_forge.kernels", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = {name: commands.add_parser(name, help=run.__doc__) for name, run in COMMANDS.items()}
+    for sub in made.values():
+        sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
+        sub.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here, too")
+        sub.add_argument(
+            "--allow-missing-gpu", action="store_true", help="exit 0 where nothing ran for want of a GPU"
+        )
+        sub.add_argument("--limit", type=float, metavar="SECONDS", help="report what is left as not run")
+
+    extent = made["check"].add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="forward and backward, some seconds (default)")
+    extent.add_argument("--full", action="store_true", help="every mode that upstream supports")
+    made["check"].add_argument("--only", default="", metavar="TEXT", help="checks whose name contains TEXT")
+    made["check"].add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
+
+    made["bench"].add_argument("--small", action="store_true", help="a few sizes only")
+    made["bench"].add_argument(
+        "--other", action="append", default=[], metavar="LABEL=DIR", help="another build to compare with"
+    )
+    made["bench"].add_argument("--plot", type=Path, metavar="DIR", help="write PNG charts here")
+    made["bench"].add_argument(
+        "--first-use",
+        type=float,
+        metavar="SECONDS",
+        help="also measure the wait before the first call, of each build, at most so long",
+    )
+    made["upstream"].add_argument(
+        "--tests", action="append", required=True, metavar="PROJECT=DIR", help="a tests folder of an sdist"
+    )
+    made["upstream"].add_argument("--select", default="", metavar="EXPRESSION", help="pytest's -k")
+
+    for name in ("first-use-worker", "sanitize-worker"):
+        worker = commands.add_parser(name)
+        worker.add_argument("folder", nargs="?", type=Path)
+    return parser
+
+
+def exit_code(document: Document, *, allow_missing_gpu: bool) -> int:
     """0 when something ran and all passed; 9 when something failed; 3 when nothing could run."""
     statuses = [c["status"] for c in document["checks"]]
     if "fail" in statuses:
@@ -94,22 +206,40 @@ def exit_code(document: dict[str, Any], *, allow_missing_gpu: bool) -> int:
     return 0 if allow_missing_gpu and document["device"] is None else EXIT_NOT_RUN
 
 
-def _publish(document: dict[str, Any], options: argparse.Namespace) -> None:
+def _publish(document: Document, options: argparse.Namespace) -> None:
     text = json.dumps(document, indent=2)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+        partial = options.output.with_name(options.output.name + ".part")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(options.output)
     if options.json:
         print(text)
         return
-    for check in document["checks"]:
-        print(f"{check['status']:8} {check['name']}: {check['detail']}")
+    for one in document["checks"]:
+        print(f"{one['status']:8} {one['name']}: {one['detail']}")
+
+
+def _work(options: argparse.Namespace) -> int:
+    """What another command starts in a process of its own."""
+    if options.command == "sanitize-worker":
+        from ssm_forge.kernels import sanitizer
+
+        sanitizer.worker()
+        return 0
+    from ssm_forge.kernels import first_use
+
+    for step in first_use.worker(options.folder):
+        print(json.dumps(step), flush=True)
+    return 0
 
 
 def main() -> int:
     options = _parser().parse_args()
-    commands = {"check": _check, "selftest": _selftest}
-    document = commands[options.command](options)
+    if options.command not in COMMANDS:
+        return _work(options)
+    document = COMMANDS[options.command](options)
+    document["command"] = options.command
     _publish(document, options)
     return exit_code(document, allow_missing_gpu=options.allow_missing_gpu)
 

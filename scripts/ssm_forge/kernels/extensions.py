@@ -1,0 +1,176 @@
+"""The two compiled modules, called without Python in between; also a second build of them by path."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssm_forge.kernels.timing import Call
+
+MODULES = {"causal_conv1d": "causal_conv1d_cuda", "selective_scan": "selective_scan_cuda"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build of the extensions.
+
+    Attributes:
+        label: ``installed``, or what the user called another one.
+        modules: kernel -> its compiled module; another build may have only one of them.
+    """
+
+    label: str
+    modules: dict[str, Any]
+
+
+def installed() -> Build:
+    return Build("installed", {kernel: importlib.import_module(name) for kernel, name in MODULES.items()})
+
+
+def load(label: str, folder: Path) -> Build:
+    """The extensions found under ``folder``, loaded beside the installed ones.
+
+    Raises:
+        FileNotFoundError: when the folder has none that fits this Python.
+    """
+    found = {}
+    for kernel, name in MODULES.items():
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            paths = sorted(folder.rglob(f"{name}{suffix}"))
+            if paths:
+                # The part before the dot keeps the two builds apart in sys.modules.
+                full = f"ssm_forge_{label}.{name}"
+                loader = importlib.machinery.ExtensionFileLoader(full, str(paths[0]))
+                spec = importlib.util.spec_from_loader(full, loader)
+                assert spec is not None
+                found[kernel] = importlib.util.module_from_spec(spec)
+                loader.exec_module(found[kernel])
+                break
+    if not found:
+        msg = f"{folder} holds neither {' nor '.join(MODULES.values())} for this Python"
+        raise FileNotFoundError(msg)
+    return Build(label, found)
+
+
+@dataclass(frozen=True)
+class ConvInputs:
+    """What a convolution reads and writes, made once; SiLU and bias on, as Mamba uses it."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    out: Tensor
+    grad: Tensor
+    dx: Tensor
+    dweight: Tensor
+    dbias: Tensor
+
+    @classmethod
+    def make(
+        cls,
+        batch: int,
+        dim: int,
+        length: int,
+        width: int,
+        dtype: torch.dtype,
+        *,
+        channel_last: bool,
+        device: str = "cuda",
+    ) -> ConvInputs:
+        def plane(fill: bool) -> Tensor:
+            make = torch.randn if fill else torch.empty
+            if channel_last:
+                return make(batch, length, dim, device=device, dtype=dtype).transpose(1, 2)
+            return make(batch, dim, length, device=device, dtype=dtype)
+
+        weight, bias = torch.randn(dim, width, device=device), torch.randn(dim, device=device)
+        return cls(
+            plane(True), weight, bias, plane(False), plane(True), plane(False), weight.clone(), bias.clone()
+        )
+
+    def forward(self, build: Build) -> Call:
+        """out = silu(conv(x))."""
+        run = build.modules["causal_conv1d"].causal_conv1d_fwd
+        return lambda: run(self.x, self.weight, self.bias, None, None, self.out, None, True)
+
+    def backward(self, build: Build) -> Call:
+        """dx, and dweight and dbias added to what they hold."""
+        run = build.modules["causal_conv1d"].causal_conv1d_bwd
+        return lambda: run(
+            self.x,
+            self.weight,
+            self.bias,
+            self.grad,
+            None,
+            None,
+            None,
+            self.dx,
+            self.dweight,
+            self.dbias,
+            None,
+            True,
+        )
+
+    def bytes_moved(self, *, backward: bool) -> int:
+        """The least traffic: x in and out out; or x and grad in and dx out."""
+        return (3 if backward else 2) * int(self.x.nbytes)
+
+
+@dataclass(frozen=True)
+class ScanInputs:
+    """What a scan reads, as Mamba uses it: B and C vary, D, gate, bias and softplus on."""
+
+    u: Tensor
+    delta: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    d: Tensor
+    z: Tensor
+    delta_bias: Tensor
+    grad: Tensor
+
+    @classmethod
+    def make(
+        cls, batch: int, dim: int, length: int, states: int, dtype: torch.dtype, *, device: str = "cuda"
+    ) -> ScanInputs:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, device=device, dtype=dtype)
+
+        a = -torch.arange(1.0, states + 1, device=device).repeat(dim, 1)
+        return cls(
+            normal(batch, dim, length),
+            (torch.rand(batch, dim, length, device=device) * 4 - 4).to(dtype),
+            a,
+            normal(batch, 1, states, length),
+            normal(batch, 1, states, length),
+            torch.ones(dim, device=device),
+            normal(batch, dim, length),
+            torch.rand(dim, device=device) * 0.5,
+            normal(batch, dim, length),
+        )
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        return self.u, self.delta, self.a, self.b, self.c, self.d, self.z, self.delta_bias
+
+    def forward(self, build: Build) -> Call:
+        run = build.modules["selective_scan"].fwd
+        arguments = self.arguments()
+        return lambda: run(*arguments, True)
+
+    def backward(self, build: Build) -> Call:
+        module, arguments = build.modules["selective_scan"], self.arguments()
+        out, states, _ = module.fwd(*arguments, True)
+        return lambda: module.bwd(*arguments, self.grad, states, out, None, True, False)
+
+    def bytes_moved(self, *, backward: bool) -> int:
+        """The least traffic: u, delta, z in, out and gated out; backward 5 in and 3 out; B and C besides."""
+        plane, small = int(self.u.nbytes), 2 * int(self.b.nbytes)
+        return 8 * plane + 2 * small if backward else 5 * plane + small

@@ -1,0 +1,119 @@
+"""compute-sanitizer over a small set of kernel calls: bad accesses, races, uninitialized reads."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
+
+TOOLS = ("memcheck", "racecheck", "initcheck")
+_SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+)")
+_FINDING = re.compile(
+    r"=========\s+(Invalid|Race reported|Error: Race|Uninitialized|Warning: Race|Program hit).*"
+)
+_REFUSED = ("Device not supported", "Unable to find injection library", "not supported on this")
+
+
+def find() -> Path | None:
+    """compute-sanitizer on PATH or in a CUDA toolkit."""
+    on_path = shutil.which("compute-sanitizer")
+    if on_path:
+        return Path(on_path)
+    homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
+    for home in filter(None, homes):
+        for place in ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer"):
+            if (Path(home) / place).is_file():
+                return Path(home) / place
+    return None
+
+
+def worker() -> None:
+    """The calls to be watched: every kernel, forward and backward, on sizes that leave tiles half full.
+
+    Only the compiled modules run, on memory that is fully written before: what torch itself leaves
+    uninitialized would drown what the kernels do.
+    """
+    import torch
+
+    from ssm_forge.kernels import extensions
+
+    build = extensions.installed()
+    for dtype in (torch.float32, torch.bfloat16):
+        for last, length in ((False, 131), (True, 131), (False, 64)):
+            conv = extensions.ConvInputs.make(1, 40, length, 4, dtype, channel_last=last)
+            conv.forward(build)()
+            conv.backward(build)()
+        for length in (131, 128):
+            scan = extensions.ScanInputs.make(1, 4, length, 3, dtype)
+            scan.forward(build)()
+            scan.backward(build)()
+        _update(build, dtype)
+    torch.cuda.synchronize()
+
+
+def _update(build: object, dtype: object) -> None:
+    import torch
+
+    from ssm_forge.kernels.extensions import Build
+
+    assert isinstance(build, Build)
+    x = torch.randn(2, 40, 1, device="cuda").to(dtype)
+    state = torch.randn(2, 40, 4, device="cuda").to(dtype)
+    weight, bias = torch.randn(40, 4, device="cuda"), torch.randn(40, device="cuda")
+    out = torch.zeros_like(x)
+    run = build.modules["causal_conv1d"].causal_conv1d_update
+    run(x, state, weight, bias, out, True, None, None)
+
+
+def run(tool: str, *, limit: float = 300.0) -> Check:
+    """Watch :func:`worker` with one of compute-sanitizer's tools."""
+    name = f"compute-sanitizer {tool}"
+    program = find()
+    if program is None:
+        return Check(name, NOT_RUN, "compute-sanitizer was not found on PATH or in a CUDA toolkit")
+    command = [str(program), "--tool", tool, "--error-exitcode", "77", "--print-limit", "20"]
+    command += [sys.executable, "-m", "ssm_forge.kernels", "sanitize-worker"]
+    started = time.monotonic()
+    # One allocation a tensor, so that a step over the end leaves it.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Check(name, NOT_RUN, f"not done after {limit:.0f} s", seconds=limit)
+    return judge(name, done.returncode, done.stdout, time.monotonic() - started)
+
+
+def judge(name: str, status: int, said: str, seconds: float) -> Check:
+    """What compute-sanitizer's output means."""
+    lines = said.splitlines()
+    refused = next((line for line in lines if any(text in line for text in _REFUSED)), "")
+    if refused:
+        return Check(name, NOT_RUN, f"it can't run here: {refused.strip('= ')}", seconds=seconds)
+    summary = _SUMMARY.search(said)
+    found = [line.strip("= ") for line in lines if _FINDING.match(line)]
+    if summary is None:
+        last = lines[-1] if lines else "no output"
+        return Check(name, FAIL, f"it ended with status {status} and no summary: {last}", seconds=seconds)
+    count = int(summary.group(2))
+    if count or status:
+        detail = f"{count} problems, status {status}; first: {found[0] if found else lines[-1]}"
+        return Check(name, FAIL, detail, seconds=seconds)
+    return Check(name, PASS, "no problems", seconds=seconds)
+
+
+def run_all(*, limit: float = 300.0) -> list[Check]:
+    return [run(tool, limit=limit) for tool in TOOLS]

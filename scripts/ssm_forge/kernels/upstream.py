@@ -1,0 +1,144 @@
+"""Upstream's own tests from the sdists, run against the installed packages, reported test by test."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
+
+GRACE_SECONDS = 30.0
+STATUS = {"failure": FAIL, "error": FAIL, "skipped": NOT_RUN}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test of upstream's.
+
+    Attributes:
+        name: ``file::function[parameters]``.
+        status: ``pass``, ``fail`` or ``not-run`` (skipped).
+        message: of a failure or a skip, its first line.
+    """
+
+    name: str
+    status: str
+    seconds: float
+    message: str = ""
+
+    @property
+    def function(self) -> str:
+        return self.name.partition("[")[0]
+
+
+def missing() -> str:
+    """Why the tests can't run; empty when they can."""
+    return "" if importlib.util.find_spec("pytest") else "pytest is not installed in this Python"
+
+
+def read_junit(path: Path) -> list[Result]:
+    """Every test of a junit file."""
+    results = []
+    for case in ET.parse(path).iter("testcase"):
+        status, message = PASS, ""
+        for child in case:
+            if child.tag in STATUS:
+                status = STATUS[child.tag]
+                message = (child.get("message") or "").strip().partition("\n")[0][:300]
+        name = f"{case.get('classname', '')}::{case.get('name', '')}"
+        results.append(Result(name, status, float(case.get("time", 0)), message))
+    return results
+
+
+def run(tests: Path, *, limit: float | None = None, select: str = "") -> tuple[list[Result], str]:
+    """Run every test file under a folder, in a process of its own.
+
+    Args:
+        tests: the ``tests`` folder of an unpacked sdist.
+        limit: seconds; then pytest is interrupted, and what ran until then is reported.
+        select: pytest's ``-k``.
+
+    Returns:
+        The results, and what kept the run from ending well (empty when nothing did).
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        junit = Path(scratch) / "junit.xml"
+        # Started elsewhere and by import mode: the sdist's own source must not hide the installed packages.
+        command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
+        command += ["-m", "pytest", "-q", "--tb=short", "--import-mode=importlib", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={junit}", f"--rootdir={tests}", "-c", os.devnull, str(tests)]
+        if select:
+            command += ["-k", select]
+        process = subprocess.Popen(
+            command, cwd=scratch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        problem = ""
+        try:
+            said, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            problem = f"interrupted after {limit:.0f} s"
+            process.send_signal(signal.SIGINT)
+            try:
+                said, _ = process.communicate(timeout=GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+        if not junit.is_file():
+            last = (said.strip().splitlines() or ["no output"])[-1]
+            return [], f"{problem or 'pytest did not finish'} ({last})"
+        # 0 all passed, 1 some failed, 2 interrupted by us; 5 none collected.
+        if process.returncode not in (0, 1) and not problem:
+            problem = f"pytest ended with status {process.returncode}"
+        return read_junit(junit), problem
+
+
+def summarize(project: str, results: list[Result], problem: str, seconds: float) -> list[Check]:
+    """One check a test function, so that thousands of parameters stay readable."""
+    by_function: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_function[result.function].append(result)
+    checks = []
+    for function, group in by_function.items():
+        counts = Counter(r.status for r in group)
+        bad = [r for r in group if r.status == FAIL]
+        detail = ", ".join(f"{counts[s]} {w}" for s, w in ((PASS, "passed"), (FAIL, "failed")) if counts[s])
+        if counts[NOT_RUN]:
+            reasons = Counter(r.message for r in group if r.status == NOT_RUN)
+            detail += f"{', ' if detail else ''}{counts[NOT_RUN]} skipped ({reasons.most_common(1)[0][0]})"
+        if bad:
+            detail += f"; first failure: {bad[0].name}: {bad[0].message}"
+        status = FAIL if bad else PASS if counts[PASS] else NOT_RUN
+        took = sum(r.seconds for r in group)
+        checks.append(Check(f"{project} {function}", status, detail, len(group), seconds=took))
+    if problem or not results:
+        status = NOT_RUN if problem.startswith("interrupted") else FAIL
+        checks.append(Check(f"{project} complete run", status, problem or "no tests found", seconds=seconds))
+    return checks
+
+
+def run_projects(
+    folders: dict[str, Path], *, limit: float | None = None, select: str = ""
+) -> tuple[list[Check], dict[str, list[Result]]]:
+    """Run several projects' tests one after the other within one limit.
+
+    Args:
+        folders: project -> its ``tests`` folder.
+    """
+    checks: list[Check] = []
+    every: dict[str, list[Result]] = {}
+    deadline = None if limit is None else time.monotonic() + limit
+    for project, folder in folders.items():
+        started = time.monotonic()
+        left = None if deadline is None else max(1.0, deadline - started)
+        every[project], problem = run(folder, limit=left, select=select)
+        checks += summarize(project, every[project], problem, time.monotonic() - started)
+    return checks, every

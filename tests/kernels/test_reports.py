@@ -1,0 +1,92 @@
+"""Reading other tools' results: pytest's junit file and compute-sanitizer's output."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed here; ./run test runs this in an installed env")
+
+from ssm_forge.kernels import __main__ as command
+from ssm_forge.kernels import sanitizer, upstream
+
+TESTS = textwrap.dedent("""
+    import pytest, time
+    @pytest.mark.parametrize("n", [1, 2, 3])
+    def test_numbers(n):
+        if n == 2:
+            pytest.skip("two is not supported")
+        assert n != 3, "three is wrong"
+    def test_good():
+        pass
+    def test_slow():
+        time.sleep(30)
+""")
+
+
+@pytest.fixture
+def tests(tmp_path: Path) -> Path:
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_kernel.py").write_text(TESTS)
+    return folder
+
+
+def test_upstream_tests_are_reported_one_by_one_and_summed_up_by_function(tests: Path) -> None:
+    results, problem = upstream.run(tests, select="not slow")
+    assert not problem
+    assert [r.status for r in results] == ["pass", "not-run", "fail", "pass"]
+    checks = {c.name.rpartition("::")[2]: c for c in upstream.summarize("p", results, problem, 1.0)}
+    assert checks["test_numbers"].status == "fail"
+    assert "1 passed, 1 failed, 1 skipped (two is not supported)" in checks["test_numbers"].detail
+    assert "three is wrong" in checks["test_numbers"].detail
+    assert checks["test_good"].status == "pass"
+
+
+def test_an_interrupted_run_keeps_what_ran_and_says_so(tests: Path) -> None:
+    results, problem = upstream.run(tests, limit=6)
+    assert "interrupted" in problem
+    assert len(results) >= 4
+    assert upstream.summarize("p", results, problem, 1.0)[-1].status == "not-run"
+
+
+def test_no_tests_at_all_is_a_failure(tmp_path: Path) -> None:
+    results, problem = upstream.run(tmp_path)
+    assert problem
+    assert [c.status for c in upstream.summarize("p", results, problem, 1.0)] == ["fail"]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "wanted"),
+    [
+        (0, "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 0 errors\n", "pass"),
+        (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", "pass"),
+        (77, "========= Invalid __global__ read of size 4\n========= ERROR SUMMARY: 3 errors\n", "fail"),
+        (1, "Traceback\nImportError: no module\n========= ERROR SUMMARY: 0 errors\n", "fail"),
+        (1, "========= Error: Device not supported.\n", "not-run"),
+        (139, "", "fail"),
+    ],
+)
+def test_sanitizer_output_is_judged(status: int, said: str, wanted: str) -> None:
+    assert sanitizer.judge("memcheck", status, said, 1.0).status == wanted
+
+
+def test_a_missing_sanitizer_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "find", lambda: None)
+    assert {c.status for c in sanitizer.run_all()} == {"not-run"}
+
+
+@pytest.mark.parametrize("arguments", [["check", "--quick"], ["bench"], ["sanitize"]])
+def test_without_a_gpu_nothing_passes(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ssm_forge.kernels.machine.missing_gpu", lambda: "no GPU here")
+    for extra, code in ((["--json"], 3), (["--json", "--allow-missing-gpu"], 0)):
+        monkeypatch.setattr(sys, "argv", ["kernels", *arguments, *extra])
+        assert command.main() == code
+        said = capsys.readouterr().out
+        assert "no GPU here" in said
+        assert '"pass"' not in said
