@@ -86,13 +86,13 @@ class TestCommittedLock:
         # conda-forge has the same cuDNN for CUDA 12; this is the one for CUDA 11.
         assert any("cuda-version >=11" in d for d in found["cudnn"].depends)
 
-    @pytest.mark.parametrize(("name", "nvcc"), [("cu129", "12.9."), ("cu130", "13.")])
+    @pytest.mark.parametrize(("name", "nvcc"), [("cu129", "12.9."), ("cu130", "13.0.")])
     def test_current_stacks_have_cuda_torch_and_compiler(self, name: str, nvcc: str) -> None:
         found = records(name)
         assert str(found["pytorch"].build).startswith(f"cuda{name[2:]}")
         assert str(found["cuda-nvcc"].version).startswith(nvcc)
         assert str(found["libcudnn"].version).startswith("9.")
-        assert {"triton", "gxx_linux-64", "libcublas-dev", "einops", "transformers"} <= set(found)
+        assert {"triton", "gxx_linux-64", "cuda-cudart-dev", "einops", "transformers"} <= set(found)
 
     def test_tools_need_no_cuda(self, manifest: manifests.Manifest) -> None:
         for environment in (manifest.environment("default"), manifest.environment("dev")):

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "python": ("activated", "Run Python inside the installed environment, activated."),
     "shell": ("activated", "Open a shell inside the installed environment, activated."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
+    "build": ("build", "Show that the recipes fit the channels (--solve-only)."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
     "env": ("env", "Make an environment from pixi.lock alone, or verify one against it."),
 }

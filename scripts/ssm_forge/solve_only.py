@@ -1,0 +1,126 @@
+"""Do the recipes fit the channels? Renders them and solves every environment of a build, without building."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rattler import MatchSpec, RepoDataRecord
+
+from ssm_forge import manifest as manifests
+from ssm_forge.arch import ArchList
+from ssm_forge.errors import NetworkError
+from ssm_forge.paths import Workspace
+from ssm_forge.recipe import PROJECTS, Rendered, render
+from ssm_forge.solver import Request, require_reachable, solve
+from ssm_forge.variants import Variant
+
+Kind = Literal["build", "host", "run"]
+KINDS: tuple[Kind, ...] = ("build", "host", "run")
+
+
+@dataclass(frozen=True)
+class SolvedEnvironment:
+    """One environment of one recipe.
+
+    Attributes:
+        package: file name that the recipe gives.
+        requested: the recipe's requirements, with the variant's pins.
+        records: what they solve to, sorted by name.
+    """
+
+    project: str
+    package: str
+    kind: Kind
+    requested: tuple[str, ...]
+    records: tuple[RepoDataRecord, ...]
+
+    def answer(self, spec: str) -> RepoDataRecord:
+        """The record that meets one of ``requested``."""
+        name = MatchSpec(spec).name.normalized
+        return next(r for r in self.records if r.name.normalized == name)
+
+
+def solve_recipes(
+    variant: Variant, python: str, archs: ArchList, *, workspace: Workspace, snapshot: Path | None
+) -> list[SolvedEnvironment]:
+    """Render both recipes for a conda variant and solve their build, host and run environments.
+
+    Channels and target machine are those of the environment in pixi.toml that has the variant's name. A
+    package that another recipe here gives is solved with the record that this recipe would give.
+
+    Raises:
+        SolveError: naming recipe, environment and what is missing.
+        BuildError: when a recipe does not render.
+    """
+    target = manifests.load(workspace.manifest).environment(variant.name)
+    platform = target.platforms[0]
+    made: dict[str, dict[str, Any]] = {}
+    solved = []
+    for project in PROJECTS:
+        rendered = render(project, variant.render_values(python, archs), workspace)
+        wanted = _requirements(rendered)
+        made[rendered.filename] = _record(rendered, wanted["run"], platform.subdir)
+        # In the end both packages are installed, not only what they run with.
+        specs = {**wanted, "run": (f"{rendered.name} =={rendered.version} {rendered.build}", *wanted["run"])}
+        for kind in KINDS:
+            request = Request(
+                specs=specs[kind],
+                channels=target.channels,
+                virtual=platform.virtual,
+                subdir=platform.subdir,
+                strict=target.strict,
+                snapshot=snapshot,
+                extra=made if kind == "run" else {},
+                purpose=f"the {kind} environment of {project} for {variant.name} with Python {python}",
+            )
+            solved.append(
+                SolvedEnvironment(project, rendered.filename, kind, specs[kind], tuple(solve(request)))
+            )
+    return solved
+
+
+def _requirements(rendered: Rendered) -> dict[Kind, tuple[str, ...]]:
+    """Requirements by environment; as in a build, a bare name in build or host takes the variant's pin."""
+    pins: Mapping[str, str] = rendered.engine.variant
+    requirements = rendered.engine.recipe.requirements
+
+    def pinned(spec: str) -> str:
+        return f"{spec} {pins[spec]}" if spec in pins else spec
+
+    return {
+        "build": tuple(pinned(str(s)) for s in requirements.build),
+        "host": tuple(pinned(str(s)) for s in requirements.host),
+        "run": tuple(str(s) for s in requirements.run),
+    }
+
+
+def _record(rendered: Rendered, run: Sequence[str], subdir: str) -> dict[str, Any]:
+    """The repodata entry that the built package would have."""
+    return {
+        "name": rendered.name,
+        "version": rendered.version,
+        "build": rendered.build,
+        "build_number": int(rendered.build.rpartition("_")[2]),
+        "depends": list(run),
+        "subdir": subdir,
+    }
+
+
+def choose_snapshot(variant: Variant, workspace: Workspace) -> Path | None:
+    """Recorded repodata beside the checkout, where there is some and the channels can't be reached.
+
+    Raises:
+        NetworkError: when neither is there.
+    """
+    channels = manifests.load(workspace.manifest).environment(variant.name).channels
+    try:
+        require_reachable(channels)
+    except NetworkError:
+        recorded = workspace.root.parent / "shared" / "conda-snapshot"
+        if not recorded.is_dir():
+            raise
+        return recorded
+    return None
