@@ -28,6 +28,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "build": ("build", "Show that the recipes fit the channels (--solve-only)."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
     "env": ("env", "Make an environment from pixi.lock alone, or verify one against it."),
+    "export": ("export", "Write a locked environment in another tool's format, or its bill of materials."),
+    "pack": ("pack", "Write one archive that installs an environment with no network at all."),
+    "unpack": ("pack", "Install what pack wrote, with no network at all."),
 }
 
 

@@ -86,9 +86,7 @@ def build(
         else:
             for environment in solved:
                 _print(environment, show_all)
-        say(
-            "Not checked: run exports, which repodata does not hold; the recipes name their run pins themselves."
-        )
+        say("Not checked: run exports, which repodata does not hold; the recipes name their own pins.")
         say(f"Every package of every environment is in {log.path}.")
 
 

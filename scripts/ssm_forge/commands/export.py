@@ -1,0 +1,41 @@
+"""``export``: a locked environment in the formats of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ssm_forge.paths import workspace
+from ssm_forge.ui import say
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["explicit", "environment", "conda-lock", "cyclonedx"]),
+    default="explicit",
+    show_default=True,
+    help="explicit: URLs and hashes for conda; environment: environment.yml; cyclonedx: bill of materials.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: stdout."
+)
+@click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
+def export(name: str, form: str, output: Path | None, lock_file: Path | None) -> None:
+    """Write what is locked for environment NAME in another tool's format."""
+    from ssm_forge import lock
+    from ssm_forge.export import FORMATS
+
+    locked = lock.environment(lock_file or workspace().lock, name)
+    text = FORMATS[form](locked)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(output)
+    say(f"{output}: {len(locked.records)} packages.")

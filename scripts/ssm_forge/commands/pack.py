@@ -1,0 +1,95 @@
+"""``pack`` and ``unpack``: an environment as one archive, for machines with no network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ssm_forge.paths import workspace
+from ssm_forge.ui import human_bytes, out, say
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--prefix",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Pack an installed environment as it is, instead of a locked one.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Default: dist/ssm-forge-NAME.tar.",
+)
+@click.option("--no-kernels", is_flag=True, help="Only what is locked, without causal-conv1d and mamba-ssm.")
+@click.option(
+    "--with-tools", is_flag=True, help="Add this project and its wheels: the other machine needs only Python."
+)
+@click.option(
+    "--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR."
+)
+@click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def pack(
+    name: str | None,
+    prefix: Path | None,
+    output: Path | None,
+    no_kernels: bool,
+    with_tools: bool,
+    mirrors: tuple[str, ...],
+    lock_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Write one archive of environment NAME: packages, lock and built kernels."""
+    from ssm_forge import install, lock, packtools
+    from ssm_forge import pack as packing
+    from ssm_forge.packages import Mirror
+
+    if (name is None) == (prefix is None):
+        raise click.UsageError("Give the NAME of a locked environment, or --prefix DIR of an installed one.")
+    place = workspace()
+    installed = None
+    if prefix is not None:
+        locked = packing.of_prefix(prefix.resolve())
+        installed = install.read_marker(prefix)
+    else:
+        assert name is not None
+        locked = lock.environment(lock_file or place.lock, name)
+        if not no_kernels:
+            locked = packing.add_kernels(locked, place)
+    target = output or place.root / "dist" / f"ssm-forge-{locked.name}.tar"
+    made = packing.pack(
+        locked,
+        target,
+        mirrors=[Mirror.parse(text) for text in mirrors],
+        workspace=place,
+        installed=installed,
+        add_tools=(lambda top: packtools.add_tools(top, place)) if with_tools else None,
+    )
+    size = target.stat().st_size
+    say(f"{target}: {made.packages} packages, {len(made.kernels)} of them built here, {human_bytes(size)}.")
+    if as_json:
+        out.print_json(json.dumps({"file": str(target), "bytes": size, **asdict(made)}))
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."
+)
+@click.option("--force", is_flag=True, help="Make an environment that exists anew.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def unpack(source: Path, prefix: Path | None, force: bool, as_json: bool) -> None:
+    """Install the archive (or folder) SOURCE that pack wrote, and verify it. Uses no network."""
+    from ssm_forge import pack as packing
+
+    target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force)
+    say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
+    if as_json:
+        out.print_json(
+            json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files})
+        )

@@ -1,0 +1,124 @@
+"""A locked environment in other tools' formats: explicit spec, environment.yml, conda-lock, CycloneDX."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlparse
+
+import yaml
+from rattler import MatchSpec, RepoDataRecord
+
+from ssm_forge.lock import LockedEnvironment, digest
+from ssm_forge.solver import channel_url
+
+
+def explicit(locked: LockedEnvironment) -> str:
+    """What ``conda create --file`` takes: a URL and hash a line, dependencies first."""
+    lines = [
+        f"# {locked.name}: conda create --name {locked.name} --file THIS-FILE",
+        f"# platform: {locked.platform.subdir}",
+        "@EXPLICIT",
+    ]
+    for record in sorted_by_dependency(locked.records):
+        algorithm, value = digest(record)
+        lines.append(f"{record.url}#{'sha256:' if algorithm == 'sha256' else ''}{value}")
+    return "\n".join(lines) + "\n"
+
+
+def sorted_by_dependency(records: tuple[RepoDataRecord, ...]) -> list[RepoDataRecord]:
+    """Dependencies before what needs them; the order of names where there is a choice."""
+    by_name = {r.name.normalized: r for r in records}
+    done: dict[str, RepoDataRecord] = {}
+
+    def visit(name: str, path: frozenset[str]) -> None:
+        # conda packages may need each other in a circle (python and pip did).
+        if name in done or name in path or name not in by_name:
+            return
+        for needed in dependency_names(by_name[name]):
+            visit(needed, path | {name})
+        done[name] = by_name[name]
+
+    for name in sorted(by_name):
+        visit(name, frozenset())
+    return list(done.values())
+
+
+def dependency_names(record: RepoDataRecord) -> list[str]:
+    """Names of the packages a record needs; what it needs of the machine is left out."""
+    names = {str(MatchSpec(d).name.normalized) for d in record.depends}
+    return sorted(n for n in names if not n.startswith("__"))
+
+
+def channel_names(locked: LockedEnvironment) -> list[str]:
+    """Channels as people write them: a bare name where that means the same URL, else the URL."""
+    names = [(urlparse(url).path.strip("/"), url) for url in locked.channels]
+    return [name if name and channel_url(name) == url else url for name, url in names]
+
+
+def environment_yml(locked: LockedEnvironment) -> str:
+    """What ``conda env create`` takes: versions and builds, but no hashes: the format has none."""
+    content = {
+        "name": locked.name,
+        "channels": [*channel_names(locked), "nodefaults"],
+        "dependencies": [f"{r.name.normalized}={r.version}={r.build}" for r in locked.records],
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def conda_lock(locked: LockedEnvironment) -> str:
+    """conda-lock's unified lock, version 1, which micromamba and mamba read too."""
+    subdir = locked.platform.subdir
+    content = {
+        "version": 1,
+        "metadata": {
+            "content_hash": {subdir: _content_hash(locked)},
+            "channels": [{"url": name, "used_env_vars": []} for name in channel_names(locked)],
+            "platforms": [subdir],
+            "sources": ["pixi.toml"],
+        },
+        "package": [_conda_lock_package(record, subdir) for record in locked.records],
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _content_hash(locked: LockedEnvironment) -> str:
+    content = [list(locked.channels), [r.url for r in locked.records]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _conda_lock_package(record: RepoDataRecord, subdir: str) -> dict[str, Any]:
+    hashes = {"md5": record.md5, "sha256": record.sha256}
+    depends = {}
+    for text in record.depends:
+        name, _, rest = text.partition(" ")
+        depends[name] = rest
+    return {
+        "name": record.name.normalized,
+        "version": str(record.version),
+        "manager": "conda",
+        "platform": subdir,
+        "dependencies": depends,
+        "url": record.url,
+        "hash": {name: bytes(value).hex() for name, value in hashes.items() if value},
+        "category": "main",
+        "optional": False,
+    }
+
+
+def cyclonedx(locked: LockedEnvironment) -> str:
+    """A CycloneDX software bill of materials."""
+    from ssm_forge.sbom import bill_of_materials
+
+    return bill_of_materials(locked)
+
+
+# Format name -> writer.
+FORMATS: dict[str, Callable[[LockedEnvironment], str]] = {
+    "explicit": explicit,
+    "environment": environment_yml,
+    "conda-lock": conda_lock,
+    "cyclonedx": cyclonedx,
+}

@@ -1,0 +1,256 @@
+"""One archive that installs an environment with no network at all: channel, lock, built kernels.
+
+Layout of the archive (an uncompressed tar, since packages are compressed already)::
+
+    ssm-forge-NAME/pack.json        what it is: environment, platform, kernels, how to install it
+    ssm-forge-NAME/pixi.lock        the environment, kernels included, with hashes
+    ssm-forge-NAME/channel/SUBDIR/  the packages, indexed: any conda tool can use it as a channel
+    ssm-forge-NAME/install.sh       with --with-tools: installs with nothing but Python
+    ssm-forge-NAME/tools/ wheels/   with --with-tools: this project, and what it runs with
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rattler import PrefixRecord, RepoDataRecord
+
+from ssm_forge import channel as channels
+from ssm_forge import environment
+from ssm_forge.archive import EPOCH
+from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
+from ssm_forge.install import MARKER, Installed, remember, write_marker
+from ssm_forge.integrity import Report
+from ssm_forge.lock import LockedEnvironment, read, write_locked
+from ssm_forge.manifest import Platform
+from ssm_forge.packages import Mirror, collect
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.recipe import PROJECTS
+from ssm_forge.solver import Request, solve, virtual_packages
+
+FORMAT = 1
+
+# Packages that were never on a server (kernels, bridge) are locked under this URL on every machine.
+LOCAL_CHANNEL = "file:///ssm-forge/channel/"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """pack.json.
+
+    Attributes:
+        format: of the archive; readers refuse a newer one.
+        environment: name in the lock.
+        subdir: conda platform of the packages.
+        packages: how many.
+        kernels: file names of the packages built by ssm-forge.
+        installed: what ssm-forge knows of the environment (variant, Python, source), or None.
+    """
+
+    format: int
+    environment: str
+    subdir: str
+    packages: int
+    kernels: tuple[str, ...]
+    installed: dict[str, object] | None
+
+
+def add_kernels(locked: LockedEnvironment, workspace: Workspace) -> LockedEnvironment:
+    """The environment with the kernels of the workspace's channel that fit it as it is.
+
+    Raises:
+        SolveError: when the channel has none that fit.
+    """
+    hint = f"Build them with '{launcher()} install-mamba --variant {locked.name}', or pack with --no-kernels."
+    if not (workspace.channel / "linux-64" / "repodata.json").exists():
+        raise SolveError(f"{workspace.channel} holds no built kernels for {locked.name}.", fix=hint)
+    names = [r.name.normalized for r in locked.records]
+    request = Request(
+        specs=(*PROJECTS, *names),
+        channels=(workspace.channel.resolve().as_uri(),),
+        virtual=locked.platform.virtual,
+        subdir=locked.platform.subdir,
+        snapshot=workspace.channel,
+        pinned=locked.records,
+        extra={r.file_name: json.loads(r.to_json()) for r in locked.records},
+        purpose=f"the kernels on top of environment {locked.name}",
+    )
+    try:
+        solved = solve(request)
+    except SolveError as error:
+        raise SolveError(error.what, fix=hint) from error
+    kernels = [r for r in solved if r.name.normalized not in set(names)]
+    records = sorted([*locked.records, *kernels], key=lambda r: r.name.normalized)
+    return LockedEnvironment(locked.name, locked.channels, locked.platform, tuple(records))
+
+
+def of_prefix(prefix: Path) -> LockedEnvironment:
+    """An installed environment as if it were locked: exactly the packages that are there.
+
+    Raises:
+        InstallError: when ``prefix`` is not a conda environment.
+    """
+    metas = [p for p in sorted((prefix / "conda-meta").glob("*.json")) if p.name != MARKER.name]
+    if not metas:
+        raise InstallError(f"{prefix} is not a conda environment (it has no package records in conda-meta).")
+    records: list[RepoDataRecord] = [PrefixRecord.from_path(path) for path in metas]
+    urls = dict.fromkeys(f"{r.url.rsplit('/', 2)[0]}/" for r in records)
+    platform = Platform("linux-64", "linux-64", virtual_packages())
+    return LockedEnvironment(prefix.name, tuple(urls), platform, tuple(records))
+
+
+def pack(
+    locked: LockedEnvironment,
+    target: Path,
+    *,
+    mirrors: Sequence[Mirror],
+    workspace: Workspace,
+    installed: Installed | None = None,
+    add_tools: Callable[[Path], None] | None = None,
+) -> Pack:
+    """Write the archive; it appears whole or not at all.
+
+    Raises:
+        IntegrityError: when a package's bytes are not the locked ones.
+        NetworkError: when a package can't be downloaded.
+    """
+    workspace.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.cache, prefix="pack-") as scratch:
+        top = Path(scratch) / f"ssm-forge-{locked.name}"
+        channel = top / "channel"
+        collect(locked.records, mirrors, channel, workspace)
+        channels.index(channel)
+        write_locked((_portable(locked),), top / "pixi.lock")
+        kernels = tuple(r.file_name for r in locked.records if r.name.normalized in PROJECTS)
+        known = asdict(installed) if installed else None
+        made = Pack(FORMAT, locked.name, locked.platform.subdir, len(locked.records), kernels, known)
+        (top / "pack.json").write_text(json.dumps(asdict(made), indent=2) + "\n", encoding="utf-8")
+        if add_tools is not None:
+            add_tools(top)
+        _write_tar(top, target)
+    return made
+
+
+def _portable(locked: LockedEnvironment) -> LockedEnvironment:
+    """No path of this machine in the lock: what is local is locked under :data:`LOCAL_CHANNEL`."""
+    records = []
+    for record in locked.records:
+        url, channel = record.url, str(record.channel or "")
+        if url.startswith("file://"):
+            url, channel = f"{LOCAL_CHANNEL}{record.subdir}/{record.file_name}", LOCAL_CHANNEL
+        records.append(RepoDataRecord(record, record.file_name, url, channel))
+    urls = [LOCAL_CHANNEL if url.startswith("file://") else url for url in locked.channels]
+    if any(r.url.startswith(LOCAL_CHANNEL) for r in records):
+        urls.insert(0, LOCAL_CHANNEL)
+    return LockedEnvironment(locked.name, tuple(dict.fromkeys(urls)), locked.platform, tuple(records))
+
+
+def _write_tar(top: Path, target: Path) -> None:
+    """The same content gives the same bytes: order, times and owners are fixed."""
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        member.mtime = EPOCH
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+        return member
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+            for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):
+                tar.add(path, path.relative_to(top.parent).as_posix(), recursive=False, filter=plain)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def unpack(
+    source: Path, prefix: Path | None, *, workspace: Workspace, force: bool = False
+) -> tuple[Path, Report]:
+    """Install an archive, or the folder it was unpacked to, and verify the result. Uses no network.
+
+    Returns:
+        The prefix (by default ``.pixi/envs/NAME``) and the outcome of its verification.
+
+    Raises:
+        UsageError: when ``source`` is not a pack, or ``prefix`` exists and ``force`` is not set.
+        IntegrityError: when the archive is damaged.
+    """
+    with _opened(source, workspace) as top:
+        made = _read_pack(top, source)
+        (locked,) = read(top / "pixi.lock")
+        target = (prefix or workspace.envs / made.environment).absolute()
+        mirrors = [Mirror(url, top / "channel") for url in locked.channels]
+        missing = [r for r in locked.records if not (top / "channel" / r.subdir / r.file_name).is_file()]
+        if missing:
+            raise IntegrityError(
+                f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again."
+            )
+        report = environment.create(locked, target, mirrors=mirrors, workspace=workspace, force=force)
+    if made.installed:
+        known: dict[str, Any] = {**made.installed, "packages": made.kernels}
+        write_marker(target, Installed(**known))
+        remember(target, workspace)
+    return target, report
+
+
+def _read_pack(top: Path, source: Path) -> Pack:
+    try:
+        data = json.loads((top / "pack.json").read_text(encoding="utf-8"))
+        made = Pack(**{**data, "kernels": tuple(data["kernels"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).") from error
+    if made.format > FORMAT:
+        raise UsageError(
+            f"{source} has format {made.format}; this ssm-forge reads up to {FORMAT}.", fix="Update it."
+        )
+    return made
+
+
+@contextmanager
+def _opened(source: Path, workspace: Workspace) -> Iterator[Path]:
+    """The folder inside the archive, unpacked to a scratch place unless it is a folder already."""
+    if source.is_dir():
+        yield source
+        return
+    if not source.is_file():
+        raise UsageError(f"{source} does not exist.")
+    workspace.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.cache, prefix="unpack-") as scratch:
+        try:
+            with tarfile.open(source, "r:") as tar:
+                for member in tar:
+                    _extract(tar, member, Path(scratch))
+        except tarfile.TarError as error:
+            raise IntegrityError(
+                f"{source} is not a whole archive ({error}).", fix="Copy it again."
+            ) from error
+        tops = [p for p in Path(scratch).iterdir() if p.is_dir()]
+        if len(tops) != 1:
+            raise UsageError(f"{source} was not written by '{launcher()} pack'.")
+        yield tops[0]
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Plain files below ``folder`` and nothing else: an archive may come from anywhere."""
+    target = (folder / member.name).resolve()
+    if member.isdir():
+        return
+    if not member.isfile() or not target.is_relative_to(folder.resolve()):
+        raise IntegrityError(f"the archive holds '{member.name}', which no pack does; nothing was installed.")
+    stream = tar.extractfile(member)
+    assert stream is not None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as out:
+        while chunk := stream.read(1 << 20):
+            out.write(chunk)
+    target.chmod(0o755 if member.mode & 0o100 else 0o644)

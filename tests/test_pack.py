@@ -1,0 +1,223 @@
+"""pack -> unpack with the network cut off, exports, bill of materials."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package
+from ssm_forge import lock as locks
+from ssm_forge import pack as packing
+from ssm_forge.environment import create
+from ssm_forge.errors import IntegrityError, SolveError, UsageError
+from ssm_forge.export import FORMATS
+from ssm_forge.integrity import verify
+from ssm_forge.packages import Mirror
+from ssm_forge.paths import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.delenv("SSM_FORGE_CHANNEL", raising=False)
+    return Workspace(root=tmp_path / "workspace", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def channel(tmp_path: Path) -> Path:
+    return demo_channel(tmp_path)
+
+
+@pytest.fixture
+def locked(channel: Path, place: Workspace) -> locks.LockedEnvironment:
+    place.root.mkdir()
+    lock_channel(channel, place.lock, "tool")
+    return locks.environment(place.lock, "demo")
+
+
+@pytest.fixture
+def with_kernels(locked: locks.LockedEnvironment, place: Workspace) -> locks.LockedEnvironment:
+    """Two small packages named like the kernels in the workspace's channel, and the lock with them on top."""
+    make_package(place.channel, "causal-conv1d", {"lib/conv.txt": "conv"}, depends=("base ==1.0",))
+    make_package(place.channel, "mamba-ssm", {"lib/scan.txt": "scan"}, depends=("causal-conv1d", "tool"))
+    index(place.channel)
+    return packing.add_kernels(locked, place)
+
+
+@pytest.fixture
+def archive(with_kernels: locks.LockedEnvironment, channel: Path, place: Workspace, tmp_path: Path) -> Path:
+    target = tmp_path / "demo.tar"
+    packing.pack(with_kernels, target, mirrors=[Mirror(CANONICAL, channel)], workspace=place)
+    return target
+
+
+def without_network(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not allow a network namespace")
+    return subprocess.run(
+        ["unshare", "-rn", sys.executable, "-m", "ssm_forge", *words],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT / "scripts"), "SSM_FORGE_CACHE_DIR": str(cache), "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_unpacks_and_verifies_with_the_network_cut_off(
+    archive: Path, tmp_path: Path, place: Workspace
+) -> None:
+    prefix = tmp_path / "elsewhere" / "env"
+    done = without_network(
+        "unpack", str(archive), "--prefix", str(prefix), "--json", cache=tmp_path / "other-cache"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"prefix": str(prefix), "packages": 4, "files": 5}
+    assert (prefix / "lib/scan.txt").read_text() == "scan"
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "opened", filter="data")
+    (inside,) = locks.read(tmp_path / "opened" / "ssm-forge-demo" / "pixi.lock")
+    assert verify(prefix, inside.records).deviations == ()
+
+
+def test_the_lock_inside_names_no_path_of_this_machine(archive: Path, tmp_path: Path) -> None:
+    with tarfile.open(archive) as tar:
+        stream = tar.extractfile("ssm-forge-demo/pixi.lock")
+        assert stream is not None
+        text = stream.read().decode()
+    assert str(tmp_path) not in text
+    assert "conda: /ssm-forge/channel/linux-64/mamba-ssm-1.0-h1_0.conda" in text
+    assert f"{CANONICAL}linux-64/tool-1.0-h1_0.conda" in text
+
+
+def test_holds_an_indexed_channel(archive: Path) -> None:
+    with tarfile.open(archive) as tar:
+        names = {Path(m.name).name for m in tar.getmembers()}
+        index_file = tar.extractfile("ssm-forge-demo/channel/linux-64/repodata.json")
+        assert index_file is not None
+        repodata = json.load(index_file)
+    assert len(repodata["packages.conda"]) == 4
+    assert {"tool-1.0-h1_0.conda", "mamba-ssm-1.0-h1_0.conda"} <= names
+
+
+def test_an_installed_environment_packs_and_comes_back(
+    with_kernels: locks.LockedEnvironment, channel: Path, place: Workspace, tmp_path: Path
+) -> None:
+    prefix = tmp_path / "env"
+    create(with_kernels, prefix, mirrors=[Mirror(CANONICAL, channel)], workspace=place)
+    target = tmp_path / "prefix.tar"
+    made = packing.pack(
+        packing.of_prefix(prefix), target, mirrors=[Mirror(CANONICAL, channel)], workspace=place
+    )
+    assert (made.packages, len(made.kernels)) == (4, 2)
+    copy, report = packing.unpack(target, tmp_path / "copy", workspace=place)
+    assert (report.packages, report.deviations) == (4, ())
+    assert (copy / "lib/conv.txt").exists()
+
+
+def test_kernels_that_do_not_fit_are_refused_with_the_reason(
+    locked: locks.LockedEnvironment, place: Workspace
+) -> None:
+    with pytest.raises(SolveError, match="holds no built kernels"):
+        packing.add_kernels(locked, place)
+    make_package(place.channel, "causal-conv1d", {"x": "x"}, depends=("base ==2.0",))
+    make_package(place.channel, "mamba-ssm", {"y": "y"}, depends=("causal-conv1d",))
+    index(place.channel)
+    with pytest.raises(SolveError, match=r"base ==2\.0"):
+        packing.add_kernels(locked, place)
+
+
+def test_a_damaged_archive_installs_nothing(archive: Path, tmp_path: Path, place: Workspace) -> None:
+    data = bytearray(archive.read_bytes())
+    position = data.find(b"PK\x03\x04")
+    data[position + 200] ^= 1
+    archive.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match="is not the locked package"):
+        packing.unpack(archive, tmp_path / "env", workspace=place)
+    assert not (tmp_path / "env").exists()
+    archive.write_bytes(bytes(data[: len(data) // 2]))
+    with pytest.raises((IntegrityError, UsageError)):
+        packing.unpack(archive, tmp_path / "env", workspace=place)
+    assert not (tmp_path / "env").exists()
+
+
+def test_an_archive_that_writes_elsewhere_is_refused(tmp_path: Path, place: Workspace) -> None:
+    evil = tmp_path / "evil.tar"
+    (tmp_path / "payload").write_text("x")
+    with tarfile.open(evil, "w") as tar:
+        tar.add(tmp_path / "payload", "../escaped")
+    with pytest.raises(IntegrityError, match="escaped"):
+        packing.unpack(evil, tmp_path / "env", workspace=place)
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_other_files_are_not_packs(tmp_path: Path, place: Workspace) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=r"pack\.json"):
+        packing.unpack(tmp_path / "folder", None, workspace=place)
+    (tmp_path / "text").write_text("no tar at all")
+    with pytest.raises(IntegrityError):
+        packing.unpack(tmp_path / "text", None, workspace=place)
+
+
+class TestExports:
+    """Of the committed lock's classic environment, which has both kinds of hash."""
+
+    @pytest.fixture
+    def cu118(self) -> locks.LockedEnvironment:
+        return locks.environment(ROOT / "pixi.lock", "cu118")
+
+    def test_explicit_spec_is_read_back_by_the_engine(
+        self, cu118: locks.LockedEnvironment, tmp_path: Path
+    ) -> None:
+        from rattler.explicit_environment import ExplicitEnvironmentSpec
+
+        path = tmp_path / "explicit.txt"
+        path.write_text(FORMATS["explicit"](cu118))
+        entries = ExplicitEnvironmentSpec.from_path(path).packages
+        assert {e.url.partition("#")[0] for e in entries} == {r.url for r in cu118.records}
+        assert all("#" in line for line in path.read_text().splitlines()[3:])
+
+    def test_explicit_spec_puts_dependencies_first(self, cu118: locks.LockedEnvironment) -> None:
+        lines = FORMATS["explicit"](cu118).splitlines()
+        position = {
+            name: next(i for i, line in enumerate(lines) if f"/{name}-" in line)
+            for name in ("python", "pytorch", "libzlib")
+        }
+        assert position["libzlib"] < position["python"] < position["pytorch"]
+
+    def test_environment_yml_pins_every_package(self, cu118: locks.LockedEnvironment) -> None:
+        content = yaml.safe_load(FORMATS["environment"](cu118))
+        assert content["channels"] == ["nvidia/label/cuda-11.8.0", "pytorch", "conda-forge", "nodefaults"]
+        assert "cuda-nvcc=11.8.89=0" in content["dependencies"]
+        assert len(content["dependencies"]) == len(cu118.records)
+
+    def test_conda_lock_has_url_and_hash_of_every_package(self, cu118: locks.LockedEnvironment) -> None:
+        content = yaml.safe_load(FORMATS["conda-lock"](cu118))
+        assert content["version"] == 1
+        assert {p["url"]: p["hash"].get("sha256") or p["hash"]["md5"] for p in content["package"]} == {
+            r.url: locks.digest(r)[1] for r in cu118.records
+        }
+
+    def test_bill_of_materials_is_valid_and_reproducible(self, cu118: locks.LockedEnvironment) -> None:
+        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.validation.json import JsonStrictValidator
+
+        text = FORMATS["cyclonedx"](cu118)
+        assert text == FORMATS["cyclonedx"](cu118)
+        validator = JsonStrictValidator(SchemaVersion.V1_6)
+        try:
+            error = validator.validate_str(text)
+        except Exception as missing:
+            pytest.skip(f"the schema validator is not installed: {missing}")
+        assert error is None
+        data = json.loads(text)
+        assert len(data["components"]) == len(cu118.records)
+        nvcc = next(c for c in data["components"] if c["name"] == "cuda-nvcc")
+        assert nvcc["purl"].startswith("pkg:conda/cuda-nvcc@11.8.89?build=0&channel=nvidia/label/cuda-11.8.0")
+        assert [h["alg"] for h in nvcc["hashes"]] == ["MD5"]
