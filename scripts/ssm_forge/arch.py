@@ -80,8 +80,9 @@ class ArchList:
 
     @property
     def tag(self) -> str:
-        """The form in a build string: ``sm80_sm90ptx``."""
-        return "_".join(f"sm{c.sm}{'ptx' if c in self.ptx else ''}" for c in self.sass)
+        """The form in a build string: ``sm80_sm90ptx``; ``compute90`` for PTX that has no SASS beside it."""
+        alone = [f"compute{c.sm}" for c in self.ptx if c not in self.sass]
+        return "_".join([*(f"sm{c.sm}{'ptx' if c in self.ptx else ''}" for c in self.sass), *alone])
 
     def support(self, gpu: Capability) -> str:
         """How a GPU runs this binary: ``native``, ``jit`` (PTX, compiled on first use) or ``none``."""
@@ -98,7 +99,7 @@ class ArchList:
         """
         sass: set[Capability] = set()
         ptx: set[Capability] = set()
-        for item in re.split(r"[;,\s]+", text.strip()):
+        for item in re.split(r"[;,\s]+", text.strip().rstrip(";,")):
             match = _CAPABILITY.match(item)
             if match is None:
                 raise UsageError(
@@ -122,7 +123,7 @@ class ArchList:
 
 
 def families(supported: Iterable[Capability]) -> ArchList:
-    """One SASS for each major a toolkit knows: its lowest desktop or data-centre part, and each Tegra part."""
+    """One SASS for each major a toolkit knows: its lowest desktop or data-centre part, else its Tegra parts."""
     lowest: dict[int, Capability] = {}
     tegra = []
     for capability in sorted(supported):
@@ -153,7 +154,7 @@ def resolve(
         gpus: compute capabilities of the GPUs of this machine.
 
     Raises:
-        UsageError: for ``native`` without a GPU, or a capability that the nvcc can't target.
+        UsageError: for ``native`` without a GPU, or a list that can't be read.
     """
     if request is None:
         mine = [g for g in gpus if g in supported]
