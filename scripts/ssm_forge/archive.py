@@ -44,8 +44,17 @@ def read_info(path: Path) -> InfoFiles:
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """One JSON file of the info part, such as ``index.json``."""
-    return cast("dict[str, Any]", json.loads(read_info(path)[f"info/{name}"]))
+    """One JSON file of the info part, such as ``index.json``.
+
+    Raises:
+        IntegrityError: when the package or the file is damaged.
+        KeyError: when the package has no such file.
+    """
+    data = read_info(path)[f"info/{name}"]
+    try:
+        return cast("dict[str, Any]", json.loads(data))
+    except ValueError as error:
+        raise IntegrityError(f"info/{name} of {path} is not JSON ({error}).") from error
 
 
 def rewrite_info(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles]) -> None:
@@ -67,6 +76,8 @@ def rewrite_info(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles
                     sink.write(chunk)
             _add(new, f"info-{stem}.tar.zst", info)
         partial.replace(target)
+    except zipfile.BadZipFile as error:
+        raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
     finally:
         partial.unlink(missing_ok=True)
 
