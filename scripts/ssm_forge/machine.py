@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ def gpus() -> tuple[Gpu, ...]:
         return ()
     found = []
     for line in answer.splitlines():
-        name, capability, driver = (part.strip() for part in line.rsplit(",", 2))
-        found.append(Gpu(name, Capability.parse(capability), driver))
+        parts = [part.strip() for part in line.rsplit(",", 2)]
+        # Warnings come on stdout too, and a GPU that fell off the bus answers "[N/A]".
+        if len(parts) == 3 and re.fullmatch(r"\d+\.\d", parts[1]):
+            found.append(Gpu(parts[0], Capability.parse(parts[1]), parts[2]))
     return tuple(found)
 
 
@@ -71,8 +74,17 @@ def free_memory() -> int:
     if limit_file.exists() and used_file.exists():
         limit = limit_file.read_text().strip()
         if limit != "max":
-            available = min(available, int(limit) - int(used_file.read_text()))
+            used = int(used_file.read_text()) - _page_cache(limit_file.with_name("memory.stat"))
+            available = min(available, int(limit) - used)
     return int(available)
+
+
+def _page_cache(statistics: Path) -> int:
+    """Bytes that a cgroup is charged for as cached files, which the kernel gives back when asked for memory."""
+    if not statistics.exists():
+        return 0
+    fields = dict(line.split() for line in statistics.read_text().splitlines())
+    return int(fields.get("active_file", 0)) + int(fields.get("inactive_file", 0))
 
 
 def free_disk(path: Path) -> int:
