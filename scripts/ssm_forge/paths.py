@@ -44,7 +44,7 @@ class Workspace:
     @property
     def channel(self) -> Path:
         """The channel that built packages land in (``file://``, one folder per subdir)."""
-        return Path(os.environ.get("SSM_FORGE_CHANNEL", self.root / "channel"))
+        return Path(os.environ.get("SSM_FORGE_CHANNEL") or self.root / "channel")
 
     @property
     def state(self) -> Path:
@@ -88,7 +88,7 @@ def workspace() -> Workspace:
     default_cache = platformdirs.user_cache_path("ssm-forge")
     return Workspace(
         root=Path(__file__).resolve().parents[2],
-        cache=Path(os.environ.get("SSM_FORGE_CACHE_DIR", default_cache)).resolve(),
+        cache=Path(os.environ.get("SSM_FORGE_CACHE_DIR") or default_cache).resolve(),
     )
 
 
