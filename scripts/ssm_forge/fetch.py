@@ -6,14 +6,14 @@ import errno
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError
 from ssm_forge.paths import Workspace, launcher
@@ -21,6 +21,8 @@ from ssm_forge.ui import download_progress, human_bytes
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4
+# A host that can't be reached is most often a missing network: say so soon.
+_CONNECT_ATTEMPTS = 2
 _PARALLEL = 6
 
 
@@ -86,13 +88,17 @@ def fetch_all(artifacts: Sequence[Artifact], workspace: Workspace) -> dict[Artif
                 # Largest first, so that the last download is a short one.
                 ordered = sorted(todo, key=lambda a: -a.size)
                 jobs = [pool.submit(_fetch, a, workspace, client, progress, task, stop) for a in ordered]
-                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-                failed = next((job for job in done if job.exception()), None)
-                if failed is not None:
+                try:
+                    done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                    failed = next((job for job in done if job.exception()), None)
+                    if failed is not None:
+                        failed.result()
+                except BaseException:
+                    # Ctrl-C too: the pool would wait for every download that is queued.
                     stop.set()
                     for job in jobs:
                         job.cancel()
-                    failed.result()
+                    raise
     return {a: cached_path(a, workspace) for a in artifacts}
 
 
@@ -124,7 +130,7 @@ def _fetch(
     workspace: Workspace,
     client: httpx.Client,
     progress: Progress,
-    task: object,
+    task: TaskID,
     stop: threading.Event,
 ) -> None:
     target = cached_path(artifact, workspace)
@@ -136,16 +142,20 @@ def _fetch(
         try:
             _download(artifact, partial, client, progress, task, stop)
             break
-        except httpx.HTTPStatusError as error:
-            raise _refused(artifact, error.response.status_code) from error
         except httpx.HTTPError as error:
-            if attempt == _ATTEMPTS or stop.is_set():
+            status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+            unreachable = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+            last = attempt >= (_CONNECT_ATTEMPTS if unreachable else _ATTEMPTS) or stop.is_set()
+            # Busy servers (429, 5xx) are asked again; everything else is an answer.
+            if status and (last or not (status == httpx.codes.TOO_MANY_REQUESTS or status >= 500)):
+                raise _refused(artifact, status) from error
+            if last:
                 raise NetworkError(
-                    f"{artifact.url} could not be downloaded ({type(error).__name__}: {error}).",
+                    f"{mirrored(artifact.url)} could not be downloaded ({type(error).__name__}: {error}).",
                     fix="Check the network (SSM_FORGE_MIRRORS=FROM=TO sets a mirror) and run the same command "
                     "again; it goes on where it stopped.",
                 ) from error
-            time.sleep(2**attempt / 2)
+            stop.wait(2**attempt / 2)
         except OSError as error:
             partial.unlink(missing_ok=True)
             if error.errno == errno.ENOSPC:
@@ -158,7 +168,7 @@ def _fetch(
     found = sha256_of(partial)
     if found != artifact.sha256:
         partial.unlink()
-        raise _mismatch(artifact, found, artifact.url)
+        raise _mismatch(artifact, found, mirrored(artifact.url))
     partial.replace(target)
 
 
@@ -167,7 +177,9 @@ def _adopt_leftover(target: Path, partial: Path) -> None:
     for leftover in target.parent.glob(f"{target.name}.*.part"):
         pid = leftover.name.split(".")[-2]
         if leftover != partial and not Path(f"/proc/{pid}").exists():
-            leftover.replace(partial)
+            # Another run may adopt it at the same moment.
+            with suppress(FileNotFoundError):
+                leftover.replace(partial)
 
 
 def _download(
@@ -175,32 +187,39 @@ def _download(
     partial: Path,
     client: httpx.Client,
     progress: Progress,
-    task: object,
+    task: TaskID,
     stop: threading.Event,
 ) -> None:
     have = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    # Compressed in transit, byte ranges would not be those of the file.
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with client.stream("GET", mirrored(artifact.url), headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             partial.unlink()
             raise httpx.ReadError("the partial file did not fit; starting over")
         response.raise_for_status()
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT
-        if resumed:
-            progress.advance(task, have)  # type: ignore[arg-type]
-        with partial.open("ab" if resumed else "wb") as stream:
-            for chunk in response.iter_bytes(_CHUNK):
-                if stop.is_set():
-                    raise httpx.ReadError("stopped because another download failed")
-                stream.write(chunk)
-                progress.advance(task, len(chunk))  # type: ignore[arg-type]
+        counted = have if resumed else 0
+        progress.advance(task, counted)
+        try:
+            with partial.open("ab" if resumed else "wb") as stream:
+                for chunk in response.iter_bytes(_CHUNK):
+                    if stop.is_set():
+                        raise httpx.ReadError("stopped because another download failed")
+                    stream.write(chunk)
+                    counted += len(chunk)
+                    progress.advance(task, len(chunk))
+        except BaseException:
+            # The next attempt counts what is there already.
+            progress.advance(task, -counted)
+            raise
 
 
 def _refused(artifact: Artifact, status: int) -> ForgeError:
     fix = "Run the same command again later."
     if status in (403, 404, 410):
         fix = f"The lock is out of date: refresh it with '{launcher()} bump bridge'."
-    return NetworkError(f"{artifact.url} answered {status}.", fix=fix)
+    return NetworkError(f"{mirrored(artifact.url)} answered {status}.", fix=fix)
 
 
 def _mismatch(artifact: Artifact, found: str, where: str) -> IntegrityError:
