@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
@@ -32,6 +33,9 @@ GLIBC_LIBRARIES = frozenset(
         "libpthread.so.0",
         "librt.so.1",
         "libutil.so.1",
+        "libresolv.so.2",
+        "libmvec.so.1",
+        "libanl.so.1",
         "ld-linux-x86-64.so.2",
     }
 )
@@ -74,7 +78,7 @@ def read(path: Path) -> Library:
     try:
         with path.open("rb") as stream:
             elf = ELFFile(stream)
-            dynamic = next(s for s in elf.iter_sections() if isinstance(s, DynamicSection))
+            dynamic: Any = next(s for s in elf.iter_sections() if isinstance(s, DynamicSection))
             needed, rpaths = [], []
             for tag in dynamic.iter_tags():
                 if tag.entry.d_tag == "DT_NEEDED":
@@ -85,6 +89,7 @@ def read(path: Path) -> Library:
             versions: dict[str, set[str]] = {}
             for section in elf.iter_sections():
                 if isinstance(section, GNUVerNeedSection):
+                    library: Any
                     for library, auxiliaries in section.iter_versions():
                         versions.setdefault(library.name, set()).update(a.name for a in auxiliaries)
             symbols = elf.get_section_by_name(".dynsym")
@@ -182,9 +187,9 @@ def _from_glibc(library: Library) -> set[str]:
     found = set()
     with library.path.open("rb") as stream:
         elf = ELFFile(stream)
-        symbols = elf.get_section_by_name(".dynsym")
-        versions = elf.get_section_by_name(".gnu.version")
-        needs = elf.get_section_by_name(".gnu.version_r")
+        symbols: Any = elf.get_section_by_name(".dynsym")
+        versions: Any = elf.get_section_by_name(".gnu.version")
+        needs: Any = elf.get_section_by_name(".gnu.version_r")
         if symbols is None or versions is None or needs is None:
             return set()
         glibc_indices = {
@@ -219,7 +224,7 @@ def gpu_code(path: Path) -> ArchList:
     """The SASS and PTX architectures in a library.
 
     Raises:
-        IntegrityError: when there is no GPU code at all.
+        IntegrityError: when there is no GPU code at all, or the file can't be read.
     """
     sass = _list(path, "--list-elf", r"\.sm_(\d+)[a-z]?\.")
     ptx = _list(path, "--list-ptx", r"\.sm_(\d+)[a-z]?\.|\.compute_(\d+)[a-z]?\.")
@@ -230,6 +235,8 @@ def gpu_code(path: Path) -> ArchList:
 
 def _list(path: Path, option: str, pattern: str) -> set[Capability]:
     done = subprocess.run([cuobjdump(), option, path], capture_output=True, text=True, check=False)
+    if done.returncode and "does not contain device code" not in done.stderr:
+        raise IntegrityError(f"cuobjdump could not read {path} ({done.stderr.strip() or done.returncode}).")
     found = set()
     for line in done.stdout.splitlines():
         match = re.search(pattern, line)
