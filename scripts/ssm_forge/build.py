@@ -100,13 +100,32 @@ def sweep(workspace: Workspace) -> None:
     if not folder.exists():
         return
     for staging in folder.iterdir():
-        owner = staging.name.rpartition("-")[2]
-        if owner.isdigit() and psutil.pid_exists(int(owner)):
+        if _owner_lives(staging):
             continue
         group = staging / "worker.pgid"
-        if group.exists():
-            _kill_group(int(group.read_text()))
+        if group.exists() and group.read_text().isdigit():
+            _kill_leftover(int(group.read_text()), staging)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _owner_lives(staging: Path) -> bool:
+    """Whether the run that made this folder is still there: numbers of processes are used again."""
+    owner = staging.name.rpartition("-")[2]
+    try:
+        started = psutil.Process(int(owner)).create_time()
+        return int(owner) != os.getpid() and started <= staging.stat().st_mtime
+    except (ValueError, OSError, psutil.Error):
+        return False
+
+
+def _kill_leftover(group: int, staging: Path) -> None:
+    """Stop a worker's processes, unless the number belongs to someone else by now."""
+    try:
+        leader = psutil.Process(group).cmdline()
+    except psutil.Error:
+        leader = []  # As long as one of its processes is left, a group's number is not used again.
+    if not leader or str(staging / "spec.json") in leader:
+        _kill_group(group)
 
 
 def _staging(workspace: Workspace) -> Path:
