@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ssm_forge.errors import InstallError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
+from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
 
 if TYPE_CHECKING:
@@ -63,12 +64,21 @@ def write_marker(prefix: Path, installed: Installed) -> None:
 
 
 def records(prefix: Path) -> dict[str, dict[str, Any]]:
-    """The prefix records (``conda-meta/NAME-*.json``) of a prefix, by package name."""
+    """The prefix records (``conda-meta/NAME-*.json``) of a prefix, by package name.
+
+    Raises:
+        InstallError: when one is damaged.
+    """
     found = {}
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         if path.name == MARKER.name:
             continue
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InstallError(
+                f"the package record {path} can't be read ({error}).", fix="Make the environment anew."
+            ) from error
         if "name" in record:
             found[record["name"]] = record
     return found
@@ -117,13 +127,12 @@ def solve_for_prefix(
     pinned: tuple[RepoDataRecord, ...] = ()
     kept: list[str] = []
     if prefix is not None and (prefix / "conda-meta").is_dir():
-        ours = {spec.split()[0] for spec in specs}
         present = [
             PrefixRecord.from_path(path)
             for path in sorted((prefix / "conda-meta").glob("*.json"))
             if path.name != MARKER.name
         ]
-        pinned = tuple(r for r in present if r.name.normalized not in ours)
+        pinned = tuple(r for r in present if r.name.normalized not in PROJECTS)
         kept = [r.name.normalized for r in pinned]
     return solve(
         Request(
@@ -159,7 +168,8 @@ def install(
         fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
         try:
             _link(packages, fresh, prefix, workspace, log)
-            _stamp_bytecode_free(fresh)
+            # conda's own tools know an environment by its history file.
+            (fresh / "conda-meta/history").touch()
             write_marker(fresh, installed)
             _swap(fresh, prefix)
         finally:
@@ -189,7 +199,7 @@ def _link(
                     target_prefix=target,
                     cache_dir=workspace.package_cache,
                     show_progress=False,
-                    reporter=Reporter(),
+                    reporter=Reporter(),  # type: ignore[abstract]
                     alternative_target_prefix=final,
                 )
             )
@@ -202,16 +212,16 @@ def _link(
             ) from error
 
 
-def _stamp_bytecode_free(prefix: Path) -> None:
-    """conda's own tools know an environment by its history file."""
-    (prefix / "conda-meta" / "history").touch()
-
-
 def _swap(fresh: Path, prefix: Path) -> None:
     old = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
     if prefix.exists():
         prefix.rename(old)
-    fresh.rename(prefix)
+    try:
+        fresh.rename(prefix)
+    except OSError:
+        if old.exists():
+            old.rename(prefix)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -254,7 +264,8 @@ def check_target(prefix: Path) -> None:
 
 def installed_prefixes(workspace: Workspace) -> list[Path]:
     """Prefixes of this workspace that hold the kernels, the newest first; others are remembered by path."""
-    found = [path.parent.parent for path in workspace.envs.glob(f"*/{MARKER}")]
+    # Names that start with a dot are what killed installations left.
+    found = [path.parent.parent for path in workspace.envs.glob(f"[!.]*/{MARKER}")]
     with contextlib.suppress(OSError):
         found += [Path(line) for line in (workspace.state / "prefixes").read_text().splitlines()]
     unique = [path for path in dict.fromkeys(found) if read_marker(path)]
@@ -288,5 +299,6 @@ def pixi_environment(variant: str, workspace: Workspace, log: Log) -> bool:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     log(done.stdout + done.stderr)
     if done.returncode:
-        raise InstallError(f"'{' '.join(command)}' failed: {done.stderr.strip().splitlines()[-1]}", log=log.path)
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise InstallError(f"'{' '.join(command)}' failed: {reason}", log=log.path)
     return True
