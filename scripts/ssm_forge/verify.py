@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ from ssm_forge import elf, install, machine
 from ssm_forge.activation import activated_environment
 from ssm_forge.arch import ArchList
 from ssm_forge.errors import ForgeError, InstallError
+from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.ui import out
@@ -29,12 +29,16 @@ _GPU_TIMEOUT = 900
 # torch comes first in the same process, as upstream requires.
 _IMPORTS = ("torch", "causal_conv1d_cuda", "selective_scan_cuda", "causal_conv1d", "mamba_ssm")
 _IMPORT_SCRIPT = """
-import importlib, json, sys
+import importlib, json, os, sys
 found = {}
 for name in sys.argv[1:]:
     try:
         module = importlib.import_module(name)
-        found[name] = [True, "%s %s" % (getattr(module, "__file__", ""), getattr(module, "__version__", ""))]
+        file = getattr(module, "__file__", None) or ""
+        # ~/.local and PYTHONPATH come before the environment's own packages.
+        inside = os.path.realpath(file).startswith(os.path.realpath(sys.prefix) + os.sep)
+        text = "%s %s" % (file, getattr(module, "__version__", ""))
+        found[name] = [inside, text if inside else "imported from outside the environment: " + text]
     except BaseException as error:
         found[name] = [False, "%s: %s" % (type(error).__name__, error)]
 print("\\n" + json.dumps(found))
@@ -133,7 +137,9 @@ def _packages(records: dict[str, dict[str, Any]], prefix: Path) -> Check:
             detail += f"; something removed them since: run '{launcher()} install-mamba --variant {marker.variant}'"
         return Check("packages intact", "fail", detail)
     wrong = [
-        path for project in EXTENSIONS for path in _changed_files(records[project]["paths_data"]["paths"], prefix)
+        path
+        for project in EXTENSIONS
+        for path in _changed_files(records[project].get("paths_data", {}).get("paths", []), prefix)
     ]
     if wrong:
         return Check("packages intact", "fail", f"changed or missing: {', '.join(wrong[:5])}")
@@ -145,11 +151,12 @@ def _changed_files(entries: Iterable[dict[str, Any]], prefix: Path) -> list[str]
     wrong = []
     for entry in entries:
         path = prefix / entry["_path"]
+        # Where the prefix was written into a file, its hash is another one than in the package.
+        expected = entry.get("sha256_in_prefix") or ("prefix_placeholder" not in entry and entry.get("sha256"))
         if not path.exists():
             wrong.append(entry["_path"])
-        elif entry.get("sha256") and entry.get("path_type") == "hardlink" and "prefix_placeholder" not in entry:
-            expected = entry.get("sha256_in_prefix") or entry["sha256"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        elif entry.get("path_type") == "hardlink" and expected:
+            if not path.is_file() or sha256_of(path) != expected:
                 wrong.append(entry["_path"])
     return wrong
 
@@ -239,17 +246,19 @@ def _gpu_checks(prefix: Path) -> list[Check]:
             command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, env=environment, check=False
         )
         answer = json.loads(done.stdout)
+        return [Check(f"GPU: {c['name']}", c["status"], c["detail"]) for c in answer["checks"]]
     except subprocess.TimeoutExpired:
         return [Check("kernels on the GPU", "fail", f"did not end within {_GPU_TIMEOUT} s")]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        return [Check("kernels on the GPU", "fail", f"could not be started ({error})")]
+    except (ValueError, KeyError, TypeError) as error:
         return [Check("kernels on the GPU", "fail", f"no answer ({error}): {done.stderr.strip()[-300:]}")]
-    return [Check(f"GPU: {c['name']}", c["status"], c["detail"]) for c in answer["checks"]]
 
 
 def show(report: Report) -> None:
     """Print a report for people."""
     colours = {"pass": "green", "fail": "red", "not-run": "yellow"}
-    table = Table("check", "result", "detail", title=f"{report.prefix}", title_justify="left")
+    table = Table("check", "result", "detail", title=escape(f"{report.prefix}"), title_justify="left")
     for check in report.checks:
         table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", escape(check.detail))
     out.print(table)
