@@ -26,7 +26,8 @@ def activated_environment(prefix: Path) -> dict[str, str]:
     path = [folder for folder in outer.get("PATH", "").split(os.pathsep) if folder != tools]
     script = activate(prefix, ActivationVariables(None, path), Shell.bash).script
     done = subprocess.run(
-        ["/bin/bash", "--noprofile", "--norc", "-c", f"{script}\nenv -0"],
+        # What the scripts print must not get among the variables.
+        ["/bin/bash", "--noprofile", "--norc", "-c", f"exec 3>&1 1>&2\n{script}\nenv -0 >&3"],
         capture_output=True,
         env={**outer, "PATH": os.pathsep.join(path)},
         check=False,
