@@ -19,9 +19,13 @@ def _prefix(variant: str | None, prefix: Path | None) -> Path:
 
 def _replace_process(prefix: Path, command: list[str]) -> None:
     from ssm_forge.activation import activated_environment
+    from ssm_forge.errors import UsageError
 
     environment = activated_environment(prefix)
-    os.execvpe(command[0], command, environment)
+    try:
+        os.execvpe(command[0], command, environment)
+    except OSError as error:
+        raise UsageError(f"{command[0]} could not be started in {prefix} ({error.strerror}).") from error
 
 
 @click.command(context_settings=_PASS_ON)
