@@ -12,6 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 # PyPI's name -> conda-forge's, where they differ.
 _CONDA_NAMES = {
@@ -74,9 +75,9 @@ def conda_depends(dist: Distribution, others: Mapping[str, Distribution], python
         others: every distribution of the lock by canonical name.
         python: ``3.12``.
     """
-    found: dict[str, str] = {}
+    found: dict[str, SpecifierSet] = {}
     _collect(dist, "", others, _environment(python), found)
-    return [f"{name} {spec}".strip() for name, spec in sorted(found.items())]
+    return [f"{name} {conda_version(specifiers)}".strip() for name, specifiers in sorted(found.items())]
 
 
 def _collect(
@@ -84,18 +85,19 @@ def _collect(
     extra: str,
     others: Mapping[str, Distribution],
     environment: dict[str, str],
-    found: dict[str, str],
+    found: dict[str, SpecifierSet],
 ) -> None:
     for requirement in dist.requires:
-        wanted_by_extra = "extra" in str(requirement.marker or "")
-        if bool(extra) != wanted_by_extra:
+        # The distribution's own requirements are collected where it is named without the extra.
+        if extra and "extra" not in str(requirement.marker or ""):
             continue
         if requirement.marker and not requirement.marker.evaluate({**environment, "extra": extra}):
             continue
         name = canonicalize_name(requirement.name)
         if name not in others:
             continue
-        found[conda_name(name)] = conda_version(requirement.specifier) or found.get(conda_name(name), "")
+        # One project may be named twice, with different markers: both ranges hold.
+        found[conda_name(name)] = found.get(conda_name(name), SpecifierSet()) & requirement.specifier
         for inner in requirement.extras:
             _collect(others[name], inner, others, environment, found)
 
@@ -106,8 +108,8 @@ def conda_version(specifiers: SpecifierSet) -> str:
     for specifier in sorted(specifiers, key=str):
         operator, version = specifier.operator, specifier.version.partition("+")[0]
         if operator == "~=":
-            prefix = version.rsplit(".", 1)[0]
-            parts.append(f">={version},{prefix}.*")
+            series = ".".join(map(str, Version(version).release[:-1]))
+            parts.append(f">={version},{series}.*")
         elif operator == "==" and version.endswith(".*"):
             parts.append(version)
         elif operator == "===":
