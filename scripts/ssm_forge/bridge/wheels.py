@@ -114,7 +114,7 @@ def compile_bytecode(interpreter: Path, root: Path, folder: Path) -> None:
     Unchecked hashes instead of times, because the files' times change with packing; paths are those below
     the prefix. Files that don't compile (templates, other Pythons' syntax) are left to the importer.
     """
-    command = [interpreter, "-I", "-m", "compileall", "-q", "-j", str(len(os.sched_getaffinity(0)))]
+    command: list[str | Path] = [interpreter, "-I", "-m", "compileall", "-q", "-j", str(len(os.sched_getaffinity(0)))]
     command += ["--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
