@@ -5,16 +5,19 @@ Command modules are imported on demand, so that a task that has nothing to do ta
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 
 import click
 
-from ssm_forge.errors import ForgeError
+from ssm_forge.errors import ForgeError, MachineError
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.ui import console
 
@@ -32,6 +35,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pack": ("pack", "Write one archive that installs an environment with no network at all."),
     "unpack": ("pack", "Install what pack wrote, with no network at all."),
 }
+
+
+# What a full, read-only or foreign folder answers: no bug, wherever it is met.
+_MACHINE_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 
 
 class Tasks(click.Group):
@@ -58,41 +65,66 @@ def tasks() -> None:
 
 
 def _save_traceback() -> Path:
-    logs = workspace().logs
-    logs.mkdir(parents=True, exist_ok=True)
-    path = logs / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    path.write_text(f"command: {' '.join(sys.argv)}\n\n{traceback.format_exc()}", encoding="utf-8")
-    return path
+    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    text = f"command: {' '.join(sys.argv)}\n\n{traceback.format_exc()}"
+    for logs in (workspace().logs, Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            logs.mkdir(parents=True, exist_ok=True)
+            (logs / name).write_text(text, encoding="utf-8")
+            return logs / name
+    return Path("(no log: no folder could be written)")
 
 
-def main() -> None:
+def _fail(message: str, code: int) -> int:
+    console.print("[red]error:[/]", end=" ")
+    console.print(message, markup=False)
+    return code
+
+
+def run() -> int:
     """Run a task; every outcome is an exit code and at most one clear message."""
     try:
-        tasks.main(prog_name=launcher(), standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.Abort:
+        code = tasks.main(prog_name=launcher(), standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (click.Abort, KeyboardInterrupt):
         console.print("[yellow]stopped[/]: run the same command again to go on where it was.")
-        sys.exit(130)
-    except click.ClickException as error:
+        return 130
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else launcher()
+        return _fail(f"{error.format_message()} See '{path} --help'.", error.exit_code)
     except ForgeError as error:
-        console.print("[red]error:[/]", end=" ")
-        console.print(str(error), markup=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("[yellow]stopped[/]: run the same command again to go on where it was.")
-        sys.exit(130)
+        return _fail(str(error), error.exit_code)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:
         # The reader went away (`| head`); nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
+    except OSError as error:
+        if error.errno in _MACHINE_ERRORS:
+            message = f"{error.filename or 'a file'} can't be written or read ({error.strerror})."
+            return _fail(f"{message} Correct the rights or free space, and run again.", MachineError.exit_code)
+        return _crash(error)
     except Exception as error:
-        path = _save_traceback()
-        console.print("[red]error:[/]", end=" ")
-        console.print(
-            f"{type(error).__name__}: {error} This is a bug in ssm-forge; please report it with {path}.",
-            markup=False,
-        )
-        sys.exit(70)
+        return _crash(error)
+
+
+def _crash(error: Exception) -> int:
+    path = _save_traceback()
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return _fail(f"{what} This is a bug in ssm-forge; please report it with {path}.", 70)
+
+
+def main() -> None:
+    """Run a task and end the process with its exit code."""
+    code = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "rattler" in sys.modules:
+        # The engine's threads now and then crash an interpreter that takes itself down (139, after a success).
+        os._exit(code)
+    sys.exit(code)
