@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("test", "Run the tests: unit tests, then the real thing."),
     "build": ("build", "Show that the recipes fit the channels (--solve-only)."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
+    "bench": ("bench", "Measure the kernels (bench kernels) against this GPU and plain PyTorch."),
+    "bundle": ("bundle", "Pack packages and checks for a machine with only Python, torch and a GPU."),
     "env": ("env", "Make an environment from pixi.lock alone, or verify one against it."),
     "export": ("export", "Write a locked environment in another tool's format, or its bill of materials."),
     "pack": ("pack", "Write one archive that installs an environment with no network at all."),

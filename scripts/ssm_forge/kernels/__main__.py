@@ -53,6 +53,12 @@ def check(options: argparse.Namespace) -> Document:
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
     extent = plans.full() + blocks.full() if options.full else plans.quick()
     chosen = [p for p in extent if options.only in p.name]
+    document = {
+        **machine.header(seed),
+        "command": "check",
+        "extent": "full" if options.full else "quick",
+        "tolerance": f"{tolerance.STATEMENT}; {blocks.STATEMENT}",
+    }
     status, reason = _blocked()
     if status:
         results = [checks.Check(p.name, status, reason) for p in chosen]
@@ -62,15 +68,19 @@ def check(options: argparse.Namespace) -> Document:
         from ssm_forge.kernels.backends import installed
 
         _say(f"seed {seed}")
+        done: list[checks.Check] = []
+
+        def keep(one: checks.Check) -> None:
+            """Whatever ends this process, what ran until then is on disk."""
+            _tell(one)
+            done.append(one)
+            rest = [checks.Check(p.name, checks.NOT_RUN, "stopped before") for p in chosen[len(done) :]]
+            _write(document | {"checks": [c.as_dict() for c in done + rest]}, options)
+
         results = checks.run_plans(
-            chosen, installed(), torch.device("cuda"), seed, on_done=_tell, deadline=_deadline(options)
+            chosen, installed(), torch.device("cuda"), seed, on_done=keep, deadline=_deadline(options)
         )
-    return {
-        **machine.header(seed),
-        "extent": "full" if options.full else "quick",
-        "tolerance": f"{tolerance.STATEMENT}; {blocks.STATEMENT}",
-        "checks": [c.as_dict() for c in results],
-    }
+    return document | {"checks": [c.as_dict() for c in results]}
 
 
 def selftest(options: argparse.Namespace) -> Document:
@@ -90,14 +100,13 @@ def bench(options: argparse.Namespace) -> Document:
         return {**machine.header(), "rows": [], "checks": [Check("bench", status, reason).as_dict()]}
     deadline = _deadline(options)
     named = [(label, Path(folder)) for label, _, folder in (o.partition("=") for o in options.other)]
+    waits = []
+    for label, folder in [("installed", None), *named] if options.first_use else []:
+        waits.append(first_use.measure(label, folder, limit=options.first_use))
+        _say(f"first use of {label}: {waits[-1]}")
     others = [extensions.load(label, folder) for label, folder in named]
     document = bench.run(extensions.installed(), others, small=options.small, deadline=deadline, say=_say)
-    if options.first_use:
-        document["first_use"] = []
-        for label, folder in [("installed", None), *named]:
-            measured = first_use.measure(label, folder, limit=options.first_use)
-            document["first_use"].append(measured)
-            _say(f"first use of {label}: {measured}")
+    document["first_use"] = waits
     if options.plot:
         missing = plot.missing()
         document["charts"] = [] if missing else [str(p) for p in plot.draw(document, options.plot)]
@@ -206,15 +215,18 @@ def exit_code(document: Document, *, allow_missing_gpu: bool) -> int:
     return 0 if allow_missing_gpu and document["device"] is None else EXIT_NOT_RUN
 
 
-def _publish(document: Document, options: argparse.Namespace) -> None:
-    text = json.dumps(document, indent=2)
+def _write(document: Document, options: argparse.Namespace) -> None:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         partial = options.output.with_name(options.output.name + ".part")
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         partial.replace(options.output)
+
+
+def _publish(document: Document, options: argparse.Namespace) -> None:
+    _write(document, options)
     if options.json:
-        print(text)
+        print(json.dumps(document, indent=2))
         return
     for one in document["checks"]:
         print(f"{one['status']:8} {one['name']}: {one['detail']}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 
-GRACE_SECONDS = 30.0
+GRACE_SECONDS = 10.0
 STATUS = {"failure": FAIL, "error": FAIL, "skipped": NOT_RUN}
 
 

@@ -1,0 +1,269 @@
+"""One file that takes packages, checks and upstream's tests to a machine with Python, torch and a GPU.
+
+The bundle is a ``.pyz``: ``python3 BUNDLE.pyz`` there does everything (see :mod:`ssm_forge.bundle_main`).
+The two .conda files travel with their payloads recompressed from zstd to xz, because Python's standard
+library reads no zstd before 3.14; every file is still checked against the package's own sha256 there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from ssm_forge import archive, channel, gpu, install
+from ssm_forge.errors import InstallError, IntegrityError, UsageError
+from ssm_forge.fetch import sha256_of
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.recipe import EXTENSIONS, PROJECTS
+from ssm_forge.ui import human_bytes
+
+SIZE_LIMIT = 64 << 20
+# Files under scripts/ssm_forge that travel: the package's marker and the kernels subpackage.
+_SOURCES = ("__init__.py", "kernels/*.py")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A built .conda file and what its metadata says.
+
+    Attributes:
+        path: the file.
+        index: its ``info/index.json``.
+        files: path in the prefix -> sha256, of every regular file.
+    """
+
+    path: Path
+    index: dict[str, Any]
+    files: dict[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> Package:
+        """
+        Raises:
+            IntegrityError: when the file is no whole .conda package.
+        """
+        info = archive.read_info(path)
+        entries = json.loads(info["info/paths.json"])["paths"]
+        files = {e["_path"]: e["sha256"] for e in entries if e["path_type"] == "hardlink"}
+        return cls(path, json.loads(info["info/index.json"]), files)
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """What a machine must have: python, torch, cuda (major) and glibc, from the run requirements.
+
+        Raises:
+            UsageError: when the package does not say.
+        """
+        depends = "\n".join(self.index["depends"])
+        patterns = {
+            "python": r"^python_abi (\d+\.\d+)",
+            "torch": r"^pytorch (\d+\.\d+)",
+            "cuda": r"^cuda-version >=(\d+)",
+            "glibc": r"^__glibc >=([\d.]+)",
+        }
+        found = {key: re.search(pattern, depends, re.MULTILINE) for key, pattern in patterns.items()}
+        missing = [key for key, match in found.items() if match is None]
+        if missing:
+            raise UsageError(f"{self.path.name} does not say which {', '.join(missing)} it needs.")
+        return {key: match.group(1).rstrip(".") for key, match in found.items() if match}
+
+
+def installed_packages(prefix: Path, place: Workspace) -> list[Path]:
+    """The .conda files that an environment was made from.
+
+    Raises:
+        InstallError: when one is not installed, or its file is no longer in the channel.
+    """
+    records = install.records(prefix)
+    found = []
+    for project in PROJECTS:
+        name = str(records.get(project, {}).get("fn", ""))
+        path = channel.find(place.channel, name) if name else None
+        if path is None:
+            what = f"{name} is not in {place.channel}" if name else f"{project} is not installed in {prefix}"
+            raise InstallError(
+                f"{what}.", fix=f"Run '{launcher()} install-mamba' first, or name --package FILE."
+            )
+        found.append(path)
+    return found
+
+
+def make(
+    packages: Sequence[Path],
+    others: dict[str, list[Path]],
+    target: Path,
+    place: Workspace,
+    *,
+    notes: str = "",
+) -> Path:
+    """Write a bundle.
+
+    Args:
+        packages: one .conda file for each project, for the same Python, torch and CUDA.
+        others: label -> another build to compare with: its .conda files, or folders with its extensions.
+        target: the file, or a folder to put it into under its own name.
+        notes: kept in ``bundle.json``, for people.
+
+    Raises:
+        UsageError: when the packages are not one of each or do not belong together, or it grows too large.
+    """
+    read = [Package.read(path) for path in packages]
+    names = sorted(str(p.index["name"]) for p in read)
+    if names != sorted(PROJECTS):
+        raise UsageError(
+            f"a bundle holds one package of each of {', '.join(PROJECTS)}, not {', '.join(names)}."
+        )
+    needs = _common(read)
+    if target.is_dir():
+        tag = f"py{needs['python'].replace('.', '')}-torch{needs['torch']}-cuda{needs['cuda']}"
+        target = target / f"ssm-forge-{tag}.pyz"
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as bundle:
+            _fill(bundle, read, others, needs, place, notes)
+        size = partial.stat().st_size
+        if size > SIZE_LIMIT:
+            raise UsageError(
+                f"the bundle would be {human_bytes(size)}, more than {human_bytes(SIZE_LIMIT)}.",
+                fix="Take packages for fewer compute capabilities, or leave out an --also.",
+            )
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _common(packages: Sequence[Package]) -> dict[str, str]:
+    """What all packages need; glibc the newest.
+
+    Raises:
+        UsageError: when they are for different Pythons, torches or CUDAs.
+    """
+    every = [p.needs for p in packages]
+    for key in ("python", "torch", "cuda"):
+        values = sorted({needs[key] for needs in every})
+        if len(values) > 1:
+            raise UsageError(f"the packages are for different {key} versions: {', '.join(values)}.")
+    newest = max(
+        (needs["glibc"] for needs in every), key=lambda text: [int(part) for part in text.split(".")]
+    )
+    return {**every[0], "glibc": newest}
+
+
+def _fill(
+    bundle: zipfile.ZipFile,
+    packages: Sequence[Package],
+    others: dict[str, list[Path]],
+    needs: dict[str, str],
+    place: Workspace,
+    notes: str,
+) -> None:
+    source = Path(__file__).parent
+    bundle.write(source / "bundle_main.py", "__main__.py")
+    for pattern in _SOURCES:
+        for path in sorted(source.glob(pattern)):
+            bundle.write(path, f"src/ssm_forge/{path.relative_to(source)}")
+    versions = {str(p.index["name"]): str(p.index["version"]) for p in packages}
+    tests = gpu.upstream_tests(versions, place)
+    for project, folder in tests.items():
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            bundle.write(path, f"tests/{project}/tests/{path.relative_to(folder)}")
+    described = []
+    for package in packages:
+        payload = f"packages/{package.path.name.removesuffix('.conda')}.tar.xz"
+        _store(bundle, payload, _payload(package.path))
+        described.append(
+            {
+                "file": package.path.name,
+                "sha256": sha256_of(package.path),
+                "payload": payload,
+                "files": package.files,
+            }
+        )
+    for label, paths in others.items():
+        members = (member for path in paths for member in _extensions(path))
+        _store(bundle, f"others/{label}.tar.xz", members)
+    manifest = {
+        "needs": needs,
+        "packages": described,
+        "tests": sorted(tests),
+        "others": sorted(others),
+        "notes": notes,
+    }
+    bundle.writestr("bundle.json", json.dumps(manifest, indent=1))
+
+
+Members = Iterator[tuple[tarfile.TarInfo, bytes]]
+
+
+def _payload(path: Path) -> Members:
+    """The regular files of a .conda's payload."""
+    with zipfile.ZipFile(path) as package:
+        name = next((n for n in package.namelist() if n.startswith("pkg-")), None)
+        if name is None:
+            raise IntegrityError(f"{path} is not a whole .conda package (it has no payload).")
+        with package.open(name) as packed:
+            stream = zstandard.ZstdDecompressor().stream_reader(packed)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    content = tar.extractfile(member)
+                    if content is not None:
+                        yield member, content.read()
+
+
+def _extensions(path: Path) -> Members:
+    """The compiled modules of another build: out of a .conda, or found in a folder."""
+    if path.is_dir():
+        found = [f for name in EXTENSIONS.values() for f in sorted(path.rglob(f"{name}*.so"))]
+        for file in found:
+            member = tarfile.TarInfo(file.name)
+            data = file.read_bytes()
+            member.size, member.mode = len(data), 0o755
+            yield member, data
+    elif path.suffix == ".conda":
+        found = []
+        for member, data in _payload(path):
+            if Path(member.name).name.startswith(tuple(EXTENSIONS.values())) and member.name.endswith(".so"):
+                found.append(Path(member.name))
+                member.name = found[-1].name
+                yield member, data
+    else:
+        raise UsageError(f"--also {path} is neither a folder nor a .conda file.")
+    if not found:
+        raise UsageError(f"--also {path} holds none of {', '.join(EXTENSIONS.values())}.")
+
+
+def _store(bundle: zipfile.ZipFile, name: str, members: Members) -> None:
+    """Write members as one xz archive into the bundle; it is not compressed twice."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz", preset=6) as tar:
+        for member, data in members:
+            tar.addfile(member, io.BytesIO(data))
+    bundle.writestr(zipfile.ZipInfo(name), packed.getvalue(), zipfile.ZIP_STORED)
+
+
+def parse_others(values: Sequence[str]) -> dict[str, list[Path]]:
+    """Read ``LABEL=PATH``; a label comes twice for the two .conda files of one build.
+
+    Raises:
+        UsageError: when it is not that, or the path does not exist.
+    """
+    found: dict[str, list[Path]] = {}
+    for text in values:
+        label, equals, path = text.partition("=")
+        if not (equals and label.isidentifier() and Path(path).exists()):
+            raise UsageError(
+                f"--also '{text}' is not LABEL=PATH with an existing path and a plain word as label."
+            )
+        found.setdefault(label, []).append(Path(path))
+    return found

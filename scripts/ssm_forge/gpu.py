@@ -1,0 +1,218 @@
+"""Starts the kernel checks and benchmarks inside an installed environment, and shows what they say.
+
+The work itself is done by :mod:`ssm_forge.kernels`, in the environment's own Python.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ssm_forge import install, recipe, variants
+from ssm_forge.activation import activated_environment
+from ssm_forge.arch import ArchList
+from ssm_forge.errors import InstallError, UsageError, VerifyError
+from ssm_forge.fetch import Artifact, checked, fetch_all
+from ssm_forge.paths import Workspace, launcher, workspace
+from ssm_forge.ui import human_bytes, open_log, out, say
+
+Document = dict[str, Any]
+
+COLOURS = {"pass": "green", "fail": "red", "not-run": "yellow"}
+_ENDED_WELL = (0, 3, 9)
+
+
+def kernels(prefix: Path, command: str, arguments: Sequence[str] = ()) -> Document:
+    """Run ``python -m ssm_forge.kernels COMMAND`` in an environment.
+
+    Its messages are shown as they come, and kept in a log.
+
+    Returns:
+        Its JSON document; ``checks`` holds name, status and detail of each check.
+
+    Raises:
+        InstallError: when the environment has no Python.
+        VerifyError: when it ended without a document (a crash), with the log.
+    """
+    python = prefix / "bin/python"
+    if not python.exists():
+        raise InstallError(f"{prefix} has no Python.", fix=f"Run '{launcher()} install-mamba' first.")
+    environment = activated_environment(prefix)
+    environment["PYTHONPATH"] = str(workspace().root / "scripts")
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open_log(workspace().logs, f"kernels-{command}") as log,
+    ):
+        answer = Path(scratch) / "answer.json"
+        line = [str(python), "-m", "ssm_forge.kernels", command, *arguments, "--output", str(answer)]
+        log(" ".join(line))
+        process = subprocess.Popen(
+            line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=scratch
+        )
+        last = ""
+        assert process.stderr is not None
+        for message in process.stderr:
+            last = message.rstrip() or last
+            log(message)
+            say(f"[dim]{escape(last)}[/]")
+        code = process.wait()
+        if code not in _ENDED_WELL or not answer.is_file():
+            msg = f"'kernels {command}' ended with status {code} and no result: {last or 'no message'}."
+            raise VerifyError(msg, log=log.path)
+        document: Document = json.loads(answer.read_text(encoding="utf-8"))
+        say(f"Everything it said is in {log.path}.")
+    return document
+
+
+def full(prefix: Path) -> Document:
+    """Every mode of both kernels, the blocks, and generation, against the references."""
+    return kernels(prefix, "check", ["--full"])
+
+
+def sanitize(prefix: Path) -> Document:
+    """compute-sanitizer over the kernels."""
+    return kernels(prefix, "sanitize")
+
+
+def upstream(prefix: Path) -> Document:
+    """Upstream's own tests, of the very versions that are installed.
+
+    Raises:
+        InstallError: when one of the packages is not in the environment.
+    """
+    records = install.records(prefix)
+    missing = [project for project in recipe.PROJECTS if project not in records]
+    if missing:
+        msg = f"{', '.join(missing)} not installed in {prefix}."
+        raise InstallError(msg, fix=f"Run '{launcher()} install-mamba' first.")
+    versions = {project: str(records[project]["version"]) for project in recipe.PROJECTS}
+    arguments = []
+    for project, folder in upstream_tests(versions, workspace()).items():
+        arguments += ["--tests", f"{project}={folder}"]
+    return kernels(prefix, "upstream", arguments)
+
+
+def upstream_tests(versions: dict[str, str], place: Workspace) -> dict[str, Path]:
+    """The ``tests`` folders of the sdists that the recipes name, unpacked.
+
+    Args:
+        versions: project -> version.
+
+    Raises:
+        UsageError: when no recipe of this checkout has that version.
+        NetworkError, IntegrityError: from the download.
+    """
+    sdists = {project: sdist(project, version, place) for project, version in versions.items()}
+    fetch_all(list(sdists.values()), place)
+    return {
+        project: _unpack_tests(checked(artifact, place), place.state / "upstream" / artifact.sha256[:16])
+        for project, artifact in sdists.items()
+    }
+
+
+def sdist(project: str, version: str, place: Workspace) -> Artifact:
+    """Where the recipe takes a project's source from.
+
+    Raises:
+        UsageError: when no row of the build matrix has that version.
+    """
+    matrix = variants.load(place.variants)
+    for row in matrix.variants:
+        if row.projects[project] == version:
+            values = row.render_values(row.pythons[-1], ArchList.parse(row.default_archs))
+            source = recipe.sources(recipe.render(project, values, place))[0]
+            url = str(source["url"])
+            return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
+    known = sorted({row.projects[project] for row in matrix.variants})
+    raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(known)}.")
+
+
+def _unpack_tests(archive: Path, folder: Path) -> Path:
+    """The regular files under ``NAME-VERSION/tests/`` of an sdist, at ``folder/tests``."""
+    target = folder / "tests"
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, tarfile.open(archive) as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if member.isfile() and len(parts) > 2 and parts[1] == "tests" and ".." not in parts:
+                path = Path(scratch, *parts[1:])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stream = tar.extractfile(member)
+                assert stream is not None
+                path.write_bytes(stream.read())
+        if not (Path(scratch) / "tests").is_dir():
+            raise UsageError(f"{archive.name} has no tests folder.")
+        (Path(scratch) / "tests").replace(target)
+    return target
+
+
+def failed(document: Document) -> bool:
+    return any(check["status"] == "fail" for check in document["checks"])
+
+
+def exit_code(document: Document, *, allow_missing_gpu: bool) -> int:
+    """0 when something passed and nothing failed; 9 on a failure; 3 when nothing could run."""
+    statuses = {check["status"] for check in document["checks"]}
+    if "fail" in statuses:
+        return VerifyError.exit_code
+    if "pass" in statuses:
+        return 0
+    return 0 if allow_missing_gpu and document["device"] is None else 3
+
+
+def show(document: Document, title: str) -> None:
+    """Print a document's checks for people."""
+    device = document["device"]
+    name = f"{device['name']} ({device['capability']})" if device else "no GPU"
+    table = Table("check", "result", "detail", title=f"{title}: {name}", title_justify="left")
+    for check in document["checks"]:
+        status = check["status"]
+        table.add_row(escape(check["name"]), f"[{COLOURS[status]}]{status}[/]", escape(check["detail"]))
+    out.print(table)
+    if "seed" in document:
+        out.print(f"seed {document['seed']}; tolerance: {document['tolerance']}", markup=False)
+
+
+def show_bench(document: Document) -> None:
+    """Print a benchmark's figures for people."""
+    if document.get("rows"):
+        copy = human_bytes(document["copy_bandwidth"])
+        title = f"{document['device']['name']}, copy {copy}/s"
+        columns = ("kernel", "direction", "dtype", "size", "time", "bandwidth", "of copy", "speed-up over")
+        table = Table(*columns, title=title, title_justify="left")
+        for row in document["rows"]:
+            shape = f"{row['batch']}x{row['dim']}x{row['length']}, {row['size']}"
+            layout = " channel-last" if row["channel_last"] else ""
+            faster = ", ".join(f"{way} {times:.1f}" for way, times in row["speedup"].items())
+            table.add_row(
+                row["kernel"],
+                row["direction"],
+                row["dtype"],
+                f"{shape}{layout}",
+                f"{row['seconds'] * 1e6:.1f} us",
+                f"{human_bytes(row['bandwidth'])}/s",
+                f"{row['fraction']:.0%}",
+                faster,
+            )
+        out.print(table)
+    for row in document.get("builds", []):
+        bits = {True: ", same bits", False: ", other bits", None: ""}[row["same_bits"]]
+        out.print(
+            f"against {row['other']}: {row['kernel']} {row['direction']} {row['dtype']} "
+            f"{row['ratio'] - 1:+.2%} time{bits}",
+            markup=False,
+        )
+    for row in document.get("first_use", []):
+        waits = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in row["seconds"].items())
+        out.print(f"first use of {row['build']}: {waits} {row['problem']}", markup=False)
+    show(document, "bench kernels")

@@ -1,0 +1,192 @@
+"""The bundle: what goes in, what the other machine must have, what it does there."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import platform
+import subprocess
+import sys
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from ssm_forge import bundle, bundle_main, gpu
+from ssm_forge.errors import UsageError
+from ssm_forge.paths import workspace
+
+MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
+LIBRARY = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return zstandard.compress(packed.getvalue())
+
+
+def _package(folder: Path, name: str, *, torch: str = "2.11", lie: bool = False) -> Path:
+    site = f"lib/python{MINOR}/site-packages"
+    files = {
+        f"{site}/{name.replace('-', '_')}/__init__.py": b"x = 1\n",
+        f"{site}/{LIBRARY[name]}.cpython.so": name.encode() * 1000,
+    }
+    paths = [
+        {"_path": p, "path_type": "hardlink", "sha256": hashlib.sha256(b"" if lie else d).hexdigest()}
+        for p, d in files.items()
+    ]
+    depends = [
+        f"python_abi {MINOR}.* *_cp",
+        f"pytorch {torch}.* *cuda*",
+        "cuda-version >=13,<14",
+        "__glibc >=2.17",
+    ]
+    index = {"name": name, "version": "1.0", "build": "0", "depends": depends}
+    info = {
+        "info/index.json": json.dumps(index).encode(),
+        "info/paths.json": json.dumps({"paths": paths}).encode(),
+    }
+    path = folder / f"{name}-1.0-0.conda"
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("metadata.json", "{}")
+        package.writestr(f"pkg-{name}-1.0-0.tar.zst", _tar(files))
+        package.writestr(f"info-{name}-1.0-0.tar.zst", _tar(info))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tests = tmp_path / "sdist" / "tests"
+    tests.mkdir(parents=True)
+    (tests / "test_x.py").write_text("def test_x(): pass\n")
+    monkeypatch.setattr(gpu, "upstream_tests", lambda versions, place: dict.fromkeys(versions, tests))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    packages = [_package(tmp_path, name) for name in LIBRARY]
+    return bundle.make(packages, {"upstream": packages}, tmp_path, workspace())
+
+
+def test_the_name_says_what_it_fits(made: Path) -> None:
+    assert made.name == f"ssm-forge-py{MINOR.replace('.', '')}-torch2.11-cuda13.pyz"
+
+
+def test_everything_is_unpacked_and_every_file_is_the_packages_own(made: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(made) as opened:
+        manifest = bundle_main.unpack(opened, tmp_path / "there")
+    assert (tmp_path / f"there/prefix/lib/python{MINOR}/site-packages/mamba_ssm/__init__.py").is_file()
+    assert (tmp_path / "there/src/ssm_forge/kernels/__main__.py").is_file()
+    assert (tmp_path / "there/tests/causal-conv1d/tests/test_x.py").is_file()
+    names = {path.name for path in (tmp_path / "there/others/upstream").iterdir()}
+    assert names == {f"{library}.cpython.so" for library in LIBRARY.values()}
+    assert manifest["needs"] == {"python": MINOR, "torch": "2.11", "cuda": "13", "glibc": "2.17"}
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    packages = [_package(tmp_path, "causal-conv1d"), _package(tmp_path, "mamba-ssm", lie=True)]
+    made = bundle.make(packages, {}, tmp_path, workspace())
+    with zipfile.ZipFile(made) as opened, pytest.raises(bundle_main.UnfitError, match="damaged"):
+        bundle_main.unpack(opened, tmp_path / "there")
+
+
+def test_packages_for_different_torches_are_refused(tmp_path: Path) -> None:
+    packages = [_package(tmp_path, "causal-conv1d"), _package(tmp_path, "mamba-ssm", torch="2.5")]
+    with pytest.raises(UsageError, match=r"different torch versions: 2\.11, 2\.5"):
+        bundle.make(packages, {}, tmp_path, workspace())
+
+
+def test_one_package_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one package of each"):
+        bundle.make([_package(tmp_path, "mamba-ssm")], {}, tmp_path, workspace())
+
+
+def test_nothing_is_left_of_a_bundle_that_grew_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "SIZE_LIMIT", 1000)
+    with pytest.raises(UsageError, match="more than"):
+        bundle.make([_package(tmp_path, name) for name in LIBRARY], {}, tmp_path, workspace())
+    assert not list(tmp_path.glob("*.pyz")) and not list(tmp_path.glob(".*part"))
+
+
+@pytest.mark.parametrize("text", ["upstream", "upstream=/no/such/path", "two words=."])
+def test_another_build_is_named_by_a_label_and_a_path(text: str) -> None:
+    with pytest.raises(UsageError, match="--also"):
+        bundle.parse_others([text])
+
+
+def _needs(**changed: str) -> dict[str, str]:
+    return {"python": MINOR, "torch": "2.11", "cuda": "13", "glibc": "2.17", **changed}
+
+
+@pytest.fixture
+def _torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    fake = types.ModuleType("torch")
+    fake.__version__ = "2.11.0+cu130"
+    fake.version = types.SimpleNamespace(cuda="13.0")
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    return fake
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not a glibc machine")
+def test_a_machine_that_fits_has_no_problems(_torch: types.ModuleType) -> None:
+    assert bundle_main.problems(_needs()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"python": "3.9"}, "for Python 3.9, this is"),
+        ({"torch": "2.5"}, "for torch 2.5, this is 2.11.0"),
+        ({"cuda": "12"}, "for CUDA 12, this torch is built for 13.0"),
+        ({"glibc": "2.99"}, "need glibc 2.99 or newer"),
+    ],
+)
+def test_each_misfit_is_named_with_what_was_found(
+    _torch: types.ModuleType, changed: dict[str, str], said: str
+) -> None:
+    found = bundle_main.problems(_needs(**changed))
+    assert len(found) == 1 and said in found[0]
+
+
+def test_a_torch_without_cuda_is_named(_torch: types.ModuleType) -> None:
+    _torch.version = types.SimpleNamespace(cuda=None)
+    assert "without CUDA" in bundle_main.problems(_needs())[0]
+
+
+def test_a_misfit_stops_the_bundle_with_one_sentence_and_no_traceback(made: Path, tmp_path: Path) -> None:
+    empty = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-S", str(made)],
+        capture_output=True,
+        text=True,
+        env=empty,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == bundle_main.EXIT_UNFIT
+    assert "torch does not import" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_step_that_leaves_no_result_is_a_failure(tmp_path: Path) -> None:
+    line = [sys.executable, "-c", "import sys; sys.exit(1)", "--output", str(tmp_path / "check.json")]
+    document = bundle_main.run_step("check", line, {}, 20)
+    assert [c["status"] for c in document["checks"]] == ["fail"]
+
+
+def test_without_time_nothing_passes(tmp_path: Path) -> None:
+    manifest = {"needs": _needs(), "packages": [], "others": [], "tests": []}
+    summary = bundle_main.run_steps(list(bundle_main.STEPS), tmp_path, tmp_path, manifest, 1)
+    assert {c["status"] for checks in summary["steps"].values() for c in checks} == {"not-run"}
+    assert bundle_main.exit_code(summary, allow_missing_gpu=False) == bundle_main.EXIT_NOT_RUN
