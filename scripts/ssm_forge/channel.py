@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SUBDIR = "linux-64"
+
+# There while a package gets its place: the index may then describe the file that had the same name before.
+_PENDING = ".pending"
 
 
 def find(channel: Path, filename: str) -> Path | None:
@@ -36,9 +40,15 @@ def add(channel: Path, package: Path) -> Path:
     folder = channel / SUBDIR
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / package.name
+    partial = folder / f".{package.name}.part"
     with locked(channel):
-        package.replace(target)
+        # Copied, not renamed: packages are built in the cache, which may be on another disk.
+        shutil.copyfile(package, partial)
+        (channel / _PENDING).touch()
+        partial.replace(target)
         index(channel, force=True)
+        (channel / _PENDING).unlink()
+    package.unlink()
     return target
 
 
@@ -47,9 +57,11 @@ def ensure_indexed(channel: Path) -> None:
     folder = channel / SUBDIR
     folder.mkdir(parents=True, exist_ok=True)
     files = {path.name for path in folder.glob("*.conda")}
-    if files != listed(channel) or not (channel / "noarch" / "repodata.json").exists():
+    pending = (channel / _PENDING).exists()
+    if pending or files != listed(channel) or not (channel / "noarch" / "repodata.json").exists():
         with locked(channel):
-            index(channel)
+            index(channel, force=pending)
+            (channel / _PENDING).unlink(missing_ok=True)
 
 
 def index(channel: Path, *, force: bool = False) -> None:
