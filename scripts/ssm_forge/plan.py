@@ -13,6 +13,7 @@ from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.build import MEMORY_BASE, MEMORY_PER_JOB, BuildRequest, channel_urls, choose_jobs
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError
+from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import human_bytes, say
 from ssm_forge.variants import Source, Variant
@@ -238,8 +239,11 @@ def _is_installed(package: Path, prefix: Path) -> bool:
     record = next((prefix / "conda-meta").glob(f"{package.name.removesuffix('.conda')}.json"), None)
     if record is None:
         return False
-    paths = install.records(prefix)[read_name(package)].get("paths_data", {}).get("paths", [])
-    return all((prefix / entry["_path"]).exists() for entry in paths)
+    found = install.records(prefix)[read_name(package)]
+    # A package that was built anew keeps its name.
+    if found.get("sha256") != sha256_of(package):
+        return False
+    return all((prefix / entry["_path"]).exists() for entry in found.get("paths_data", {}).get("paths", []))
 
 
 def read_name(package: Path) -> str:
@@ -303,11 +307,11 @@ def jit_note(plan: Plan) -> str:
             "PTX at the first forward and backward, which takes minutes. --cuda-arch native avoids that."
         )
     if plan.archs.ptx and not machine.gpus():
-        highest = plan.archs.sass[-1]
+        majors = ", ".join(dict.fromkeys(f"{c.major}.x" for c in plan.archs.sass))
         return (
-            f"No GPU was seen, so the kernels are made for {plan.archs}: native from "
-            f"{plan.archs.sass[0]} to {highest.major}.x. A newer GPU compiles the PTX at the first forward and "
-            "backward, which takes minutes; name yours with --cuda-arch to avoid that."
+            f"No GPU was seen; the kernels are made for {plan.archs}: native on {majors} from these on. A newer "
+            "GPU compiles the PTX at the first forward and backward, which takes minutes; name yours with "
+            "--cuda-arch to avoid that."
         )
     return ""
 
