@@ -8,10 +8,11 @@ import time
 from rich.table import Table
 
 from ssm_forge import channel, install, plan
-from ssm_forge.build import build
+from ssm_forge.build import build, sweep
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan
+from ssm_forge.solver import require_reachable
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, open_log, out, say
 
 
@@ -22,6 +23,9 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         ForgeError: whatever the step that failed says.
     """
     place = workspace()
+    if not dry_run:
+        # What a killed run left compiling takes memory that the plan counts.
+        sweep(place)
     work = plan.make(options, place)
     if dry_run:
         _show(work, as_json)
@@ -55,6 +59,9 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
 def make_packages(work: Plan, place: Workspace, log: Log) -> None:
     """Build what the channel lacks, in dependency order."""
     channel.ensure_indexed(place.channel)
+    if work.to_build:
+        # One quick, clear error where the engine would retry for minutes.
+        require_reachable(work.channels)
     for package in work.to_build:
         say(f"Building {package.name} {package.version} for {work.archs} with {work.jobs} jobs")
         build(package.request, channel=place.channel, jobs=work.jobs, workspace=place, log=log)
@@ -63,9 +70,9 @@ def make_packages(work: Plan, place: Workspace, log: Log) -> None:
 def install_packages(work: Plan, place: Workspace, log: Log) -> None:
     """Solve and link; an environment that was there before keeps its packages."""
     foreign = install.is_foreign(work.prefix)
-    if work.variant.source == "conda" and not foreign and work.prefix.parent == place.envs:
+    if work.variant.source == "conda" and not foreign and work.prefix == place.envs / work.variant.name:
         # pixi makes its own environment, so that it knows it again; ours are then added on top.
-        foreign = install.pixi_environment(work.prefix.name, place, log)
+        foreign = install.pixi_environment(work.variant.name, place, log)
     specs = [*(package.spec for package in work.packages), f"python {work.python}.*", "pip"]
     records = install.solve_for_prefix(
         specs, work.channels, prefix=work.prefix if foreign else None, cuda=work.variant.cuda
