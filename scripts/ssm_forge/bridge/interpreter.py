@@ -24,9 +24,9 @@ print(json.dumps({
     "executable": os.path.realpath(os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2])),
     "has_headers": os.path.exists(os.path.join(paths["include"].replace(sys.prefix, sys.base_prefix), "Python.h")),
     "distribution_layout": "deb_system" in sysconfig.get_scheme_names() or sys.base_prefix == "/usr",
+    "conda": os.path.isdir(os.path.join(sys.base_prefix, "conda-meta")),
     "debug": hasattr(sys, "gettotalrefcount"),
     "free_threaded": bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-    "libdir": sysconfig.get_config_var("LIBDIR") or "",
 }))
 """
 
@@ -125,6 +125,8 @@ def _probe(candidate: Path, python: str) -> Interpreter | str:
         return "has no headers (Python.h)"
     if facts["distribution_layout"]:
         return "is the system's own, whose layout can't be relocated"
+    if facts["conda"]:
+        return "is conda's, which needs the libraries of its environment"
     if facts["debug"] or facts["free_threaded"]:
         return "is a debug or free-threaded build"
     return Interpreter(Path(facts["executable"]), Path(facts["prefix"]), version)
