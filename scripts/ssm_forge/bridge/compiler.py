@@ -61,6 +61,8 @@ def find(allowed: range, cuda: str, explicit: str | None = None) -> HostCompiler
     for name in names:
         compiler = _probe(name)
         if compiler is None:
+            if explicit:
+                found.append(f"{explicit}, which is no g++ that runs")
             continue
         if compiler.major in allowed:
             return compiler
@@ -76,6 +78,7 @@ def _probe(name: str) -> HostCompiler | None:
     path = shutil.which(name)
     if path is None:
         return None
+    path = os.path.abspath(path)  # noqa: PTH100 - builds run in other folders; links stay links
     try:
         version = subprocess.run(
             [path, "-dumpfullversion"], capture_output=True, text=True, timeout=20, check=True
