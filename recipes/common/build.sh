@@ -16,6 +16,9 @@ fi
 "${BUILD_PREFIX}/bin/nvcc" --version
 "${CXX}" --version | head -n 1
 
+# torch's own check of the host compiler, taught the CUDA releases that it does not know.
+"${PYTHON}" "${RECIPE_DIR}/../common/patch_torch.py" "${RECIPE_DIR}/../../patches/torch" "${SP_DIR}"
+
 "${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index
 
 # An upstream release that silently ships without its kernels must not become a package.

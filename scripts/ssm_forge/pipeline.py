@@ -129,15 +129,21 @@ def _show(work: Plan, as_json: bool) -> None:
         return
     _announce(work)
     table = Table("package", "version", "build", "what happens")
-    actions = {"installed": "nothing", "in channel": "installed from the channel", "to build": "built, installed"}
+    actions = {
+        "installed": "nothing",
+        "in channel": "installed from the channel",
+        "to build": "built, installed",
+    }
     for package in work.packages:
         table.add_row(package.name, package.version, package.build, actions[package.state])
     out.print(table)
     if work.parts is not None:
         table = Table("part", "version", "from")
         table.add_row("python", work.parts.interpreter.version, str(work.parts.interpreter.executable))
-        table.add_row("C++ compiler", work.parts.compiler.version, str(work.parts.compiler.cxx))
-        for wheel in (*work.parts.toolkit, *work.parts.wheels):
+        table.add_row("C++ compiler", work.parts.compiler.version, work.parts.compiler.origin)
+        for deb in work.parts.debs:
+            table.add_row(deb.package, deb.version, f"Debian {deb.suite}")
+        for wheel in (*work.parts.toolkit.wheels, *work.parts.wheels):
             table.add_row(wheel.name, wheel.version, "wheel")
         out.print(table)
     console.print(f"Prefix: {work.prefix}\nChannels: {', '.join(work.channels)}")

@@ -35,7 +35,7 @@ class Options:
     source: Literal["auto", "conda", "bridge"] = "auto"
     prefix: Path | None = None
     jobs: int | None = None
-    host_compiler: str = "system"
+    host_compiler: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,15 @@ class Plan:
             "python": self.parts.interpreter.version if self.parts else self.python,
             "cuda": self.variant.cuda,
             "torch": self.variant.torch,
-            "host_compiler": f"{self.parts.compiler.cxx} {self.parts.compiler.version}" if self.parts else None,
+            "host_compiler": f"{self.parts.compiler.origin} {self.parts.compiler.version}"
+            if self.parts
+            else None,
             "cuda_arch": str(self.archs),
             "prefix": str(self.prefix),
             "channels": list(self.channels),
             "packages": [
-                {"name": p.name, "version": p.version, "build": p.build, "state": p.state} for p in self.packages
+                {"name": p.name, "version": p.version, "build": p.build, "state": p.state}
+                for p in self.packages
             ],
             "jobs": self.jobs,
             "download_bytes": self.download,
@@ -144,7 +147,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
     if variant.source == "bridge":
         parts = assemble.find_parts(variant, python, options.host_compiler, workspace)
         overrides = {
-            "c_stdlib_version": machine.glibc(),
+            "c_stdlib_version": parts.compiler.glibc,
             "cxx_compiler_version": str(parts.compiler.major),
         }
         channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
@@ -322,5 +325,3 @@ def unsupported_gpu(plan: Plan) -> str:
         if plan.archs.support(gpu.capability) == "none":
             return f"{gpu.name} ({gpu.capability}) can't run kernels made for {plan.archs}."
     return ""
-
-

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge.bridge import compiler as host
+from ssm_forge.bridge import debian, gcc, pylock
 from ssm_forge.bridge import interpreter as interpreters
-from ssm_forge.bridge import pylock
 from ssm_forge.bridge.package import SUBDIR, BridgePackage, sweep, write
-from ssm_forge.bridge.toolkit import toolkit_packages
+from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
 from ssm_forge.errors import MachineError
 from ssm_forge.fetch import Artifact, fetch_all, missing
@@ -33,20 +33,26 @@ class Parts:
 
     Attributes:
         interpreter: the Python that is copied.
-        compiler: the C++ compiler that is pointed at.
+        compiler: the C++ compiler: one of the machine's that is pointed at, or one that is brought.
         wheels: Python packages, torch among them.
-        toolkit: the CUDA toolkit's wheels.
+        toolkit: the CUDA toolkit.
     """
 
     variant: Variant
     interpreter: interpreters.Interpreter
-    compiler: host.HostCompiler
+    compiler: host.HostCompiler | gcc.BundledCompiler
     wheels: tuple[pylock.LockedWheel, ...]
-    toolkit: tuple[pylock.LockedWheel, ...]
+    toolkit: ToolkitParts
+
+    @property
+    def debs(self) -> tuple[debian.Deb, ...]:
+        """Debian packages of the toolkit and of a compiler that is brought."""
+        return (*self.toolkit.debs, *getattr(self.compiler, "debs", ()))
 
     @property
     def artifacts(self) -> list[Artifact]:
-        return list(dict.fromkeys(wheel.artifact for wheel in (*self.wheels, *self.toolkit)))
+        wheels = (wheel.artifact for wheel in (*self.wheels, *self.toolkit.wheels))
+        return list(dict.fromkeys([*wheels, *(deb.artifact() for deb in self.debs)]))
 
 
 def channel_dir(workspace: Workspace, variant: Variant) -> Path:
@@ -57,21 +63,41 @@ def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Wor
     """Look at the machine and the locks.
 
     Args:
-        host_compiler: ``system`` or the path of a g++.
+        host_compiler: ``auto``, ``system``, ``bridge`` or the path of a g++.
 
     Raises:
         MachineError: when the machine has no usable Python or compiler.
     """
     tag = f"py{python.replace('.', '')}"
-    low, high = (int(bound) for bound in variant.row["host_compiler_range"].split("-"))
-    explicit = None if host_compiler == "system" else host_compiler
+    toolkit_debs = workspace.bridge_locks / f"debs.cuda-{variant.cuda}.toml"
     return Parts(
         variant=variant,
         interpreter=interpreters.find(python),
-        compiler=host.find(range(low, high + 1), variant.cuda, explicit),
+        compiler=_find_compiler(variant, host_compiler, workspace),
         wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, tag), python)),
-        toolkit=tuple(pylock.read(pylock.lock_path(workspace, variant.name, "toolkit"), python)),
+        toolkit=ToolkitParts(
+            cuda=variant.cuda,
+            wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, "toolkit"), python)),
+            debs=debian.read_lock(toolkit_debs) if toolkit_debs.exists() else (),
+        ),
     )
+
+
+def _find_compiler(
+    variant: Variant, wanted: str, workspace: Workspace
+) -> host.HostCompiler | gcc.BundledCompiler:
+    """The compiler that ``wanted`` names; ``auto``: the machine's if nvcc accepts one, else the bridge's."""
+    low, high = (int(bound) for bound in variant.row["host_compiler_range"].split("-"))
+    allowed = range(low, high + 1)
+    lock = workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml"
+    if wanted == "bridge":
+        return gcc.BundledCompiler(debian.read_lock(lock))
+    if wanted != "auto":
+        return host.find(allowed, variant.cuda, None if wanted == "system" else wanted)
+    try:
+        return host.find(allowed, variant.cuda)
+    except MachineError:
+        return gcc.BundledCompiler(debian.read_lock(lock))
 
 
 def bytes_needed(parts: Parts, workspace: Workspace) -> tuple[int, int]:
@@ -95,6 +121,7 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
     if _complete(parts, workspace):
         return channel
     _check_disk(parts, workspace)
+    debian.fetch_debs(parts.debs, workspace)
     fetch_all(parts.artifacts, workspace)
     with _locked(workspace.bridge):
         packages = _packages(parts, workspace)
@@ -133,10 +160,18 @@ def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
     ]
     return [
         *interpreters.python_packages(parts.interpreter),
-        *host.system_compiler_packages(parts.compiler),
-        *toolkit_packages(parts.toolkit, parts.variant.cuda, workspace),
+        *_compiler_packages(parts.compiler, workspace),
+        *toolkit_packages(parts.toolkit, workspace),
         *wheels,
     ]
+
+
+def _compiler_packages(
+    compiler: host.HostCompiler | gcc.BundledCompiler, workspace: Workspace
+) -> list[BridgePackage]:
+    if isinstance(compiler, gcc.BundledCompiler):
+        return gcc.bundled_packages(compiler, workspace)
+    return host.system_compiler_packages(compiler)
 
 
 def _identity(parts: Parts) -> str:

@@ -44,6 +44,16 @@ class HostCompiler:
     def major(self) -> int:
         return int(self.version.split(".")[0])
 
+    @property
+    def glibc(self) -> str:
+        """The C library it compiles for: the machine's."""
+        return glibc()
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        return str(self.cxx)
+
 
 def find(allowed: range, cuda: str, explicit: str | None = None) -> HostCompiler:
     """The newest g++ of this machine that nvcc accepts.

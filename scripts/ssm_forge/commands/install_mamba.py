@@ -10,7 +10,9 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     for option in reversed(
         [
             click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix."),
-            click.option("--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]"),
+            click.option(
+                "--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]"
+            ),
             click.option(
                 "--cuda-arch",
                 metavar="ARCH",
@@ -24,13 +26,16 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
                 show_default=True,
                 help="Where dependencies come from.",
             ),
-            click.option("--jobs", type=click.IntRange(min=1), help="Parallel compilers.  [default: what fits]"),
+            click.option(
+                "--jobs", type=click.IntRange(min=1), help="Parallel compilers.  [default: what fits]"
+            ),
             click.option(
                 "--host-compiler",
-                default="system",
+                default="auto",
                 show_default=True,
-                metavar="system|bridge|PATH",
-                help="The C++ compiler.",
+                metavar="auto|system|bridge|PATH",
+                help="The C++ compiler: this machine's, Debian's brought along, or the one named. auto takes "
+                "this machine's where nvcc accepts it.",
             ),
         ]
     ):
