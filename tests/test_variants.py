@@ -1,0 +1,108 @@
+"""The build matrix: the file is consistent, and what does not exist is refused with what does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from front_door import assert_one_line_error, run
+from ssm_forge.arch import ArchList
+from ssm_forge.errors import UsageError
+from ssm_forge.paths import workspace
+from ssm_forge.variants import DEFAULT_VARIANT, Matrix, Variant, load
+
+MATRIX: Matrix = load(workspace().variants)
+ROWS = [pytest.param(row, id=f"{row.name}-{row.source}") for row in MATRIX.variants]
+
+
+def test_a_variant_has_at_most_one_row_a_source() -> None:
+    keys = [(row.name, row.source) for row in MATRIX.variants]
+    assert len(keys) == len(set(keys))
+    assert DEFAULT_VARIANT in MATRIX.names
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_architectures_are_what_the_nvcc_has(row: Variant) -> None:
+    row.check_archs(ArchList.parse(row.default_archs), MATRIX)
+    assert set(row.upstream_archs) <= set(row.supported_archs)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_names_pythons_compilers_and_versions(row: Variant) -> None:
+    assert row.pythons
+    low, high = (int(bound) for bound in row.row["host_compiler_range"].split("-"))
+    assert low <= int(row.row["cxx_compiler_version"]) <= high
+    assert row.name == "cu" + row.cuda.replace(".", "") or row.name == "cu130"
+    assert set(row.projects) == {"causal-conv1d", "mamba-ssm"}
+    for python in row.pythons:
+        row.check_python(python)
+        values = row.render_values(python, ArchList.parse(row.default_archs), cxx_compiler_version="99")
+        assert all(len(value) == 1 and isinstance(value[0], str) for value in values.values())
+        assert values["cxx_compiler_version"] == ["99"]
+        assert values["python"][0].startswith(f"{python}.*")
+
+
+def test_an_unknown_variant_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"no variant 'cu999'; there are .*cu130"):
+        MATRIX.get("cu999", "bridge")
+    assert MATRIX.sources("cu999") == ()
+
+
+def test_a_source_that_a_variant_lacks_is_refused_with_the_one_it_has() -> None:
+    single = [row for row in MATRIX.variants if len(MATRIX.sources(row.name)) == 1]
+    if not single:
+        pytest.skip("every variant comes from both sources")
+    other = "bridge" if single[0].source == "conda" else "conda"
+    with pytest.raises(UsageError, match=f"can't be made from source {other}.*--source {single[0].source}"):
+        MATRIX.get(single[0].name, other)  # type: ignore[arg-type]
+
+
+def test_an_unknown_python_is_refused_with_those_that_exist() -> None:
+    row = MATRIX.get(DEFAULT_VARIANT, "bridge")
+    with pytest.raises(UsageError, match=r"exists for Python 3\.10, .*3\.13, not 2\.7"):
+        row.check_python("2.7")
+
+
+def two_rows(tmp_path: Path) -> Matrix:
+    file = tmp_path / "variants.yaml"
+    file.write_text(
+        "zip_keys: [[forge_variant, forge_source, cuda_compiler_version, cuda_arch_supported]]\n"
+        "forge_variant: [cu124, cu130]\nforge_source: [conda, conda]\ncuda_compiler_version: ['12.4', '13.0']\n"
+        "cuda_arch_supported: ['7.0;8.0', '8.0;10.0']\npython: ['3.12.* *_cpython']\n"
+    )
+    return load(file)
+
+
+def test_an_architecture_names_the_variant_that_has_it(tmp_path: Path) -> None:
+    matrix = two_rows(tmp_path)
+    with pytest.raises(UsageError, match=r"nvcc 12\.4 .* can't target 10\.0; it can target 7\.0, 8\.0\. Use --variant cu130"):
+        matrix.get("cu124", "conda").check_archs(ArchList.parse("8.0;10.0"), matrix)
+    with pytest.raises(UsageError, match=r"can't target 7\.0, 12\.0.*No variant's nvcc has it"):
+        matrix.get("cu130", "conda").check_archs(ArchList.parse("7.0;12.0"), matrix)
+
+
+def test_columns_of_unequal_length_and_unknown_sources_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "uneven.yaml"
+    file.write_text("zip_keys: [[a, forge_source]]\na: [1, 2]\nforge_source: [conda]\npython: []\n")
+    with pytest.raises(UsageError, match="equally many values"):
+        load(file)
+    other = tmp_path / "source.yaml"
+    other.write_text("zip_keys: [[forge_source]]\nforge_source: [pip]\npython: []\n")
+    with pytest.raises(UsageError, match="must be one of conda, bridge, not 'pip'"):
+        load(other)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--variant", "cu999"), ("no variant 'cu999'", "cu130")),
+        (("--source", "bridge", "--cuda-arch", "3.5"), ("can't target 3.5", "it can target 7.5, 8.0")),
+        (("--source", "bridge", "--cuda-arch", "hopper"), ("'hopper'", "native, families, all")),
+        (("--source", "bridge", "--python", "2.7"), ("3.12", "not 2.7")),
+    ],
+)
+def test_the_command_line_says_so_in_one_line(args: tuple[str, ...], words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("install-mamba", *args, SSM_FORGE_CACHE_DIR=str(tmp_path / "cache"))
+    assert_one_line_error(done, 2, *words)
+    assert not (tmp_path / "cache").exists()
