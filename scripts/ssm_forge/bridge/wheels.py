@@ -106,6 +106,8 @@ def _relocate_scripts(scripts: Path) -> None:
         first, _, rest = data.partition(b"\n")
         if first.startswith(b"#!") and _PLACEHOLDER.encode() in first:
             script.write_bytes(_LAUNCHER.encode() + rest)
+        # Not every wheel records the permission to execute.
+        script.chmod(0o755)
 
 
 def compile_bytecode(interpreter: Path, root: Path, folder: Path) -> None:
