@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ Kind = Literal[
 
 # Creation writes this first and removes it last.
 UNFINISHED = "conda-meta/ssm-forge-unfinished"
+
+# What packages record for a link that leads nowhere.
+_EMPTY = hashlib.sha256().hexdigest()
 
 # Not from packages: what the installer itself writes.
 _INSTALLERS_OWN = frozenset({"CACHEDIR.TAG"})
@@ -164,21 +168,41 @@ def _check_file(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool
     path = prefix / relative
     if not os.path.lexists(path):
         return False, Deviation("missing file", package, relative, "")
+    if entry.get("path_type") == "directory":
+        return False, None
+    if entry.get("path_type") == "softlink":
+        return _check_link(prefix, package, entry)
     # Where the installer wrote the prefix into a file, its hash is another one than in the package.
     expected = entry.get("sha256_in_prefix") or entry.get("sha256")
-    if entry.get("path_type") in ("softlink", "directory") or not expected:
-        if entry.get("path_type") == "softlink" and not path.is_symlink() and not expected:
-            return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
-        if not expected or not path.is_file():
-            return False, None
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return False, Deviation("modified file", package, relative, "is no longer a file")
+    if not expected:
+        return False, None
     found = file_digest(path, "sha256")
     if found != expected:
-        return True, Deviation(
-            "modified file", package, relative, f"sha256 {expected} is recorded, {found} found"
-        )
+        return True, Deviation("modified file", package, relative, f"sha256 {expected} is recorded, {found} found")
     return True, None
+
+
+def _check_link(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool, Deviation | None]:
+    """A symbolic link: the installer records the hash of its text, packages that of what it leads to."""
+    relative = entry["_path"]
+    path = prefix / relative
+    if not path.is_symlink():
+        return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
+    target = os.readlink(path)
+    wrong = Deviation("modified file", package, relative, f"is a link to {target}, which is not what is recorded")
+    if entry.get("sha256_in_prefix"):
+        same = hashlib.sha256(target.encode()).hexdigest() == entry["sha256_in_prefix"]
+        return True, None if same else wrong
+    if not entry.get("sha256"):
+        return False, None
+    if not path.is_file():
+        return True, None if entry["sha256"] == _EMPTY else wrong
+    if file_digest(path, "sha256") == entry["sha256"]:
+        return True, None
+    # It may lead to a file that the installer wrote the prefix into; that file has been checked itself.
+    return False, None if path.resolve().is_relative_to(prefix.resolve()) else wrong
 
 
 def _find_extra_files(prefix: Path, tally: _Tally) -> None:
