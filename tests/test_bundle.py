@@ -131,6 +131,7 @@ def _needs(**changed: str) -> dict[str, str]:
 
 @pytest.fixture
 def _torch(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.setattr(bundle_main, "MODULES", ("json",))
     fake = types.ModuleType("torch")
     fake.__version__ = "2.11.0+cu130"
     fake.version = types.SimpleNamespace(cuda="13.0")
@@ -157,6 +158,12 @@ def test_each_misfit_is_named_with_what_was_found(
 ) -> None:
     found = bundle_main.problems(_needs(**changed))
     assert len(found) == 1 and said in found[0]
+
+
+def test_missing_modules_are_named(_torch: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_main, "MODULES", ("json", "no_such_module"))
+    found = bundle_main.problems(_needs())
+    assert len(found) == 1 and "import no_such_module, not installed" in found[0]
 
 
 def test_a_torch_without_cuda_is_named(_torch: types.ModuleType) -> None:

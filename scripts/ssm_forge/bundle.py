@@ -178,6 +178,9 @@ def _fill(
     for project, folder in tests.items():
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             bundle.write(path, f"tests/{project}/tests/{path.relative_to(folder)}")
+    pytest = gpu.lend_pytest(place)
+    for path in sorted(p for p in pytest.rglob("*") if p.is_file()):
+        bundle.write(path, f"pytest/{path.relative_to(pytest)}")
     described = []
     for package in packages:
         payload = f"packages/{package.path.name.removesuffix('.conda')}.tar.xz"

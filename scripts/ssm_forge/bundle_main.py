@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 EXIT_FAIL, EXIT_NOT_RUN, EXIT_UNFIT = 9, 3, 4
+# What mamba_ssm imports besides torch.
+MODULES = ("einops", "triton", "transformers", "huggingface_hub", "packaging")
 STEPS = ("check", "bench", "upstream", "sanitize")
 # Of the time that is left when a step starts; what a step does not use falls to the next ones.
 SHARES = {"check": 0.4, "bench": 0.45, "upstream": 0.65, "sanitize": 1.0}
@@ -59,6 +62,9 @@ def problems(needs: dict[str, str]) -> list[str]:
     libc, glibc = platform.libc_ver()
     if libc != "glibc" or tuple(map(int, glibc.split("."))) < tuple(map(int, needs["glibc"].split("."))):
         found.append(f"the packages need glibc {needs['glibc']} or newer, this machine has {libc} {glibc}")
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        found.append(f"the packages import {', '.join(missing)}, not installed here (pip install them)")
     return found + _torch_problems(needs)
 
 
@@ -93,7 +99,7 @@ def unpack(bundle: zipfile.ZipFile, folder: Path) -> dict[str, Any]:
     """
     manifest: dict[str, Any] = json.loads(bundle.read("bundle.json"))
     for name in bundle.namelist():
-        if name.startswith(("src/", "tests/")):
+        if name.startswith(("src/", "tests/", "pytest/")):
             bundle.extract(name, folder)
     for archive in (n for n in bundle.namelist() if n.startswith("others/")):
         _extract(bundle.read(archive), folder / "others" / Path(archive).name.removesuffix(".tar.xz"))
@@ -168,6 +174,8 @@ def run_steps(
     minor = manifest["needs"]["python"]
     site = folder / "prefix" / "lib" / f"python{minor}" / "site-packages"
     path = [str(site), str(folder / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    if importlib.util.find_spec("pytest") is None:
+        path.append(str(folder / "pytest"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
     deadline = time.monotonic() + limit - RESERVE_SECONDS
     files = {p["file"]: p["sha256"] for p in manifest["packages"]}

@@ -6,10 +6,12 @@ The work itself is done by :mod:`ssm_forge.kernels`, in the environment's own Py
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,19 @@ from ssm_forge.ui import human_bytes, open_log, out, say
 Document = dict[str, Any]
 
 COLOURS = {"pass": "green", "fail": "red", "not-run": "yellow"}
+PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 _ENDED_WELL = (0, 3, 9)
 
 
-def kernels(prefix: Path, command: str, arguments: Sequence[str] = ()) -> Document:
+def kernels(
+    prefix: Path, command: str, arguments: Sequence[str] = (), *, python_path: Sequence[Path] = ()
+) -> Document:
     """Run ``python -m ssm_forge.kernels COMMAND`` in an environment.
 
     Its messages are shown as they come, and kept in a log.
+
+    Args:
+        python_path: more folders to import from.
 
     Returns:
         Its JSON document; ``checks`` holds name, status and detail of each check.
@@ -46,7 +54,7 @@ def kernels(prefix: Path, command: str, arguments: Sequence[str] = ()) -> Docume
     if not python.exists():
         raise InstallError(f"{prefix} has no Python.", fix=f"Run '{launcher()} install-mamba' first.")
     environment = activated_environment(prefix)
-    environment["PYTHONPATH"] = str(workspace().root / "scripts")
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, [workspace().root / "scripts", *python_path]))
     with (
         tempfile.TemporaryDirectory() as scratch,
         open_log(workspace().logs, f"kernels-{command}") as log,
@@ -82,6 +90,24 @@ def sanitize(prefix: Path) -> Document:
     return kernels(prefix, "sanitize")
 
 
+def lend_pytest(place: Workspace) -> Path:
+    """A folder with the tools' own pytest, for an environment that has none; all of it is plain Python."""
+    target = place.state / "upstream" / "pytest"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        staged = Path(scratch) / "pytest"
+        for name in PYTEST:
+            for file in metadata.files(name) or ():
+                if ".." not in file.parts and "__pycache__" not in file.parts:
+                    path = staged / file
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(Path(str(file.locate())).read_bytes())
+        staged.replace(target)
+    return target
+
+
 def upstream(prefix: Path) -> Document:
     """Upstream's own tests, of the very versions that are installed.
 
@@ -97,7 +123,8 @@ def upstream(prefix: Path) -> Document:
     arguments = []
     for project, folder in upstream_tests(versions, workspace()).items():
         arguments += ["--tests", f"{project}={folder}"]
-    return kernels(prefix, "upstream", arguments)
+    lent = () if any(prefix.glob("lib/python*/site-packages/pytest")) else (lend_pytest(workspace()),)
+    return kernels(prefix, "upstream", arguments, python_path=lent)
 
 
 def upstream_tests(versions: dict[str, str], place: Workspace) -> dict[str, Path]:

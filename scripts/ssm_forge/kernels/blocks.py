@@ -7,7 +7,8 @@ scan, gate, norm, projection), so here the bound is
     |block - exact| <= r * u * max|exact|
 
 with u the unit roundoff of the block's dtype and r stated below: 4 forward, 8 for gradients and for
-generation, whose state is kept in the block's dtype and rounded at every token. For float32, u is 2^-24 *
+generation, whose state is kept in the block's dtype and rounded at every token; twice that for Mamba2, whose
+chunked form stores the products and states of each chunk in that dtype, too. For float32, u is 2^-24 *
 sqrt(terms of the longest sum) in Mamba; Mamba2's Triton kernels multiply float32 matrices as TF32, so
 there u is 2^-11.
 """
@@ -34,8 +35,8 @@ NORM_EPS = 1e-5
 
 STATEMENT = (
     f"blocks: |block - exact| <= r*u*max|exact|; r = {FORWARD} forward, {GRADIENT} gradients, {GENERATION} "
-    "generation; u = 2^-11 (fp16), 2^-8 (bf16), 2^-24*sqrt(length*inner channels) (fp32 Mamba), 2^-11 "
-    "(fp32 Mamba2, whose matrix products are TF32)"
+    "generation, twice that for Mamba2; u = 2^-11 (fp16), 2^-8 (bf16), 2^-24*sqrt(length*inner channels) "
+    "(fp32 Mamba), 2^-11 (fp32 Mamba2, whose matrix products are TF32)"
 )
 
 Parameters = dict[str, Tensor]
@@ -115,17 +116,20 @@ class BlockCase(Case):
     generate: bool = False
 
     def invalid(self) -> str:
-        if self.kind == "mamba2" and (self.d_model % 32 or self.states % 16 or self.d_model < 64):
-            return "heads of 64 channels, tiles of 16"
+        if self.kind == "mamba2" and (self.d_model % 256 or self.states % 16):
+            return "8 heads of 64 channels, so that the convolution's strides are multiples of 8; tiles of 16"
         if self.d_model % 16 or self.states < 2:
             return "channels come in multiples of 16"
         return "a prompt needs at least 2 tokens" if self.generate and self.length < 2 else ""
 
     @property
     def unit(self) -> float:
-        if self.dtype != "fp32":
-            return UNIT[self.torch_dtype]
-        return TF32 if self.kind == "mamba2" else 2.0**-24 * math.sqrt(self.length * 2 * self.d_model)
+        """u of the bound above; for Mamba2 doubled."""
+        if self.kind == "mamba2":
+            return 2 * (TF32 if self.dtype == "fp32" else UNIT[self.torch_dtype])
+        if self.dtype == "fp32":
+            return 2.0**-24 * math.sqrt(self.length * 2 * self.d_model)
+        return UNIT[self.torch_dtype]
 
     def _build(self, backend: Backend, device: torch.device, seed: int) -> Any:
         torch.manual_seed(seed)
@@ -182,13 +186,13 @@ def full() -> list[Plan]:
     """Both blocks in each precision, and generation with both."""
     plans = []
     for kind, dtype in ((k, d) for k in ("mamba", "mamba2") for d in PRECISIONS):
-        states = 16 if kind == "mamba" else 64
+        states, d_model = (16, 64) if kind == "mamba" else (64, 256)
         blocks = tuple(
-            BlockCase(dtype=dtype, kind=kind, states=states, length=length, fused=fused)
+            BlockCase(dtype=dtype, kind=kind, d_model=d_model, states=states, length=length, fused=fused)
             for length in (64, 200)
             for fused in (True, False)
         )
         plans.append(Plan(f"{kind} block forward and backward {dtype}", blocks))
-        loop = BlockCase(dtype=dtype, kind=kind, states=states, length=24, generate=True)
+        loop = BlockCase(dtype=dtype, kind=kind, d_model=d_model, states=states, length=24, generate=True)
         plans.append(Plan(f"{kind} generation {dtype}", (loop,)))
     return plans
