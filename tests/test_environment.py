@@ -13,7 +13,8 @@ from conda_channel import CANONICAL, demo_channel, lock_channel, make_package
 from ssm_forge import lock as locks
 from ssm_forge.environment import create
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.integrity import UNFINISHED, verify
+from ssm_forge.install import UNFINISHED
+from ssm_forge.integrity import verify
 from ssm_forge.packages import Mirror
 from ssm_forge.paths import Workspace
 
@@ -69,7 +70,7 @@ def test_records_name_the_canonical_url_not_the_mirror(prefix: Path) -> None:
         (lambda p: (p / "share/tool.txt").write_text("tooL\n"), "modified file", "share/tool.txt"),
         (lambda p: (p / "share/base/data.txt").unlink(), "missing file", "share/base/data.txt"),
         (lambda p: (p / "share/new.txt").write_text("x"), "extra file", "share/new.txt"),
-        (lambda p: (p / UNFINISHED).touch(), "incomplete", UNFINISHED),
+        (lambda p: (p / UNFINISHED).touch(), "incomplete", str(UNFINISHED)),
     ],
 )
 def test_every_deviation_of_a_file_is_named(prefix, locked, damage, kind, path) -> None:  # type: ignore[no-untyped-def]

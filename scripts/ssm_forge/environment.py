@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import rattler
@@ -15,7 +13,8 @@ import rattler.exceptions
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
-from ssm_forge.integrity import UNFINISHED, Report, verify
+from ssm_forge.install import UNFINISHED, replacing
+from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
 from ssm_forge.paths import Workspace
@@ -50,12 +49,9 @@ def create(
     files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
     require_all_intact(files)
     _require_hashes(locked)
-    with _replacing(prefix):
-        (prefix / UNFINISHED).parent.mkdir(parents=True)
-        (prefix / UNFINISHED).touch()
-        report = _install_and_verify(locked, prefix, mirrors, workspace)
-        (prefix / UNFINISHED).unlink()
-    return report
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(prefix):
+        return _install_and_verify(locked, prefix, mirrors, workspace)
 
 
 def _require_hashes(locked: LockedEnvironment) -> None:
@@ -90,27 +86,6 @@ def _install_and_verify(
     raise InstallError(
         f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations)."
     )
-
-
-@contextmanager
-def _replacing(prefix: Path) -> Iterator[None]:
-    """Set an existing prefix aside; drop it on success, put it back on any failure."""
-    aside = prefix.with_name(f".{prefix.name}.{os.getpid()}.old")
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    if prefix.exists():
-        if (prefix / UNFINISHED).exists():
-            shutil.rmtree(prefix)
-        else:
-            prefix.rename(aside)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(prefix, ignore_errors=True)
-        if aside.exists():
-            aside.rename(prefix)
-        raise
-    if aside.exists():
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:

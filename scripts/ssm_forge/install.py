@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import inspect
 import json
 import os
 import shutil
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from ssm_forge.solver import VirtualPackage
 
 MARKER = Path("conda-meta/ssm-forge.json")
+
+# Written first and removed last where a prefix has to be made in its final place.
+UNFINISHED = Path("conda-meta/ssm-forge-unfinished")
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,12 @@ def install(
             write_marker(prefix, installed)
             return
         _sweep(prefix)
+        if not _engine_relocates():
+            with replacing(prefix):
+                _link(packages, prefix, None, workspace, log)
+                (prefix / "conda-meta/history").touch()
+                write_marker(prefix, installed)
+            return
         fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
         try:
             _link(packages, fresh, prefix, workspace, log)
@@ -174,6 +184,34 @@ def install(
             _swap(fresh, prefix)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _engine_relocates() -> bool:
+    """Whether the engine can write one prefix into files that it puts elsewhere (py-rattler 0.28, not 0.25)."""
+    import rattler
+
+    return "alternative_target_prefix" in inspect.signature(rattler.install).parameters
+
+
+@contextmanager
+def replacing(prefix: Path) -> Iterator[None]:
+    """Make a prefix in its final place: the one that was there is set aside, and comes back on any failure."""
+    aside = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
+    if (prefix / UNFINISHED).exists():
+        shutil.rmtree(prefix)
+    elif prefix.exists():
+        prefix.rename(aside)
+    try:
+        (prefix / UNFINISHED).parent.mkdir(parents=True)
+        (prefix / UNFINISHED).touch()
+        yield
+        (prefix / UNFINISHED).unlink()
+    except BaseException:
+        shutil.rmtree(prefix, ignore_errors=True)
+        if aside.exists():
+            aside.rename(prefix)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _link(
@@ -200,7 +238,7 @@ def _link(
                     cache_dir=workspace.package_cache,
                     show_progress=False,
                     reporter=Reporter(),  # type: ignore[abstract]
-                    alternative_target_prefix=final,
+                    **({"alternative_target_prefix": final} if final else {}),
                 )
             )
         except Exception as error:
@@ -244,7 +282,7 @@ def _locked(prefix: Path) -> Iterator[None]:
 
 def is_foreign(prefix: Path) -> bool:
     """Whether the prefix existed before ssm-forge put anything there."""
-    if not (prefix / "conda-meta").is_dir():
+    if not (prefix / "conda-meta").is_dir() or (prefix / UNFINISHED).exists():
         return False
     marker = read_marker(prefix)
     return marker is None or not marker.created

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import InstallError
+from ssm_forge.install import UNFINISHED
 from ssm_forge.install import records as records_of
 from ssm_forge.lock import describe, digest
 from ssm_forge.packages import file_digest
@@ -26,9 +27,6 @@ Kind = Literal[
     "modified file",
     "extra file",
 ]
-
-# Creation writes this first and removes it last.
-UNFINISHED = "conda-meta/ssm-forge-unfinished"
 
 # What packages record for a link that leads nowhere.
 _EMPTY = hashlib.sha256().hexdigest()
@@ -102,7 +100,7 @@ def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: It
         raise InstallError(f"{prefix} is not a conda environment (it has no conda-meta folder).")
     tally = _Tally()
     if (prefix / UNFINISHED).exists():
-        tally.deviations.append(Deviation("incomplete", "", UNFINISHED, "its creation was interrupted"))
+        tally.deviations.append(Deviation("incomplete", "", str(UNFINISHED), "its creation was interrupted"))
     try:
         installed = records_of(prefix)
     except ValueError as error:
@@ -180,7 +178,9 @@ def _check_file(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool
         return False, None
     found = file_digest(path, "sha256")
     if found != expected:
-        return True, Deviation("modified file", package, relative, f"sha256 {expected} is recorded, {found} found")
+        return True, Deviation(
+            "modified file", package, relative, f"sha256 {expected} is recorded, {found} found"
+        )
     return True, None
 
 
@@ -190,8 +190,10 @@ def _check_link(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool
     path = prefix / relative
     if not path.is_symlink():
         return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
-    target = os.readlink(path)
-    wrong = Deviation("modified file", package, relative, f"is a link to {target}, which is not what is recorded")
+    target = str(path.readlink())
+    wrong = Deviation(
+        "modified file", package, relative, f"is a link to {target}, which is not what is recorded"
+    )
     if entry.get("sha256_in_prefix"):
         same = hashlib.sha256(target.encode()).hexdigest() == entry["sha256_in_prefix"]
         return True, None if same else wrong
