@@ -173,7 +173,7 @@ def test_a_torch_without_the_table_is_refused() -> None:
 @pytest.mark.parametrize("folder", sorted(_ROOT.glob("patches/torch/*/")), ids=lambda p: str(p.name))
 def test_every_torch_patch_adds_11_8_with_the_recorded_bounds(folder: Path) -> None:
     bounds = {b.cuda: b for b in read_bounds(_ROOT / "patches/torch/bounds.toml")}
-    (patch,) = folder.glob("*.patch")
+    (patch,) = folder.glob("0001-*.patch")
     added = [line[1:].strip() for line in patch.read_text().splitlines() if line.startswith("+    '11.8'")]
     assert added == [
         f"'11.8': ((6, 0, 0), ({bounds['11.8'].gcc + 1}, 0)),",
