@@ -1,0 +1,284 @@
+"""Jobs that fit the machine; what killed builds leave is stopped and removed; failures are one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ssm_forge import build as builds
+from ssm_forge import machine
+from ssm_forge.build import MEMORY_BASE, MEMORY_PER_JOB, BuildRequest, choose_jobs, sweep
+from ssm_forge.errors import BuildError, MachineError
+from ssm_forge.paths import Workspace
+from ssm_forge.ui import Log, human_bytes, open_log
+
+GB = 1_000_000_000
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("SSM_FORGE_CCACHE", "off")
+    return Workspace(root=tmp_path, cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def log(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with open_log(tmp_path / "logs", "test") as opened:
+        yield opened
+
+
+def have(monkeypatch: pytest.MonkeyPatch, *, memory: int, cores: int) -> None:
+    monkeypatch.setattr(builds, "free_memory", lambda: memory)
+    monkeypatch.setattr(builds, "cores", lambda: cores)
+
+
+@pytest.mark.parametrize(
+    ("memory", "cores", "requested", "expected"),
+    [
+        (64 * GB, 2, None, 2),
+        (64 * GB, 16, None, 16),
+        (MEMORY_BASE + 3 * MEMORY_PER_JOB, 16, None, 3),
+        (MEMORY_BASE + 3 * MEMORY_PER_JOB - 1, 16, None, 2),
+        (MEMORY_BASE + MEMORY_PER_JOB, 16, None, 1),
+        (64 * GB, 2, 5, 5),
+        (MEMORY_BASE + MEMORY_PER_JOB, 1, 1, 1),
+    ],
+)
+def test_as_many_jobs_as_cores_and_memory_allow(
+    monkeypatch: pytest.MonkeyPatch, memory: int, cores: int, requested: int | None, expected: int
+) -> None:
+    have(monkeypatch, memory=memory, cores=cores)
+    assert choose_jobs(requested) == expected
+
+
+def test_too_many_jobs_are_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = MEMORY_BASE + 2 * MEMORY_PER_JOB + GB
+    have(monkeypatch, memory=memory, cores=16)
+    with pytest.raises(MachineError) as error:
+        choose_jobs(4)
+    assert (
+        f"4 compile jobs need {human_bytes(MEMORY_BASE)} + 4 x {human_bytes(MEMORY_PER_JOB)} = "
+        f"{human_bytes(MEMORY_BASE + 4 * MEMORY_PER_JOB)} of memory, and {human_bytes(memory)} are free."
+    ) in error.value.what
+    assert error.value.fix == "Use --jobs 2."
+
+
+def test_too_little_for_one_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, memory=GB // 2, cores=16)
+    with pytest.raises(MachineError, match=r"1 compile job need.* 500\.0 MB are free") as error:
+        choose_jobs(None)
+    assert "--jobs" not in error.value.fix
+
+
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name.replace("_", ".", 1)).write_text(text)
+
+    def inside(path: str) -> Path:
+        return tmp_path / Path(path).name if path.startswith("/sys/fs/cgroup") else Path(path)
+
+    monkeypatch.setattr(machine, "Path", inside)
+
+
+def test_cached_files_of_a_container_are_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cgroup(
+        tmp_path,
+        monkeypatch,
+        memory_max=f"{8 * GB}\n",
+        memory_current=f"{7 * GB}\n",
+        memory_stat=f"anon {GB}\nfile {6 * GB}\nactive_file {2 * GB}\ninactive_file {4 * GB}\n",
+    )
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * GB})())
+    assert machine.free_memory() == 7 * GB
+
+
+def test_a_containers_share_of_the_cores_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(16)))
+    cgroup(tmp_path, monkeypatch, cpu_max="300000 100000\n")
+    assert machine.cores() == 3
+    cgroup(tmp_path, monkeypatch, cpu_max="max 100000\n")
+    assert machine.cores() == 16
+    cgroup(tmp_path, monkeypatch, cpu_max="50000 100000\n")
+    assert machine.cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("NVIDIA H200, 9.0, 580.65.06\n", [("NVIDIA H200", "9.0")]),
+        ("A, B, 8.6, 1.2\nX, [N/A], 1.2\nWarning: something\n\n", [("A, B", "8.6")]),
+        ("", []),
+    ],
+)
+def test_what_nvidia_smi_says_is_read_with_care(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, expected: list[tuple[str, str]]
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '%s' '{answer}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(tool))
+    machine.gpus.cache_clear()
+    try:
+        assert [(gpu.name, str(gpu.capability)) for gpu in machine.gpus()] == expected
+    finally:
+        machine.gpus.cache_clear()
+
+
+def leftover(place: Workspace, owner: int, script: str = "import time; time.sleep(600)") -> tuple[Path, int]:
+    """What a killed run leaves: a folder, and a worker in a process group of its own with a child."""
+    staging = place.cache / f"build/demo-{owner}"
+    staging.mkdir(parents=True)
+    spec = staging / "spec.json"
+    spec.write_text("{}")
+    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+    worker = subprocess.Popen([sys.executable, "-c", child + script, str(spec)], start_new_session=True)
+    (staging / "worker.pgid").write_text(str(worker.pid))
+    deadline = time.monotonic() + 10
+    while len(psutil.Process(worker.pid).children()) < 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return staging, worker.pid
+
+
+def alive(group: int) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return found
+
+
+def dead_pid() -> int:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return ended.pid
+
+
+def test_a_killed_runs_processes_are_stopped_and_its_folder_removed(place: Workspace) -> None:
+    staging, group = leftover(place, dead_pid())
+    assert len(alive(group)) == 2
+    sweep(place)
+    assert alive(group) == []
+    assert not staging.exists()
+
+
+def test_children_are_stopped_even_where_the_worker_is_gone(place: Workspace) -> None:
+    staging, group = leftover(place, dead_pid())
+    os.kill(group, signal.SIGKILL)
+    os.waitpid(group, 0)
+    assert len(alive(group)) == 1
+    sweep(place)
+    assert alive(group) == []
+
+
+def test_a_running_builds_folder_is_left_alone(place: Workspace) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        time.sleep(0.1)
+        staging, group = leftover(place, other.pid)
+        try:
+            sweep(place)
+            assert staging.exists()
+            assert len(alive(group)) == 2
+        finally:
+            os.killpg(group, signal.SIGKILL)
+            other.kill()
+
+
+def test_a_process_number_that_was_used_again_is_no_owner_and_is_not_killed(place: Workspace) -> None:
+    """The owner's and the worker's numbers both belong to somebody else by now."""
+    staging = place.cache / "build/demo-0"
+    staging.mkdir(parents=True)
+    old = time.time() - 3600
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
+        (staging / "worker.pgid").write_text(str(stranger.pid))
+        os.utime(staging, (old, old))
+        staging = staging.rename(staging.with_name(f"demo-{stranger.pid}"))
+        sweep(place)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert not staging.exists()
+
+
+def test_our_own_number_on_a_leftover_does_not_stop_the_build(place: Workspace) -> None:
+    staging = place.cache / f"build/demo-{os.getpid()}"
+    staging.mkdir(parents=True)
+    sweep(place)
+    assert not staging.exists()
+
+
+REQUEST = BuildRequest("demo", {"cuda_compiler_version": ["13.0"]}, "demo-1-0.conda", ())
+
+
+def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
+    """Replace the worker's module by a script; its first argument is the spec."""
+    package = tmp_path / "fake/ssm_forge"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "build_worker.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+
+
+@pytest.mark.parametrize(
+    ("script", "what", "fix"),
+    [
+        ("print('{\"error\": \"the test failed\"}')", "building demo failed: the test failed", ""),
+        ("print('nvcc: Killed'); raise SystemExit(3)", "building demo failed: exit code 3", "use --jobs 1"),
+        ("print('x: No space left on device'); raise SystemExit(1)", "exit code 1", "SSM_FORGE_CACHE_DIR"),
+        ("print('[1, 2]'); import os; os.kill(os.getpid(), 9)", "exit code -9", ""),
+    ],
+)
+def test_a_failed_build_is_one_error_with_its_log_and_leaves_nothing(
+    place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, what: str, fix: str
+) -> None:
+    worker_that(monkeypatch, tmp_path, script)
+    with pytest.raises(BuildError) as error:
+        builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
+    assert what in error.value.what
+    assert fix in error.value.fix
+    assert error.value.log == log.path
+    assert list((place.cache / "build").iterdir()) == []
+    assert not (tmp_path / "channel").exists()
+
+
+def test_everything_the_worker_prints_is_in_the_log(
+    place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker_that(monkeypatch, tmp_path, "print('plain'); print('{\"log\": \"[1/2] nvcc a.cu\"}'); raise SystemExit(1)")
+    with pytest.raises(BuildError):
+        builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
+    text = log.path.read_text()
+    assert "plain" in text
+    assert "[1/2] nvcc a.cu" in text
+
+
+def test_ctrl_c_stops_the_compilers(
+    place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worker_that(
+        monkeypatch,
+        tmp_path,
+        "import os, subprocess, sys; subprocess.Popen(['sleep', '600']); print('{\"log\": \"%d\"}' % os.getpid(), flush=True);"
+        " import time; time.sleep(600)",
+    )
+    groups = []
+
+    def interrupted(process: subprocess.Popen[str], project: str, log: Log) -> dict[str, str]:
+        assert process.stdout is not None
+        groups.append(int(json.loads(process.stdout.readline())["log"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(builds, "_follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
+    assert alive(groups[0]) == []
+    assert list((place.cache / "build").iterdir()) == []
