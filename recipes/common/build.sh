@@ -8,13 +8,24 @@ export CPATH="${PREFIX}/targets/x86_64-linux/include:${PREFIX}/targets/x86_64-li
 export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/targets/x86_64-linux/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 export MAX_JOBS="${CPU_COUNT}"
 
-# Smaller binaries at no cost in time; the SASS in them is the same. nvcc has it from 12.8 on.
-if [ "$(printf '%s\n' 12.8 "${CUDA_RELEASE}" | sort -V | head -n 1)" = 12.8 ]; then
-    export NVCC_APPEND_FLAGS="--compress-mode=size"
-fi
+# Reached through links, no folder of this build shows in what is compiled (see compile.sh).
+ln -sfn "${PREFIX}" "${SRC_DIR}/.host"
+ln -sfn "${BUILD_PREFIX}" "${SRC_DIR}/.build"
+ln -sfn "${SP_DIR}" "${SRC_DIR}/.site"
+ln -sfn "$(dirname "$(find "${PREFIX}/include" -maxdepth 2 -path '*/python3*/Python.h')")" "${SRC_DIR}/.python"
+mkdir -p "${SRC_DIR}/.tools"
+printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${RECIPE_DIR}/../common/compile.sh" "${BUILD_PREFIX}/bin/nvcc" >"${SRC_DIR}/.tools/nvcc"
+printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${RECIPE_DIR}/../common/compile.sh" "${CXX}" >"${SRC_DIR}/.tools/g++"
+chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++"
+export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
+
+# Temporary files beside the objects have constant names, and names of temporary files get into the objects.
+# Uncompressed GPU code makes a package four times smaller: zstd sees what the kernels have in common.
+export NVCC_APPEND_FLAGS="-objtemp -no-compress"
 
 "${BUILD_PREFIX}/bin/nvcc" --version
 "${CXX}" --version | head -n 1
+export CXX="${SRC_DIR}/.tools/g++"
 
 # torch's own check of the host compiler, taught the CUDA releases that it does not know.
 "${PYTHON}" "${RECIPE_DIR}/../common/patch_torch.py" "${RECIPE_DIR}/../../patches/torch" "${SP_DIR}"

@@ -90,6 +90,30 @@ class ArchList:
             return "native"
         return "jit" if any(c <= gpu for c in self.ptx) else "none"
 
+    @property
+    def is_portable(self) -> bool:
+        """Made for more than one generation of GPUs, or for ones to come."""
+        return bool(self.ptx) or len({c.major for c in self.sass}) > 1
+
+    @property
+    def gpu_range(self) -> str:
+        """The GPUs that can run it, as a version range of the virtual package ``__cuda_arch``: ``>=8.0,<10``."""
+        intervals: list[tuple[Capability, Capability | None]] = []
+        for capability in self.sass:
+            tegra = (capability.major, capability.minor) in _TEGRA
+            end = Capability(capability.major, capability.minor + 1) if tegra else Capability(capability.major + 1, 0)
+            if capability in self.ptx:
+                intervals.append((capability, None))
+                break
+            if intervals and intervals[-1][1] is not None and intervals[-1][1] >= capability:
+                start = intervals.pop()[0]
+                intervals.append((start, end))
+            else:
+                intervals.append((capability, end))
+        if len(intervals) > 1 and intervals[-1][1] is None and intervals[-2][1] == intervals[-1][0]:
+            intervals[-2:] = [(intervals[-2][0], None)]
+        return "|".join(f">={start},<{end}" if end else f">={start}" for start, end in intervals)
+
     @classmethod
     def parse(cls, text: str) -> ArchList:
         """Read ``8.0;9.0+PTX`` (semicolons, commas or spaces between).

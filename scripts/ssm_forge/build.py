@@ -18,6 +18,7 @@ import psutil
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ssm_forge import channel as channels
+from ssm_forge import compile_cache
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
 from ssm_forge.machine import cores, free_memory
@@ -132,7 +133,16 @@ def _staging(workspace: Workspace) -> Path:
     return workspace.cache / "build"
 
 
+def _share_sources(staging: Path, workspace: Workspace) -> None:
+    """Let the engine keep upstream's archives between builds (it checks their hashes each time)."""
+    sources = workspace.cache / "sources"
+    sources.mkdir(parents=True, exist_ok=True)
+    (staging / "out").mkdir()
+    (staging / "out" / "src_cache").symlink_to(sources)
+
+
 def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log) -> Path:
+    _share_sources(staging, workspace)
     spec = staging / "spec.json"
     spec.write_text(
         json.dumps(
@@ -148,6 +158,7 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         **os.environ,
         "CPU_COUNT": str(jobs),
         "RATTLER_CACHE_DIR": str(workspace.rattler_cache),
+        **compile_cache.environment(workspace),
         # Nothing here runs on a GPU, and conda-forge's torch asks for a driver.
         "CONDA_OVERRIDE_CUDA": request.values["cuda_compiler_version"][0],
     }

@@ -20,6 +20,9 @@ from ssm_forge.paths import Workspace
 
 PROVENANCE = "info/ssm-forge.json"
 
+# Raised when finished packages change without their recipe changing; older ones are then built anew.
+FORMAT = 2
+
 
 def finalize(package: Path, project: str, values: dict[str, list[str]], workspace: Workspace) -> Path:
     """Rewrite ``package`` and return the finished file, beside it.
@@ -34,7 +37,7 @@ def finalize(package: Path, project: str, values: dict[str, list[str]], workspac
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
         facts = _facts(libraries, project, ArchList.parse(values["cuda_arch_list"][0]))
     provenance = {
-        "format": 1,
+        "format": FORMAT,
         "name": project,
         "recipe_sha256": recipe.digest(project, workspace),
         "variant": {key: found[0] for key, found in sorted(values.items())},
@@ -73,6 +76,7 @@ def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     index["timestamp"] = EPOCH * 1000
     depends = [spec for spec in index["depends"] if not spec.startswith("__glibc")]
     index["depends"] = sorted([*depends, f"__glibc >={provenance['glibc']},<3.0.a0"])
+    _tell_the_solver(index, ArchList.parse(provenance["cuda_arch_list"]))
     edited["info/index.json"] = dump_json(index)
     about = json.loads(edited.get("info/about.json", b"{}"))
     about.pop("channels", None)
@@ -80,6 +84,20 @@ def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     edited["info/about.json"] = dump_json(about)
     edited[PROVENANCE] = dump_json(provenance)
     return edited
+
+
+def _tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:
+    """Let the solver pick the package for the GPU: one made for it where it is known, else a portable one.
+
+    A package for one generation requires a known GPU of that generation. A portable one refuses only a known GPU
+    that it has no code for, and gives way to any other (``track_features`` is conda's word for that).
+    """
+    spec = f"__cuda_arch {archs.gpu_range}"
+    if archs.is_portable:
+        index["constrains"] = sorted([*index.get("constrains", []), spec])
+        index["track_features"] = "cuda_arch_portable"
+    else:
+        index["depends"] = sorted([*index["depends"], spec])
 
 
 def provenance(package: Path) -> dict[str, Any]:

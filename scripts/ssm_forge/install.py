@@ -25,6 +25,8 @@ from ssm_forge.ui import Log, step_progress
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
 
+    from ssm_forge.arch import ArchList
+
     from ssm_forge.solver import VirtualPackage
 
 MARKER = Path("conda-meta/ssm-forge.json")
@@ -110,6 +112,7 @@ def solve_for_prefix(
     *,
     prefix: Path | None,
     cuda: str,
+    archs: ArchList | None = None,
     strict: bool = False,
 ) -> list[RepoDataRecord]:
     """Solve ``specs``; packages that ``prefix`` already has stay as they are.
@@ -117,6 +120,7 @@ def solve_for_prefix(
     Args:
         prefix: an existing environment to add to, or None for a new one.
         cuda: CUDA release to assume where there is no driver, so that a machine without a GPU can install.
+        archs: what the packages are made for; where there is no GPU, one that runs them is assumed.
 
     Raises:
         SolveError: with the solver's reason, when the packages do not fit together.
@@ -128,6 +132,8 @@ def solve_for_prefix(
     virtual = machine_virtual_packages()
     if all(v.name != "__cuda" for v in virtual):
         virtual = (VirtualPackage("__cuda", cuda), *virtual)
+    if archs is not None and all(v.name != "__cuda_arch" for v in virtual):
+        virtual = (VirtualPackage("__cuda_arch", str(archs.sass[0])), *virtual)
     pinned: tuple[RepoDataRecord, ...] = ()
     kept: list[str] = []
     if prefix is not None and (prefix / "conda-meta").is_dir():
@@ -199,7 +205,8 @@ def replacing(prefix: Path) -> Iterator[None]:
     aside = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
     if (prefix / UNFINISHED).exists():
         shutil.rmtree(prefix)
-    elif prefix.exists():
+    _sweep(prefix)
+    if prefix.exists():
         prefix.rename(aside)
     try:
         (prefix / UNFINISHED).parent.mkdir(parents=True)

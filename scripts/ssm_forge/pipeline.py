@@ -75,7 +75,11 @@ def install_packages(work: Plan, place: Workspace, log: Log) -> None:
         foreign = install.pixi_environment(work.variant.name, place, log)
     specs = [*(package.spec for package in work.packages), f"python {work.python}.*", "pip"]
     records = install.solve_for_prefix(
-        specs, work.channels, prefix=work.prefix if foreign else None, cuda=work.variant.cuda
+        specs,
+        work.channels,
+        prefix=work.prefix if foreign else None,
+        cuda=work.variant.cuda,
+        archs=work.archs,
     )
     log("\n".join(f"solved: {r.name.normalized} {r.version} {r.build} {r.url}" for r in records))
     installed = install.Installed(
@@ -112,9 +116,9 @@ def _announce(work: Plan) -> None:
         f"Variant [bold]{work.variant.name}[/]: CUDA {work.variant.cuda}, torch {work.variant.torch}, "
         f"Python {facts['python']}, kernels for {work.archs}, from {work.variant.source}"
     )
-    for note in (plan.unsupported_gpu(work), plan.jit_note(work)):
-        if note:
-            say(f"[yellow]note:[/] {note}")
+    note = plan.jit_note(work)
+    if note:
+        say(f"[yellow]note:[/] {note}")
     needs = [f"disk {human_bytes(work.disk)}"]
     if work.download:
         needs.insert(0, f"download {human_bytes(work.download)}")

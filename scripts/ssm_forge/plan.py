@@ -12,7 +12,7 @@ from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.build import MEMORY_BASE, MEMORY_PER_JOB, BuildRequest, channel_urls, choose_jobs
-from ssm_forge.errors import IntegrityError, MachineError, NetworkError
+from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import human_bytes, say
@@ -138,6 +138,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
         gpus=[gpu.capability for gpu in machine.gpus()],
     )
     variant.check_archs(archs, matrix)
+    _check_gpus(archs)
     prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
     install.check_target(prefix)
 
@@ -156,6 +157,19 @@ def make(options: Options, workspace: Workspace) -> Plan:
     values = variant.render_values(python, archs, **overrides)
     packages = tuple(_package(name, values, channel_list, prefix, workspace) for name in recipe.PROJECTS)
     return _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
+
+
+def _check_gpus(archs: ArchList) -> None:
+    """
+    Raises:
+        UsageError: when a GPU of this machine can't run what would be installed.
+    """
+    for gpu in machine.gpus():
+        if archs.support(gpu.capability) == "none":
+            raise UsageError(
+                f"this machine's {gpu.name} ({gpu.capability}) can't run kernels made for {archs}.",
+                fix="Use --cuda-arch native; to build for another machine, use the build task.",
+            )
 
 
 def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
@@ -228,11 +242,12 @@ def _package(
 def _is_current(package: Path, name: str, workspace: Workspace) -> bool:
     """Whether the package was built from the recipe and patches as they are now."""
     try:
-        made_from = finalize.provenance(package).get("recipe_sha256")
+        made_from = finalize.provenance(package)
     except IntegrityError as error:
         say(f"{error} It is built anew.")
         return False
-    return made_from == recipe.digest(name, workspace)
+    current = (finalize.FORMAT, recipe.digest(name, workspace))
+    return (made_from.get("format"), made_from.get("recipe_sha256")) == current
 
 
 def _is_installed(package: Path, prefix: Path) -> bool:
@@ -316,12 +331,4 @@ def jit_note(plan: Plan) -> str:
             "GPU compiles the PTX at the first forward and backward, which takes minutes; name yours with "
             "--cuda-arch to avoid that."
         )
-    return ""
-
-
-def unsupported_gpu(plan: Plan) -> str:
-    """A sentence when a GPU of this machine can't run the plan's packages; empty otherwise."""
-    for gpu in machine.gpus():
-        if plan.archs.support(gpu.capability) == "none":
-            return f"{gpu.name} ({gpu.capability}) can't run kernels made for {plan.archs}."
     return ""

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Runs a compiler with paths relative to the sources, through ccache where it is set up.
+#
+# Where the folders of a build are must not show in its result: nvcc puts the names of the files it reads into the
+# names of its symbols, and the cache would miss. So every path below the work folder becomes relative, and the
+# environments are reached through links in it, whose names say nothing about the Python version.
+set -euo pipefail
+
+work="$(cd "${SRC_DIR}" && pwd -P)"
+args=()
+for arg in "$@"; do
+    arg="${arg//"${SP_DIR}"/.site}"
+    arg="${arg//"${PREFIX}/include/python${PY_VER}"/.python}"
+    arg="${arg//"${PREFIX}"/.host}"
+    arg="${arg//"${BUILD_PREFIX}"/.build}"
+    arg="${arg//"${SRC_DIR}/"/}"
+    arg="${arg//"${work}/"/}"
+    args+=("${arg}")
+done
+cd "${SRC_DIR}"
+if [ -n "${CCACHE:-}" ]; then
+    exec "${CCACHE}" "${args[@]}"
+fi
+exec "${args[@]}"

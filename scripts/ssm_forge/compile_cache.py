@@ -1,0 +1,67 @@
+"""The compile cache: an object compiled once for (source, flags, toolkit, headers, architecture) is reused.
+
+ccache does it: the one on PATH (conda-forge's, under pixi), else Debian's, unpacked into the tools. Builds use
+paths relative to the sources (``recipes/common/compile.sh``), so another folder, prefix or Python finds the
+same objects; only the file that binds to Python is compiled for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from ssm_forge.bridge import debian
+from ssm_forge.errors import ForgeError
+from ssm_forge.paths import Workspace
+from ssm_forge.ui import say
+
+_LOCK = "debs.ccache.toml"
+_SIZE = "10G"
+
+
+def environment(workspace: Workspace) -> dict[str, str]:
+    """Variables that switch the cache on in a build; empty when there is no ccache or the user wants none.
+
+    ``SSM_FORGE_CCACHE=off`` disables it. ``SSM_FORGE_CCACHE_REMOTE`` names a shared cache as ccache writes it:
+    ``redis://host``, ``http://host/path`` or ``file:///folder``.
+    """
+    choice = os.environ.get("SSM_FORGE_CCACHE", "")
+    if choice == "off":
+        return {"SSM_FORGE_CCACHE": ""}
+    tool = choice or shutil.which("ccache") or _from_debian(workspace)
+    if not tool:
+        return {"SSM_FORGE_CCACHE": ""}
+    folder = workspace.cache / "ccache"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "ccache.conf"
+    if not settings.exists():
+        settings.write_text(f"max_size = {_SIZE}\n")
+    return {"SSM_FORGE_CCACHE": str(tool), "SSM_FORGE_CCACHE_DIR": str(folder)}
+
+
+def _from_debian(workspace: Workspace) -> Path | None:
+    """Debian's ccache, unpacked once; None where it can't be had, which is said and costs only time."""
+    lock = workspace.bridge_locks / _LOCK
+    identity = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    root = workspace.cache / "tools" / f"ccache-{identity}"
+    tool = root / "usr/bin/ccache"
+    if tool.exists():
+        return tool
+    partial = root.with_name(f".{root.name}.{os.getpid()}")
+    try:
+        for path in debian.fetch_debs(debian.read_lock(lock), workspace).values():
+            debian.unpack(path, partial)
+        patchelf = shutil.which("patchelf") or "patchelf"
+        library_path = "$ORIGIN/../lib/x86_64-linux-gnu"
+        subprocess.run([patchelf, "--set-rpath", library_path, partial / "usr/bin/ccache"], check=True)
+        subprocess.run([partial / "usr/bin/ccache", "--version"], check=True, capture_output=True)
+        partial.rename(root)
+    except (ForgeError, OSError, subprocess.SubprocessError) as error:
+        say(f"[yellow]note:[/] no compile cache, so nothing compiled is kept for the next build: {error}")
+        return None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return tool
