@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,8 +146,33 @@ def test_an_interrupted_creation_starts_over(
 ) -> None:
     (prefix / UNFINISHED).touch()
     (prefix / "share/tool.txt").unlink()
+    leftover = prefix.with_name(f".{prefix.name}.old-99999")
+    leftover.mkdir()
     create(locked, prefix, mirrors=[mirror], workspace=place)
     assert verify(prefix, locked.records).deviations == ()
+    assert not leftover.exists()
+
+
+@pytest.fixture
+def server(channel: Path):  # type: ignore[no-untyped-def]
+    """The channel over HTTP."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(channel))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield Mirror.parse(f"{CANONICAL}=http://127.0.0.1:{running.server_port}")
+        running.shutdown()
+
+
+def test_a_mirror_on_the_network_is_honoured_and_its_bytes_are_checked(
+    tmp_path: Path, channel: Path, server: Mirror, locked: locks.LockedEnvironment, place: Workspace
+) -> None:
+    report = create(locked, tmp_path / "good", mirrors=[server], workspace=place)
+    assert report.packages == 2
+    shutil.rmtree(place.cache)
+    make_package(channel, "tool", {"bin/tool": "evil"}, depends=("base",))
+    with pytest.raises(IntegrityError, match="hash mismatch"):
+        create(locked, tmp_path / "bad", mirrors=[server], workspace=place)
+    assert not (tmp_path / "bad").exists()
 
 
 def test_a_damaged_cache_does_not_reach_a_new_environment(

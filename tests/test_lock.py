@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,65 @@ class TestWrite:
     ) -> None:
         with pytest.raises(UsageError, match="no recorded repodata"):
             locks.write(manifest, tmp_path / "pixi.lock", snapshot=tmp_path)
+
+
+class TestCommand:
+    """The command line on a copy of the workspace, so that its manifest can be changed."""
+
+    @pytest.fixture
+    def copy(self, tmp_path: Path) -> Path:
+        for name in ("pixi.toml", "pixi.lock"):
+            shutil.copy(ROOT / name, tmp_path / name)
+        shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        return tmp_path
+
+    def run(self, copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ssm_forge", "lock", *words],
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(copy / "scripts"),
+                "SSM_FORGE_CACHE_DIR": str(copy / "cache"),
+            },
+        )
+
+    @pytest.mark.shared
+    @pytest.mark.skipif(not SNAPSHOT.exists(), reason="needs the recorded conda repodata beside the checkout")
+    def test_locks_twice_to_the_same_bytes_and_checks(self, copy: Path) -> None:
+        (copy / "pixi.lock").unlink()
+        contents = []
+        for _ in range(2):
+            done = self.run(copy, "--snapshot", str(SNAPSHOT))
+            assert done.returncode == 0, done.stderr
+            contents.append((copy / "pixi.lock").read_bytes())
+        assert contents[0] == contents[1]
+        assert self.run(copy, "--check").returncode == 0
+
+    def test_check_fails_naming_environment_and_package(self, copy: Path) -> None:
+        manifest = copy / "pixi.toml"
+        manifest.write_text(manifest.read_text().replace('cudnn = "8.9.7.29"', 'cudnn = "8.9.6.*"'))
+        done = self.run(copy, "--check")
+        assert done.returncode == 9
+        assert "pixi.lock does not match pixi.toml: cu118: cudnn:" in done.stderr
+        listed = json.loads(self.run(copy, "--check", "--json").stdout)
+        assert not listed["agree"]
+        assert [name for name, problems in listed["environments"].items() if problems] == ["cu118"]
+
+    def test_without_network_or_record_it_says_so_at_once(self, copy: Path) -> None:
+        if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+            pytest.skip("this machine does not allow a network namespace")
+        done = subprocess.run(
+            ["unshare", "-rn", sys.executable, "-m", "ssm_forge", "lock"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={**os.environ, "PYTHONPATH": str(copy / "scripts")},
+        )
+        assert done.returncode == 4
+        assert "could not be read" in done.stderr
+        assert "--snapshot DIR" in done.stderr
 
 
 class TestDiff:

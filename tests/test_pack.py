@@ -156,6 +156,32 @@ def test_an_archive_that_writes_elsewhere_is_refused(tmp_path: Path, place: Work
     assert not list(tmp_path.rglob("escaped"))
 
 
+@pytest.mark.slow
+def test_a_pack_with_tools_installs_with_nothing_but_python(
+    locked: locks.LockedEnvironment, channel: Path, tmp_path: Path
+) -> None:
+    """Needs the Python package index to make the pack, and no network to install it."""
+    from ssm_forge.packtools import add_tools
+
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not allow a network namespace")
+    here = Workspace(root=ROOT, cache=tmp_path / "cache")
+    target = tmp_path / "demo.tar"
+    mirrors = [Mirror(CANONICAL, channel)]
+    packing.pack(locked, target, mirrors=mirrors, workspace=here, add_tools=lambda top: add_tools(top, here))
+    with tarfile.open(target) as tar:
+        tar.extractall(tmp_path / "carried", filter="data")
+    prefix = tmp_path / "env"
+    done = subprocess.run(
+        ["unshare", "-rn", tmp_path / "carried/ssm-forge-demo/install.sh", "--prefix", prefix],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert verify(prefix, locked.records).deviations == ()
+
+
 def test_other_files_are_not_packs(tmp_path: Path, place: Workspace) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match=r"pack\.json"):
