@@ -1,19 +1,33 @@
-"""The channel that built packages land in: look-up, atomic addition, index."""
+"""A channel in a folder: look-up, atomic addition, index.
+
+Whoever reads the folder, directly or through a server, sees the state before a change or the state after it:
+a file is renamed into place before the index names it, each index file is replaced as a whole (the engine
+writes to a temporary name and renames), and one writer works at a time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ssm_forge.errors import IntegrityError, MachineError
 
 SUBDIR = "linux-64"
 
 # There while a package gets its place: the index may then describe the file that had the same name before.
 _PENDING = ".pending"
+
+# Index files in the order in which the engine replaces them; the last one is ours.
+INDEX_FILES = ("repodata.json.zst", "repodata.json", "repodata_shards.msgpack.zst", "run_exports.json")
 
 
 def find(channel: Path, filename: str) -> Path | None:
@@ -22,19 +36,34 @@ def find(channel: Path, filename: str) -> Path | None:
     return path if path.exists() else None
 
 
+def records(channel: Path, subdir: str = SUBDIR) -> dict[str, dict[str, Any]]:
+    """What the index lists: file name -> record."""
+    index = channel / subdir / "repodata.json"
+    if not index.exists():
+        return {}
+    return records_of(json.loads(index.read_text(encoding="utf-8")))
+
+
+def records_of(repodata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The records of a repodata.json: file name -> record."""
+    return {**repodata.get("packages", {}), **repodata.get("packages.conda", {})}
+
+
 def listed(channel: Path) -> set[str]:
     """File names that the channel's index lists."""
-    index = channel / SUBDIR / "repodata.json"
-    if not index.exists():
-        return set()
-    data = json.loads(index.read_text(encoding="utf-8"))
-    return {*data.get("packages", {}), *data.get("packages.conda", {})}
+    return set(records(channel))
+
+
+def subdirs(channel: Path) -> list[str]:
+    """The platforms that the channel has a folder for."""
+    from ssm_forge.inspection import SUBDIRS
+
+    return sorted(path.name for path in channel.iterdir() if path.name in SUBDIRS) if channel.is_dir() else []
 
 
 def add(channel: Path, package: Path) -> Path:
     """Move a finished package into the channel and bring the index in step.
 
-    The file is renamed into place before the index names it; the index is replaced as a whole by the engine.
     A run killed in between leaves a whole file that :func:`ensure_indexed` lists.
     """
     folder = channel / SUBDIR
@@ -52,24 +81,158 @@ def add(channel: Path, package: Path) -> Path:
     return target
 
 
+def place(channel: Path, partial: Path, subdir: str, filename: str, sha256: str) -> bool:
+    """Give a finished file its name in the channel, never replacing another one. The caller holds the lock.
+
+    Args:
+        partial: the file, on the channel's own file system; it is gone afterwards.
+
+    Returns:
+        Whether it is new; False when the very same file was there.
+
+    Raises:
+        IntegrityError: when a different file has that name.
+    """
+    from ssm_forge.fetch import sha256_of
+
+    folder = channel / subdir
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / filename
+    flush(partial)
+    try:
+        os.link(partial, target)
+    except FileExistsError:
+        if target.is_symlink() or sha256_of(target) != sha256:
+            raise different(filename, str(channel)) from None
+        return False
+    finally:
+        partial.unlink()
+    flush(folder)
+    return True
+
+
+def place_sidecar(channel: Path, subdir: str, package: str, data: bytes) -> bool:
+    """Store a package's signed statements beside it, named in the index. The caller holds the lock.
+
+    The engine's layout: ``NAME.conda.sigs.SHA256`` never changes and is what the index refers to;
+    ``NAME.conda.sigs`` is the newest one.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    folder = channel / subdir
+    fresh = records(channel, subdir).get(package, {}).get("attestations_sha256") != digest
+    write_whole(folder / f"{package}.sigs.{digest}", data)
+    write_whole(folder / f"{package}.sigs", data)
+    if fresh:
+        index(channel)
+    return fresh
+
+
+def different(filename: str, where: str) -> IntegrityError:
+    """The refusal to replace a package: whoever has it in a lock or a cache counts on its bytes."""
+    return IntegrityError(
+        f"{where} has a different file under the name {filename}; it was not replaced.",
+        fix="Raise the build number in the recipe and build again.",
+    )
+
+
+def flush(path: Path) -> None:
+    """Have a file or folder on the disk before anything refers to it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def ensure_indexed(channel: Path) -> None:
     """Make the index list exactly the files that are there."""
-    folder = channel / SUBDIR
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {path.name for path in folder.glob("*.conda")}
+    (channel / SUBDIR).mkdir(parents=True, exist_ok=True)
     pending = (channel / _PENDING).exists()
-    if pending or files != listed(channel) or not (channel / "noarch" / "repodata.json").exists():
+    if pending or not in_step(channel):
         with locked(channel):
             index(channel, force=pending)
             (channel / _PENDING).unlink(missing_ok=True)
 
 
+def in_step(channel: Path) -> bool:
+    """Whether the index lists exactly the files that are there, with the statements they have."""
+    if not (channel / "noarch" / "repodata.json").exists():
+        return False
+    for subdir in {*subdirs(channel), SUBDIR}:
+        folder = channel / subdir
+        found = {path.name: _alias_digest(path) for path in folder.glob("*.conda")}
+        told = {name: r.get("attestations_sha256") for name, r in records(channel, subdir).items()}
+        if found != told or not all((folder / name).exists() for name in INDEX_FILES):
+            return False
+    return True
+
+
+def _alias_digest(package: Path) -> str | None:
+    from ssm_forge.fetch import sha256_of
+
+    sidecar = package.with_name(f"{package.name}.sigs")
+    return sha256_of(sidecar) if sidecar.exists() else None
+
+
 def index(channel: Path, *, force: bool = False) -> None:
-    """Write repodata.json and .zst; ``force`` reads every package anew (a file was replaced)."""
+    """Write repodata.json, .zst, shards and run_exports.json; ``force`` reads every package anew.
+
+    Raises:
+        MachineError: when the disk is full; the index is then what it was.
+        IntegrityError: when a package in the channel can't be read.
+    """
     from rattler.index import index_fs
 
-    (channel / "noarch").mkdir(parents=True, exist_ok=True)
-    asyncio.run(index_fs(channel, write_zst=True, write_shards=False, force=force))
+    for name in ("noarch", SUBDIR):
+        (channel / name).mkdir(parents=True, exist_ok=True)
+    try:
+        asyncio.run(index_fs(channel, write_zst=True, write_shards=True, force=force))
+        for subdir in subdirs(channel):
+            _write_run_exports(channel / subdir)
+    except OSError as error:
+        raise full(channel, error) from error
+    except Exception as error:
+        # The engine has one nameless error for everything: a full disk, a broken package, a lost race.
+        if "No space left" in str(error) or "os error 27" in str(error):
+            raise full(channel, OSError(errno.ENOSPC, "No space left on device")) from error
+        raise IntegrityError(f"the index of {channel} could not be written: {error}") from error
+
+
+def full(channel: Path, error: OSError) -> MachineError:
+    """The error for a disk that takes no more."""
+    return MachineError(
+        f"{channel} can't be written ({error.strerror}); what was there is unchanged.",
+        fix="Free space or correct the rights, and run the same command again.",
+    )
+
+
+def run_exports(repodata: Mapping[str, Any]) -> bytes:
+    """run_exports.json (CEP-12) from a repodata.json, where the engine keeps them in the records."""
+    parts = {
+        part: {name: {"run_exports": record.get("run_exports", {})} for name, record in repodata.get(part, {}).items()}
+        for part in ("packages", "packages.conda")
+    }
+    info = {"subdir": repodata.get("info", {}).get("subdir"), "version": 1}
+    return json.dumps({"info": info, **parts}, sort_keys=True).encode()
+
+
+def _write_run_exports(folder: Path) -> None:
+    index_file = folder / "repodata.json"
+    if index_file.exists():
+        write_whole(folder / "run_exports.json", run_exports(json.loads(index_file.read_text(encoding="utf-8"))))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all; an unchanged one is left alone."""
+    if path.exists() and path.read_bytes() == data:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(data)
+        flush(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.credentials import redact
 from ssm_forge.errors import ForgeError, MachineError
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.ui import console
@@ -36,6 +37,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "Write a locked environment in another tool's format, or its bill of materials."),
     "pack": ("pack", "Write one archive that installs an environment with no network at all."),
     "unpack": ("pack", "Install what pack wrote, with no network at all."),
+    "publish": ("publish", "Publish built packages to a channel: folder, server, S3, Quetz, Artifactory."),
+    "serve": ("serve", "Serve the local channel over HTTP with read and write tokens."),
+    "channel": ("channel", "Check, prune or mirror a channel, show what it covers, make a signing key."),
 }
 
 
@@ -68,7 +72,7 @@ def tasks() -> None:
 
 def _save_traceback() -> Path:
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    text = f"command: {' '.join(sys.argv)}\n\n{traceback.format_exc()}"
+    text = redact(f"command: {' '.join(sys.argv)}\n\n{traceback.format_exc()}")
     for logs in (workspace().logs, Path(tempfile.gettempdir())):
         with contextlib.suppress(OSError):
             logs.mkdir(parents=True, exist_ok=True)
@@ -79,7 +83,7 @@ def _save_traceback() -> Path:
 
 def _fail(message: str, code: int) -> int:
     console.print("[red]error:[/]", end=" ")
-    console.print(message, markup=False)
+    console.print(redact(message), markup=False)
     return code
 
 

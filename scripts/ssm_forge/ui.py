@@ -21,6 +21,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from ssm_forge.credentials import redact
+
 # Progress and messages go to stderr, so that --json and piped results on stdout stay clean.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
@@ -56,7 +58,7 @@ def step_progress() -> Progress:
 
 
 class Log:
-    """A log file with elapsed seconds before each line."""
+    """A log file with elapsed seconds before each line; secrets in URLs never get into it."""
 
     def __init__(self, path: Path, stream: IO[str]) -> None:
         self.path = path
@@ -65,7 +67,7 @@ class Log:
 
     def __call__(self, message: str) -> None:
         elapsed = time.monotonic() - self._start
-        for line in message.rstrip("\n").splitlines():
+        for line in redact(message).rstrip("\n").splitlines():
             self._stream.write(f"[{elapsed:8.1f}] {line}\n")
         self._stream.flush()
 

@@ -1,0 +1,161 @@
+"""Reading a channel, whether it is a folder or an URL: index, files, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from ssm_forge import channel as channels
+from ssm_forge.credentials import redact, require_clean
+from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.inspection import SUBDIRS
+
+_CHUNK = 1 << 20
+
+
+class ChannelSource(Protocol):
+    """A channel that can be read.
+
+    Attributes:
+        name: path or URL, fit to be shown.
+    """
+
+    name: str
+
+    def subdirs(self) -> list[str]:
+        """Platforms that it has an index for."""
+        ...
+
+    def read(self, path: str) -> bytes | None:
+        """A small file, such as ``linux-64/repodata.json``; None when there is none."""
+        ...
+
+    def chunks(self, path: str, first: int = 0) -> Iterator[bytes] | None:
+        """A file from byte ``first`` on; None when there is none."""
+        ...
+
+
+def open_source(url: str) -> ChannelSource:
+    """
+    Raises:
+        UsageError: when the path or URL is no channel, or holds a secret.
+        NetworkError: when the server can't be reached.
+    """
+    require_clean(url)
+    parts = urlsplit(url)
+    source: ChannelSource
+    if parts.scheme in ("", "file"):
+        source = FolderSource(Path(unquote(parts.path) if parts.scheme else url).expanduser().absolute())
+    elif parts.scheme in ("http", "https"):
+        source = WebSource(url)
+    else:
+        raise UsageError(f"'{redact(url)}' is neither a folder nor an http(s) URL.")
+    if not source.subdirs():
+        raise UsageError(f"{source.name} is not a conda channel: it has no repodata.json for any platform.")
+    return source
+
+
+def records(source: ChannelSource, subdir: str) -> dict[str, dict[str, Any]]:
+    """What the index lists: file name -> record.
+
+    Raises:
+        IntegrityError: when the index is no JSON.
+    """
+    data = source.read(f"{subdir}/repodata.json")
+    try:
+        return channels.records_of(json.loads(data)) if data is not None else {}
+    except (ValueError, AttributeError) as error:
+        raise IntegrityError(f"{source.name}/{subdir}/repodata.json is no index ({error}).") from error
+
+
+def measure(source: ChannelSource, path: str) -> tuple[str, int] | None:
+    """sha256 and size of a file; None when there is none."""
+    chunks = source.chunks(path)
+    if chunks is None:
+        return None
+    total, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        total.update(chunk)
+        size += len(chunk)
+    return total.hexdigest(), size
+
+
+class FolderSource:
+    """A channel in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = str(folder)
+
+    def subdirs(self) -> list[str]:
+        return [name for name in channels.subdirs(self.folder) if (self.folder / name / "repodata.json").exists()]
+
+    def read(self, path: str) -> bytes | None:
+        chunks = self.chunks(path)
+        return None if chunks is None else b"".join(chunks)
+
+    def chunks(self, path: str, first: int = 0) -> Iterator[bytes] | None:
+        file = self.folder / path
+        # A link could lead anywhere; a channel consists of files.
+        if file.is_symlink() or not file.is_file():
+            return None
+        return _read_from(file, first)
+
+
+def _read_from(file: Path, first: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        stream.seek(first)
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
+class WebSource:
+    """A channel on a server."""
+
+    def __init__(self, url: str) -> None:
+        from ssm_forge.publish_http import Client
+
+        self._client = Client(url)
+        self.name = redact(url.rstrip("/"))
+
+    def subdirs(self) -> list[str]:
+        found = {"noarch", channels.SUBDIR} & SUBDIRS
+        return sorted(name for name in found if self.read(f"{name}/repodata.json") is not None)
+
+    def read(self, path: str) -> bytes | None:
+        answer = self._client.send("GET", path)
+        if answer.status_code == 404:
+            return None
+        if answer.status_code != 200:
+            raise NetworkError(f"{self.name}/{path} answered {answer.status_code}.")
+        return answer.content
+
+    def chunks(self, path: str, first: int = 0) -> Iterator[bytes] | None:
+        with self._answer(path, 0, "HEAD") as head:
+            if head is None:
+                return None
+        return self._stream(path, first)
+
+    def _stream(self, path: str, first: int) -> Iterator[bytes]:
+        with self._answer(path, first, "GET") as answer:
+            if answer is None:
+                raise NetworkError(f"{self.name}/{path} is gone.")
+            if first and answer.status_code != 206:
+                raise NetworkError(f"{self.name}/{path}: the server can't go on in the middle of a file.")
+            yield from answer.iter_bytes(_CHUNK)
+
+    @contextmanager
+    def _answer(self, path: str, first: int, method: str) -> Iterator[Any]:
+        headers = {"Range": f"bytes={first}-"} if first else {}
+        with self._client.stream(method, path, headers=headers) as answer:
+            if answer.status_code == 404:
+                yield None
+            elif answer.status_code in (200, 206):
+                yield answer
+            else:
+                raise NetworkError(f"{self.name}/{path} answered {answer.status_code}.")

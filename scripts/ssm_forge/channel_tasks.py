@@ -1,0 +1,379 @@
+"""Housekeeping of a channel: is it whole (check), what is no longer needed (prune), a copy of it (mirror)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from ssm_forge import channel as channels
+from ssm_forge.channel_source import ChannelSource, FolderSource, measure, records
+from ssm_forge.errors import IntegrityError, NetworkError
+from ssm_forge.fetch import sha256_of
+from ssm_forge.publish import TransientError
+from ssm_forge.ui import step_progress
+
+_BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
+_ATTEMPTS = 5
+
+Records = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: ``missing``, ``changed``, ``index``, ``statement``, ``orphan`` or ``leftover``.
+        file: path inside the channel.
+    """
+
+    kind: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.file}: {self.what}"
+
+
+def check(source: ChannelSource) -> tuple[list[Problem], int]:
+    """Every listed file present and intact, all forms of the index in step, nothing unlisted lying about.
+
+    Returns:
+        The problems, and how many packages were compared. A server shows only what is listed, so what else
+        lies in its folder is not checked there.
+    """
+    problems: list[Problem] = []
+    count = 0
+    for subdir in source.subdirs():
+        told = records(source, subdir)
+        count += len(told)
+        problems += _check_packages(source, subdir, told)
+        problems += _check_index(source, subdir, told)
+        if isinstance(source, FolderSource):
+            problems += _check_folder(source.folder / subdir, subdir, told)
+    if isinstance(source, FolderSource):
+        for path in sorted((source.folder / ".uploads").glob("*.part")):
+            problems.append(Problem("leftover", f".uploads/{path.name}", "an upload that was never finished"))
+    return problems, count
+
+
+def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
+    with step_progress() as progress:
+        task = progress.add_task(f"checking {subdir}", total=len(told))
+        for name, record in told.items():
+            file = f"{subdir}/{name}"
+            found = measure(source, file)
+            if found is None:
+                yield Problem("missing", file, "the index lists it, and it is not there")
+            elif found != (record.get("sha256"), record.get("size")):
+                yield Problem(
+                    "changed",
+                    file,
+                    f"the index says sha256 {record.get('sha256')} and {record.get('size')} bytes, "
+                    f"found {found[0]} and {found[1]}",
+                )
+            digest = record.get("attestations_sha256")
+            if digest:
+                sidecar = source.read(f"{file}.sigs.{digest}")
+                if sidecar is None or hashlib.sha256(sidecar).hexdigest() != digest:
+                    yield Problem("statement", file, "its signed statement is missing or changed")
+            progress.advance(task)
+
+
+def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
+    """repodata.json.zst, shards and run_exports.json against repodata.json."""
+    packed = source.read(f"{subdir}/repodata.json.zst")
+    if packed is not None and _unpack(packed) != source.read(f"{subdir}/repodata.json"):
+        yield Problem("index", f"{subdir}/repodata.json.zst", "differs from repodata.json")
+    shards = source.read(f"{subdir}/repodata_shards.msgpack.zst")
+    if shards is not None and _shard_hashes(source, subdir, shards) != {
+        name: record.get("sha256") for name, record in told.items()
+    }:
+        yield Problem("index", f"{subdir}/repodata_shards.msgpack.zst", "differs from repodata.json")
+    exports = source.read(f"{subdir}/run_exports.json")
+    if exports is not None and set(channels.records_of(json.loads(exports))) != set(told):
+        yield Problem("index", f"{subdir}/run_exports.json", "differs from repodata.json")
+
+
+def _shard_hashes(source: ChannelSource, subdir: str, index: bytes) -> dict[str, str | None]:
+    """File name -> sha256, as the shards say; a shard that is missing or changed leaves its packages out."""
+    import msgpack
+
+    found: dict[str, str | None] = {}
+    for digest in msgpack.unpackb(_unpack(index))["shards"].values():
+        data = source.read(f"{subdir}/shards/{digest.hex()}.msgpack.zst")
+        if data is None or hashlib.sha256(data).digest() != digest:
+            continue
+        for name, record in channels.records_of(msgpack.unpackb(_unpack(data))).items():
+            found[name] = record["sha256"].hex()
+    return found
+
+
+def _unpack(data: bytes) -> bytes:
+    try:
+        return zstandard.ZstdDecompressor().stream_reader(data).read()
+    except zstandard.ZstdError:
+        return b""
+
+
+def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]:
+    for path in sorted(folder.iterdir()):
+        file = f"{subdir}/{path.name}"
+        if path.is_symlink():
+            yield Problem("orphan", file, "a symbolic link; a channel consists of files")
+        elif path.name.endswith((".conda", ".tar.bz2")) and path.name not in told:
+            yield Problem("orphan", file, "a package that the index does not list")
+        elif ".conda.sigs" in path.name and path.name.partition(".sigs")[0] not in told:
+            yield Problem("orphan", file, "a statement about a package that is not there")
+        elif path.name.endswith(".part"):
+            yield Problem("leftover", file, "a file that was never finished")
+
+
+def repair(channel: Path) -> None:
+    """Bring the index in step with the files that are there, and remove what was never finished."""
+    with channels.locked(channel):
+        for path in [*channel.glob(".uploads/*.part"), *channel.glob("*/.*.part")]:
+            path.unlink(missing_ok=True)
+        channels.index(channel, force=True)
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :func:`prune` removes: paths inside the channel."""
+
+    packages: tuple[str, ...]
+    other: tuple[str, ...]
+    size: int
+
+
+def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
+    """Remove all but the ``keep`` newest of each package and variant, old shards and unfinished uploads.
+
+    What a package that stays depends on stays too. The index forgets first, then the files go: a reader with
+    the new index misses nothing, and a run killed in between is finished by the next.
+    """
+    with channels.locked(channel):
+        doomed: dict[str, set[str]] = {}
+        for subdir in channels.subdirs(channel):
+            doomed[subdir] = _superseded(channels.records(channel, subdir), keep)
+        packages = [f"{subdir}/{name}" for subdir in doomed for name in sorted(doomed[subdir])]
+        other = _garbage(channel, doomed)
+        size = sum((channel / path).stat().st_size for path in [*packages, *other])
+        result = Pruned(tuple(packages), tuple(other), size)
+        if not dry_run:
+            if packages:
+                _forget(channel, doomed)
+                other = _garbage(channel, doomed)  # The shards of the old index are among it now.
+            for path in [*packages, *other]:
+                (channel / path).unlink(missing_ok=True)
+        return result
+
+
+def _superseded(told: Records, keep: int) -> set[str]:
+    """Records that ``keep`` newer ones of the same package and variant replace, and nothing kept needs."""
+    from rattler.version import Version
+
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, record in told.items():
+        groups[record["name"], _BUILD_TAIL.sub("", record["build"])].append(name)
+
+    def age(name: str) -> tuple[Any, int, int]:
+        record = told[name]
+        return Version(record["version"]), record["build_number"], record.get("timestamp", 0)
+
+    kept = {name for names in groups.values() for name in sorted(names, key=age)[-keep:]}
+    while needed := {name for name in set(told) - kept if _is_needed(told[name], [told[k] for k in kept])}:
+        kept |= needed
+    return set(told) - kept
+
+
+def _is_needed(record: dict[str, Any], kept: Sequence[dict[str, Any]]) -> bool:
+    """Whether a kept package depends on this name and no kept package of the name satisfies it."""
+    from rattler import MatchSpec
+    from rattler.version import Version, VersionSpec
+
+    def satisfies(spec: MatchSpec, candidate: dict[str, Any]) -> bool:
+        return spec.version is None or VersionSpec(str(spec.version)).matches(Version(candidate["version"]))
+
+    for other in kept:
+        for text in other["depends"]:
+            if text.split()[0] != record["name"]:
+                continue
+            spec = MatchSpec(text)
+            alternatives = [k for k in kept if k["name"] == record["name"]]
+            if satisfies(spec, record) and not any(satisfies(spec, a) for a in alternatives):
+                return True
+    return False
+
+
+def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:
+    """Shards that no index names, statements that no package has, unfinished uploads."""
+    found = [f".uploads/{path.name}" for path in sorted(channel.glob(".uploads/*.part"))]
+    for subdir in channels.subdirs(channel):
+        folder = channel / subdir
+        told = {n: r for n, r in channels.records(channel, subdir).items() if n not in doomed.get(subdir, set())}
+        found += [f"{subdir}/{path.name}" for path in sorted(folder.glob(".*.part"))]
+        for path in sorted(folder.glob("*.conda.sigs*")):
+            package, _, digest = path.name.partition(".sigs")
+            current = told.get(package, {}).get("attestations_sha256")
+            if package not in told or (digest and digest[1:] != current):
+                found.append(f"{subdir}/{path.name}")
+        index = folder / "repodata_shards.msgpack.zst"
+        if index.exists():
+            import msgpack
+
+            named = {digest.hex() for digest in msgpack.unpackb(_unpack(index.read_bytes()))["shards"].values()}
+            shards = sorted((folder / "shards").glob("*.msgpack.zst"))
+            found += [f"{subdir}/shards/{p.name}" for p in shards if p.name.partition(".")[0] not in named]
+    return found
+
+
+def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
+    """Replace the index by one without ``doomed``, while their files are still there."""
+    from rattler.index import index_fs
+
+    with _staging(channel) as staging:
+        for subdir in channels.subdirs(channel):
+            old, new = channel / subdir, staging / subdir
+            new.mkdir()
+            for path in [*old.glob("*.conda"), *old.glob("*.conda.sigs*")]:
+                if path.name.partition(".sigs")[0] not in doomed[subdir]:
+                    os.link(path, new / path.name)
+            for name in ("repodata.json", "repodata.json.zst"):
+                if (old / name).exists():
+                    shutil.copyfile(old / name, new / name)
+        asyncio.run(index_fs(staging, write_zst=True, write_shards=True))
+        for subdir in channels.subdirs(channel):
+            new, live = staging / subdir, channel / subdir
+            (live / "shards").mkdir(exist_ok=True)
+            for shard in (new / "shards").glob("*"):
+                shard.replace(live / "shards" / shard.name)
+            exports = channels.run_exports(json.loads((new / "repodata.json").read_text(encoding="utf-8")))
+            (new / "run_exports.json").write_bytes(exports)
+            for name in channels.INDEX_FILES:
+                channels.flush(new / name)
+                (new / name).replace(live / name)
+
+
+@contextmanager
+def _staging(channel: Path) -> Iterator[Path]:
+    for old in channel.glob(".prune-*"):
+        shutil.rmtree(old)  # The lock is ours, so whoever made it is gone.
+    staging = channel / f".prune-{os.getpid()}"
+    staging.mkdir()
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def mirror(
+    source: ChannelSource, target: Path, *, only: Sequence[str] = (), log: Callable[[str], None]
+) -> tuple[int, int]:
+    """Copy a channel's packages and their statements into a folder, each compared with the index's hash.
+
+    Args:
+        only: file name patterns; all packages when empty.
+
+    Returns:
+        How many were copied, and how many were there.
+
+    Raises:
+        IntegrityError: when the source's bytes are not what its index says, or ``target`` has another file of
+            the same name. What was copied before stays, listed.
+        MachineError: when the disk is full.
+    """
+    copied = there = 0
+    (target / ".uploads").mkdir(parents=True, exist_ok=True)
+    wanted = {
+        (subdir, name): record
+        for subdir in source.subdirs()
+        for name, record in records(source, subdir).items()
+        if not only or any(fnmatch(name, pattern) for pattern in only)
+    }
+    try:
+        with step_progress() as progress:
+            task = progress.add_task("copying packages", total=len(wanted))
+            for (subdir, name), record in wanted.items():
+                new = _copy_package(source, target, subdir, name, record["sha256"])
+                _copy_statement(source, target, subdir, name, record.get("attestations_sha256"))
+                log(f"{subdir}/{name}: {'copied' if new else 'was there'}")
+                copied, there = copied + new, there + (not new)
+                progress.advance(task)
+    except OSError as error:
+        raise channels.full(target, error) from error
+    finally:
+        channels.ensure_indexed(target)
+    return copied, there
+
+
+def _copy_package(source: ChannelSource, target: Path, subdir: str, name: str, sha256: str) -> bool:
+    from ssm_forge.inspection import FILENAME, inspect
+
+    if not FILENAME.fullmatch(name):
+        raise IntegrityError(f"{source.name} lists '{name}', which is no name of a package; it was not copied.")
+    file = target / subdir / name
+    if file.exists():
+        if sha256_of(file) != sha256:
+            raise channels.different(name, str(target))
+        return False
+    partial = target / ".uploads" / f"{sha256}.part"
+    _download(source, f"{subdir}/{name}", partial)
+    found = sha256_of(partial)
+    if found != sha256:
+        partial.unlink()
+        raise IntegrityError(
+            f"{source.name}/{subdir}/{name} has sha256 {found}, but is listed with {sha256}; it was not copied.",
+            fix=f"See what else is wrong with 'channel check {source.name}'.",
+        )
+    try:
+        inspect(partial, filename=name)
+    except IntegrityError:
+        partial.unlink()
+        raise
+    with channels.locked(target):
+        return channels.place(target, partial, subdir, name, sha256)
+
+
+def _download(source: ChannelSource, path: str, partial: Path) -> None:
+    """Get a file, going on after a cut, from this run or an earlier one."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        have = partial.stat().st_size if partial.exists() else 0
+        try:
+            chunks = source.chunks(path, have)
+            if chunks is None:
+                raise IntegrityError(f"{source.name} lists {path}, but does not have it.")
+            with partial.open("ab") as stream:
+                for chunk in chunks:
+                    stream.write(chunk)
+            return
+        except TransientError:
+            if attempt == _ATTEMPTS:
+                raise
+        except NetworkError:
+            if not have:
+                raise
+            partial.unlink()  # It did not fit; from the start, then.
+
+
+def _copy_statement(source: ChannelSource, target: Path, subdir: str, name: str, digest: object) -> None:
+    if not isinstance(digest, str):
+        return
+    data = source.read(f"{subdir}/{name}.sigs.{digest}")
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        raise IntegrityError(f"{source.name}: the signed statement of {name} is missing or changed.")
+    channels.write_whole(target / subdir / f"{name}.sigs.{digest}", data)
+    channels.write_whole(target / subdir / f"{name}.sigs", data)

@@ -1,0 +1,169 @@
+"""``channel``: housekeeping of a channel, and the keys that sign for its packages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ssm_forge.errors import VerifyError
+from ssm_forge.paths import launcher, workspace
+from ssm_forge.ui import human_bytes, open_log, out, say
+
+if TYPE_CHECKING:
+    from ssm_forge.channel_source import ChannelSource
+    from ssm_forge.coverage import Row
+
+_CHANNEL = click.argument("channel", required=False)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+
+
+@click.group()
+def channel() -> None:
+    """Check, prune or mirror a channel, show what it covers. CHANNEL: a folder or URL, else the local one."""
+
+
+def _source(channel: str | None) -> ChannelSource:
+    from ssm_forge.channel_source import open_source
+
+    return open_source(channel or str(workspace().channel))
+
+
+def _folder(channel: Path | None) -> Path:
+    return (channel or workspace().channel).absolute()
+
+
+@channel.command()
+@_CHANNEL
+@click.option("--repair", is_flag=True, help="Bring a folder's index in step with its files first.")
+@_JSON
+def check(channel: str | None, repair: bool, as_json: bool) -> None:
+    """Every listed file present and intact, the index in step, nothing unlisted lying about."""
+    from ssm_forge import channel_tasks
+    from ssm_forge.channel_source import FolderSource
+
+    source = _source(channel)
+    if repair:
+        if not isinstance(source, FolderSource):
+            raise click.UsageError("--repair works on a folder.")
+        channel_tasks.repair(source.folder)
+    problems, count = channel_tasks.check(source)
+    if as_json:
+        found = [asdict(problem) for problem in problems]
+        out.print_json(json.dumps({"channel": source.name, "packages": count, "problems": found}))
+    else:
+        for problem in problems:
+            out.print(str(problem), markup=False)
+        verdict = f"{len(problems)} problems" if problems else "all listed, present and intact"
+        out.print(f"{source.name}: {count} packages, {verdict}", markup=False)
+        if not isinstance(source, FolderSource):
+            say("not checked: files that the index does not list (a server does not show them)")
+    if problems:
+        raise VerifyError(
+            f"{source.name} is not in order: {problems[0]}"
+            + (f" (and {len(problems) - 1} more)." if len(problems) > 1 else "."),
+            fix=f"'{launcher()} channel check --repair' indexes what is there; publish what is missing.",
+        )
+
+
+@channel.command()
+@click.argument("channel", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--keep",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Newest builds a variant that stay.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@_JSON
+def prune(channel: Path | None, keep: int, dry_run: bool, as_json: bool) -> None:
+    """Remove superseded packages, old shards and unfinished uploads from a channel folder."""
+    from ssm_forge import channel_tasks
+
+    result = channel_tasks.prune(_folder(channel), keep=keep, dry_run=dry_run)
+    if as_json:
+        out.print_json(json.dumps({**asdict(result), "dry_run": dry_run}))
+        return
+    for path in (*result.packages, *result.other):
+        out.print(path, markup=False)
+    verb = "would go" if dry_run else "removed"
+    files = len(result.packages) + len(result.other)
+    say(f"{len(result.packages)} packages, {files} files, {human_bytes(result.size)} {verb}.")
+
+
+@channel.command()
+@click.argument("source")
+@click.argument("target", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--only", multiple=True, metavar="PATTERN", help="Only files that fit, e.g. 'mamba-ssm-*cuda118*'.")
+@_JSON
+def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> None:
+    """Copy SOURCE (folder or URL) into the folder TARGET, each file verified: for air-gapped machines."""
+    from ssm_forge import channel_tasks
+    from ssm_forge.channel_source import open_source
+
+    opened = open_source(source)
+    with open_log(workspace().logs, "mirror") as log:
+        copied, there = channel_tasks.mirror(opened, target.absolute(), only=only, log=log)
+    if as_json:
+        out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
+    say(f"{target}: {copied} packages copied, {there} were there. Install from it with --channel {target}.")
+
+
+@channel.command()
+@_CHANNEL
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a static page to this file.",
+)
+@click.option("--url", help="The channel's address as the page shows it.")
+@_JSON
+def coverage(channel: str | None, page: Path | None, url: str | None, as_json: bool) -> None:
+    """The table of what exists for each variant and Python."""
+    from ssm_forge import coverage as covering
+    from ssm_forge import variants
+    from ssm_forge.credentials import require_clean
+
+    source = _source(channel)
+    table = covering.rows(covering.items(source), variants.load(workspace().variants))
+    if page:
+        covering.write_page(table, require_clean(url or source.name), page)
+        say(f"{page} written.")
+    if as_json:
+        out.print_json(json.dumps(covering.as_dicts(table)))
+    elif not page:
+        _show(table)
+
+
+def _show(table: list[Row]) -> None:
+    from rich.table import Table
+
+    from ssm_forge.coverage import pythons
+
+    columns = pythons(table)
+    shown = Table("variant", "CUDA", "torch", "package", *columns)
+    for row in table:
+        cells = []
+        for python in columns:
+            found = row.cells.get(python, ())
+            absent = "not built" if python in row.wanted else ""
+            cells.append("\n".join(item.archs for item in found) or absent)
+        shown.add_row(row.variant, row.cuda, row.torch, f"{row.project} {row.version}", *cells)
+    out.print(shown)
+
+
+@channel.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--name", default="channel", show_default=True, help="NAME.key and NAME.pub are written.")
+def keygen(folder: Path, name: str) -> None:
+    """Make a key pair in FOLDER: the private one signs, the public one goes into a trust policy."""
+    from ssm_forge import trust
+
+    private, public = trust.make_key(folder, name)
+    say(f"{private}: keep it offline; '{launcher()} publish --sign-key {private}' signs with it.")
+    say(f"{public}: give it to whoever installs, for their trust policy.")

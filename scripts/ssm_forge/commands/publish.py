@@ -1,0 +1,58 @@
+"""``publish``: built packages into a channel that others install from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from ssm_forge.paths import workspace
+from ssm_forge.ui import open_log, out, say
+
+
+@click.command()
+@click.argument("packages", nargs=-1)
+@click.option("--to", "to", required=True, metavar="URL", help="Folder, s3://, http(s)://, quetz://, artifactory://.")
+@click.option(
+    "--sign-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="SSM_FORGE_SIGN_KEY",
+    help="Private key for a signed statement beside each package.  [env: SSM_FORGE_SIGN_KEY]",
+)
+@click.option(
+    "--attestation",
+    "attestations",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A sigstore bundle made elsewhere (CI), stored beside the package that it is about.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+def publish(
+    packages: tuple[str, ...], to: str, sign_key: Path | None, attestations: tuple[Path, ...], as_json: bool
+) -> None:
+    """Publish PACKAGES (files, or names of built packages; all of them by default) to the channel at URL.
+
+    Credentials come from RATTLER_AUTH_FILE, netrc, the keyring or the environment. What the channel has is
+    skipped; a different file under the same name is never replaced.
+    """
+    from ssm_forge import publish as publishing
+    from ssm_forge import trust
+    from ssm_forge.credentials import redact, require_clean
+
+    require_clean(to)
+    place = workspace()
+    chosen = publishing.select(packages, place.channel)
+    with open_log(place.logs, "publish") as log:
+        statements = trust.writer(sign_key, attestations)
+        done = publishing.publish(chosen, to, statements=statements, log=log)
+    for item in done:
+        signed = ", with its signed statement" if item.statement else ""
+        say(f"{item.filename}: {item.outcome}{signed}")
+    say(f"{redact(to)} has all {len(done)} packages. Full log: {log.path}")
+    wanted = bool(sign_key or attestations)
+    if wanted and not all(item.statement for item in done):
+        say("[yellow]note:[/] this kind of server has no place for statements; they were not stored.")
+    if as_json:
+        out.print_json(json.dumps([asdict(item) for item in done]))

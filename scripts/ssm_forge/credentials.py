@@ -1,0 +1,222 @@
+"""Who we are to a server: credentials from the standard places, and their removal from everything we print.
+
+The engine (solve, install, index, hosted uploads) reads ``RATTLER_AUTH_FILE``, the keyring, the file that
+``rattler auth login`` writes, and netrc by itself. This module reads the same places, in the same order, for
+the requests that we make, and hands ``SSM_FORGE_CHANNEL_TOKEN`` to the engine. Nothing here ever takes a
+secret from a command line or from a URL.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import netrc
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ssm_forge.errors import UsageError
+
+TOKEN_VARIABLE = "SSM_FORGE_CHANNEL_TOKEN"
+
+_USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_CONDA_TOKEN = re.compile(r"/t/[^/\s'\"]+")
+_HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:basic\s+|token\s+)?)[A-Za-z0-9._~+/=-]{8,}")
+_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|password|credential)[^=&\s]*=)[^&\s'\"]+")
+_HIDDEN = "********"
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a server is shown.
+
+    Attributes:
+        username: for basic authentication; empty for a token.
+        secret: password or token; never part of ``repr``.
+        kind: ``basic``, ``bearer`` or ``conda`` (a token in the path, as Quetz and anaconda.org take it).
+        source: where it was found, for messages.
+    """
+
+    username: str
+    secret: str = field(repr=False)
+    kind: str
+    source: str
+
+    @property
+    def header(self) -> str:
+        """The value of an ``Authorization`` header."""
+        if self.kind == "basic":
+            return "Basic " + base64.b64encode(f"{self.username}:{self.secret}".encode()).decode()
+        return f"Bearer {self.secret}"
+
+
+def redact(text: str) -> str:
+    """``text`` without user names, passwords and tokens in URLs, headers and queries."""
+    text = _USERINFO.sub(f"{_HIDDEN}@", text)
+    text = _CONDA_TOKEN.sub(f"/t/{_HIDDEN}", text)
+    text = _QUERY.sub(rf"\g<1>{_HIDDEN}", text)
+    return _HEADER.sub(rf"\g<1>{_HIDDEN}", text)
+
+
+def require_clean(url: str) -> str:
+    """``url``, when it holds no secret.
+
+    Raises:
+        UsageError: when it does: every user of a machine sees command lines, and they end up in logs.
+    """
+    if _USERINFO.search(url) or _CONDA_TOKEN.search(url) or _QUERY.search(url):
+        raise UsageError(
+            f"{redact(url)} holds a secret, and command lines are no place for one.",
+            fix=f"Leave it out, and put it into RATTLER_AUTH_FILE, netrc, the keyring or {TOKEN_VARIABLE}.",
+        )
+    return url
+
+
+def find(url: str) -> Credential | None:
+    """The credential for a URL's host, or None when no place has one.
+
+    Raises:
+        UsageError: when a file that should hold it can't be read.
+    """
+    host = urlsplit(url).hostname or ""
+    if not host:
+        return None
+    for place in (_from_environment, _from_auth_file, _from_keyring, _from_default_file, _from_netrc):
+        found = place(host)
+        if found is not None:
+            return found
+    return None
+
+
+def authorization(url: str) -> dict[str, str]:
+    """The headers to send to ``url``: empty when there is no credential for it."""
+    found = find(url)
+    return {"Authorization": found.header} if found else {}
+
+
+@contextlib.contextmanager
+def for_engine() -> Iterator[None]:
+    """While inside, the engine and child processes know the tokens of ``SSM_FORGE_CHANNEL_TOKEN`` too.
+
+    They are passed in a file only this user can read, which is gone afterwards.
+    """
+    tokens = _environment_tokens()
+    if not tokens:
+        yield
+        return
+    before = os.environ.get("RATTLER_AUTH_FILE")
+    entries = _read_auth_file(Path(before)) if before else {}
+    entries.update({host: {"BearerToken": token} for host, token in tokens.items()})
+    with tempfile.TemporaryDirectory(prefix="ssm-forge-auth-") as folder:
+        path = Path(folder) / "auth.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(entries), encoding="utf-8")
+        os.environ["RATTLER_AUTH_FILE"] = str(path)
+        try:
+            yield
+        finally:
+            if before is None:
+                os.environ.pop("RATTLER_AUTH_FILE", None)
+            else:
+                os.environ["RATTLER_AUTH_FILE"] = before
+
+
+def _environment_tokens() -> dict[str, str]:
+    """``HOST=TOKEN`` pairs, separated by spaces: a token without a host would be shown to every server."""
+    tokens = {}
+    for pair in os.environ.get(TOKEN_VARIABLE, "").split():
+        host, equals, token = pair.partition("=")
+        if not equals or not host or not token:
+            raise UsageError(
+                f"{TOKEN_VARIABLE} must be HOST=TOKEN, several separated by spaces.",
+                fix=f"For example {TOKEN_VARIABLE}=conda.lab.example=TOKEN.",
+            )
+        tokens[host] = token
+    return tokens
+
+
+def _from_environment(host: str) -> Credential | None:
+    token = _environment_tokens().get(host)
+    return Credential("", token, "bearer", TOKEN_VARIABLE) if token else None
+
+
+def _from_auth_file(host: str) -> Credential | None:
+    path = os.environ.get("RATTLER_AUTH_FILE")
+    return _entry(_read_auth_file(Path(path)), host, "RATTLER_AUTH_FILE") if path else None
+
+
+def _from_default_file(host: str) -> Credential | None:
+    path = Path("~/.rattler/credentials.json").expanduser()
+    return _entry(_read_auth_file(path), host, str(path)) if path.exists() else None
+
+
+def _from_keyring(host: str) -> Credential | None:
+    try:
+        import keyring
+        import keyring.errors
+    except ImportError:
+        return None
+    try:
+        stored = keyring.get_password("rattler", host)
+        return _credential(json.loads(stored), "the keyring") if stored else None
+    except (keyring.errors.KeyringError, ValueError):
+        return None  # No keyring on this machine (a server, a container) is the normal case.
+
+
+def _from_netrc(host: str) -> Credential | None:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if not path.exists():
+        return None
+    try:
+        found = netrc.netrc(path).hosts.get(host)
+    except (OSError, netrc.NetrcParseError) as error:
+        # The error quotes the line it stumbled over, which may be a password.
+        line = getattr(error, "lineno", None)
+        where = f" (line {line})" if line else ""
+        raise UsageError(f"{path} can't be read{where}.", fix="Correct the file.") from None
+    return Credential(found[0], found[2] or "", "basic", str(path)) if found else None
+
+
+def _read_auth_file(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path}, the file with credentials, can't be read ({error.strerror}).",
+            fix="Correct RATTLER_AUTH_FILE.",
+        ) from error
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}, the file with credentials, is not a JSON object.", fix="Correct the file.")
+    return data
+
+
+def _entry(entries: Mapping[str, Any], host: str, source: str) -> Credential | None:
+    """The entry of a host, or of the nearest ``*.domain`` above it."""
+    names = [host]
+    parts = host.split(".")
+    names += ["*." + ".".join(parts[index:]) for index in range(len(parts))]
+    for name in names:
+        if name in entries:
+            return _credential(entries[name], source)
+    return None
+
+
+def _credential(entry: Any, source: str) -> Credential | None:
+    if not isinstance(entry, dict):
+        return None
+    if "BearerToken" in entry:
+        return Credential("", str(entry["BearerToken"]), "bearer", source)
+    if "CondaToken" in entry:
+        return Credential("", str(entry["CondaToken"]), "conda", source)
+    basic = entry.get("BasicHTTP")
+    if isinstance(basic, dict):
+        return Credential(str(basic.get("username", "")), str(basic.get("password", "")), "basic", source)
+    return None

@@ -1,0 +1,269 @@
+"""Publishing: finished packages, with their signed statements, into a channel somewhere.
+
+The same rules everywhere: what is there with the same bytes is skipped, another file under the same name is
+never replaced, a transient failure is tried again, and a run that was cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from ssm_forge import channel as channels
+from ssm_forge.credentials import for_engine, redact, require_clean
+from ssm_forge.errors import ForgeError, IntegrityError, NetworkError, UsageError
+from ssm_forge.inspection import Package, inspect
+from ssm_forge.paths import launcher
+from ssm_forge.ui import download_progress
+
+Outcome = Literal["added", "was there"]
+Advance = Callable[[int], None]
+
+_ATTEMPTS = 5
+_T = TypeVar("_T")
+
+
+class TransientError(NetworkError):
+    """A failure that may pass: worth another attempt."""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is published together.
+
+    Attributes:
+        package: the checked file.
+        statements: its sidecar, a JSON list of sigstore bundles; empty when there is none.
+    """
+
+    package: Package
+    statements: bytes = b""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of one package.
+
+    Attributes:
+        statement: whether its signed statement lies beside it.
+    """
+
+    filename: str
+    sha256: str
+    outcome: Outcome
+    statement: bool
+
+
+class Target(Protocol):
+    """A channel that can be published to."""
+
+    def present(self, package: Package) -> str | None:
+        """sha256 of the file of that name that the channel has; None when it has none."""
+        ...
+
+    def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
+        """Add one package. May be called again after a :class:`TransientError`."""
+        ...
+
+    def attach(self, parcel: Parcel) -> bool:
+        """Put the statements beside the package; False where the server has no place for them."""
+        ...
+
+    def finish(self, parcels: Sequence[Parcel]) -> None:
+        """Bring the index in step."""
+        ...
+
+
+def target(url: str) -> Target:
+    """The channel that ``--to`` names.
+
+    Raises:
+        UsageError: for an URL that is none, or holds a secret.
+    """
+    require_clean(url)
+    parts = urlsplit(url)
+    scheme = parts.scheme
+    if scheme in ("", "file"):
+        return FolderTarget(Path(unquote(parts.path) if scheme else url).expanduser().absolute())
+    if scheme == "s3":
+        from ssm_forge.publish_s3 import S3Target
+
+        return S3Target(url)
+    from ssm_forge import publish_hosted, publish_http
+
+    hosted = publish_hosted.target(url)
+    if hosted is not None:
+        return hosted
+    if scheme in ("http", "https"):
+        return publish_http.target(url)
+    raise UsageError(
+        f"'{redact(url)}' is no channel that can be published to.",
+        fix="Use a folder, s3://, http(s)://, quetz://, artifactory://, https://prefix.dev/NAME or "
+        "https://anaconda.org/NAME.",
+    )
+
+
+def publish(
+    paths: Sequence[Path],
+    to: str,
+    *,
+    statements: Callable[[Package], bytes] = lambda package: b"",
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Published]:
+    """Publish ``paths`` and return what became of each.
+
+    Args:
+        statements: gives the sidecar for a package.
+        log: takes a line for each step; never a secret.
+
+    Raises:
+        UsageError: for a file that is not there, or an URL that is no channel.
+        IntegrityError: for a file that is no package, or another file of the same name in the channel.
+        NetworkError: when the server can't be reached or refuses.
+        MachineError: when the disk is full.
+    """
+    there = target(to)
+    parcels = []
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(
+                f"{path} does not exist.", fix=f"'{launcher()} publish' without names takes all there are."
+            )
+        package = inspect(path)
+        parcels.append(Parcel(package, statements(package)))
+    done: list[Published] = []
+    with for_engine(), download_progress() as progress:
+        # A conflict is found before anything is sent: one in the last package leaves no half of the others.
+        known = {p.package.filename: _present(there, p.package, to) for p in parcels}
+        todo = [p for p in parcels if known[p.package.filename] is None]
+        bar = progress.add_task(f"publishing {len(todo)} packages", total=sum(p.package.size for p in todo) or None)
+        for parcel in parcels:
+            package = parcel.package
+            outcome: Outcome = "was there"
+            if known[package.filename] is None:
+                outcome = _upload(there, parcel, lambda count: progress.advance(bar, count), log)
+            stated = bool(parcel.statements) and _attach(there, parcel, log)
+            done.append(Published(package.filename, package.sha256, outcome, stated))
+            log(f"{package.filename} sha256 {package.sha256}: {outcome}, statement: {stated}")
+        _retrying(lambda: there.finish(parcels), log)
+    return done
+
+
+def _present(there: Target, package: Package, to: str) -> str | None:
+    found = _retrying(lambda: there.present(package), lambda line: None)
+    if found is not None and found != package.sha256:
+        raise channels.different(package.filename, redact(to))
+    return found
+
+
+def _upload(there: Target, parcel: Parcel, advance: Advance, log: Callable[[str], None]) -> Outcome:
+    return _retrying(lambda: there.upload(parcel, advance), log)
+
+
+def _attach(there: Target, parcel: Parcel, log: Callable[[str], None]) -> bool:
+    return _retrying(lambda: there.attach(parcel), log)
+
+
+def _retrying(action: Callable[[], _T], log: Callable[[str], None]) -> _T:
+    """``action``'s result; transient failures are waited out: 0.5, 1, 2, 4 s, each with some randomness."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return action()
+        except TransientError as error:
+            log(f"attempt {attempt} of {_ATTEMPTS}: {error}")
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(0.25 * 2**attempt * random.uniform(0.5, 1.5))
+    raise AssertionError("unreachable")
+
+
+class FolderTarget:
+    """A channel in a folder, on this machine or on a network drive."""
+
+    def __init__(self, channel: Path) -> None:
+        self._channel = channel
+
+    def present(self, package: Package) -> str | None:
+        from ssm_forge.fetch import sha256_of
+
+        path = self._channel / package.subdir / package.filename
+        if path.is_symlink():
+            raise IntegrityError(f"{path} is a symbolic link, not a package.", fix="Remove it.")
+        return sha256_of(path) if path.exists() else None
+
+    def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
+        package = parcel.package
+        folder = self._channel / ".uploads"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with channels.locked(self._channel):
+                partial = folder / f"{package.sha256}.part"
+                try:
+                    _copy(package.path, partial, advance)
+                    added = channels.place(self._channel, partial, package.subdir, package.filename, package.sha256)
+                finally:
+                    partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise channels.full(self._channel, error) from error
+        return "added" if added else "was there"
+
+    def attach(self, parcel: Parcel) -> bool:
+        package = parcel.package
+        try:
+            with channels.locked(self._channel):
+                channels.place_sidecar(self._channel, package.subdir, package.filename, parcel.statements)
+        except OSError as error:
+            raise channels.full(self._channel, error) from error
+        return True
+
+    def finish(self, parcels: Sequence[Parcel]) -> None:
+        channels.ensure_indexed(self._channel)
+
+
+def _copy(source: Path, target: Path, advance: Advance) -> None:
+    with source.open("rb") as old, target.open("wb") as new:
+        while chunk := old.read(1 << 20):
+            new.write(chunk)
+            advance(len(chunk))
+
+
+def select(names: Sequence[str], channel: Path) -> list[Path]:
+    """The package files that a user means: paths, or names in the local channel; all when none is named.
+
+    Raises:
+        UsageError: when a name fits nothing, or there is nothing at all.
+    """
+    everything = [path for subdir in channels.subdirs(channel) for path in sorted((channel / subdir).glob("*.conda"))]
+    if not names:
+        if not everything:
+            raise UsageError(f"{channel} has no packages.", fix=f"Build them with '{launcher()} install-mamba'.")
+        return everything
+    chosen: list[Path] = []
+    for name in names:
+        if name.endswith(".conda") and Path(name).exists():
+            chosen.append(Path(name).absolute())
+            continue
+        fitting = [path for path in everything if path.name == name or path.name.rsplit("-", 2)[0] == name]
+        if not fitting:
+            raise UsageError(f"'{name}' is neither a package file nor a package in {channel}.")
+        chosen += fitting
+    return list(dict.fromkeys(chosen))
+
+
+def compare(package: Package, record: Mapping[str, object] | None) -> str | None:
+    """sha256 that an index tells of a package; None when it does not list it.
+
+    Raises:
+        ForgeError: when the index lists it without one, so that nothing can be said about its bytes.
+    """
+    if record is None:
+        return None
+    sha256 = record.get("sha256")
+    if not isinstance(sha256, str):
+        raise ForgeError(f"the channel lists {package.filename} without a sha256, so it can't be compared.")
+    return sha256

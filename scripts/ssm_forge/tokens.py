@@ -1,0 +1,125 @@
+"""Tokens of our own channel server: random, with an expiry and one right each; only their hashes are kept."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssm_forge.errors import UsageError
+
+Right = Literal["read", "write"]
+
+_DAY = 86_400
+_PREFIX = "ssmf_"
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token, as stored.
+
+    Attributes:
+        name: who it was given to.
+        right: ``write`` includes ``read``.
+        sha256: of the token itself, which is not kept.
+        expires: seconds since the epoch.
+    """
+
+    name: str
+    right: Right
+    sha256: str
+    expires: int
+
+    @property
+    def expired(self) -> bool:
+        return time.time() >= self.expires
+
+
+class TokenStore:
+    """A JSON file of tokens, readable by its owner alone. A running server sees changes at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._tokens: dict[str, Token] = {}
+
+    def all(self) -> list[Token]:
+        """Every token, expired ones too.
+
+        Raises:
+            UsageError: when the file can't be read.
+        """
+        self._refresh()
+        return sorted(self._tokens.values(), key=lambda token: token.name)
+
+    def find(self, secret: str) -> Token | None:
+        """The stored token for a secret that somebody shows, expired or not."""
+        self._refresh()
+        # Looked up by hash: how long it takes says nothing about the secrets that are stored.
+        return self._tokens.get(_hash(secret))
+
+    def add(self, name: str, right: Right, days: float) -> str:
+        """Make a token, store its hash and return it: the only time it is seen.
+
+        Raises:
+            UsageError: when the name is taken.
+        """
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        with self._changing() as tokens:
+            if any(token.name == name for token in tokens):
+                raise UsageError(f"there is a token '{name}' already.", fix="Choose another name, or revoke it first.")
+            tokens.append(Token(name, right, _hash(secret), int(time.time() + days * _DAY)))
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """
+        Raises:
+            UsageError: when there is no such token.
+        """
+        with self._changing() as tokens:
+            kept = [token for token in tokens if token.name != name]
+            if len(kept) == len(tokens):
+                raise UsageError(f"there is no token '{name}'.", fix="'serve token list' shows those there are.")
+            tokens[:] = kept
+
+    @contextmanager
+    def _changing(self) -> Iterator[list[Token]]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            tokens = self.all()
+            yield tokens
+            partial = self.path.with_name(f".{self.path.name}.part")
+            partial.unlink(missing_ok=True)
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+                json.dump([asdict(token) for token in tokens], stream, indent=2)
+            partial.replace(self.path)
+            self._seen = None
+
+    def _refresh(self) -> None:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            self._seen, self._tokens = None, {}
+            return
+        state = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if state == self._seen:
+            return
+        try:
+            entries = json.loads(self.path.read_text(encoding="utf-8"))
+            tokens = [Token(**entry) for entry in entries]
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{self.path}, the file with the server's tokens, can't be read ({error}).") from error
+        self._seen, self._tokens = state, {token.sha256: token for token in tokens}
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

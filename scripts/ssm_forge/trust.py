@@ -1,0 +1,244 @@
+"""Signed statements of what a package was built from, and the policy that asks for them on install.
+
+A statement is an in-toto Statement with a SLSA provenance predicate, in a DSSE envelope, in a sigstore
+bundle. It lies beside the package in the engine's own layout (``NAME.conda.sigs.SHA256``, whose digest the
+index carries as ``attestations_sha256``). An offline ed25519 key signs; bundles that CI made with sigstore can be
+stored along, and the engine verifies those.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.inspection import Package
+from ssm_forge.paths import launcher
+
+PASSPHRASE_VARIABLE = "SSM_FORGE_SIGN_PASSPHRASE"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:ssm-forge:build:1"
+_BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+Statement = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A key that is trusted.
+
+    Attributes:
+        name: its file, for messages.
+        id: sha256 of the key's DER form.
+    """
+
+    name: str
+    id: str
+    key: Ed25519PublicKey
+
+
+def make_key(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a key pair: ``NAME.key``, readable by its owner alone, and ``NAME.pub``.
+
+    Raises:
+        UsageError: when there is such a key already.
+    """
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
+    if private.exists() or public.exists():
+        raise UsageError(f"{private} or {public} exists; a key is never overwritten.", fix="Choose another name.")
+    key = Ed25519PrivateKey.generate()
+    phrase = os.environ.get(PASSPHRASE_VARIABLE, "")
+    encryption = serialization.BestAvailableEncryption(phrase.encode()) if phrase else serialization.NoEncryption()
+    folder.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public
+
+
+def load_private(path: Path) -> Ed25519PrivateKey:
+    """
+    Raises:
+        UsageError: when the file is no ed25519 private key, or its passphrase is missing or wrong.
+    """
+    phrase = os.environ.get(PASSPHRASE_VARIABLE, "")
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), phrase.encode() if phrase else None)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path} can't be used as a private key ({type(error).__name__}).",
+            fix=f"A passphrase goes into {PASSPHRASE_VARIABLE}; '{launcher()} channel keygen' makes a key.",
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(f"{path} is not an ed25519 key.", fix=f"'{launcher()} channel keygen' makes one.")
+    return key
+
+
+def load_public(path: Path) -> PublicKey:
+    """
+    Raises:
+        UsageError: when the file is no ed25519 public key.
+    """
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read as a public key ({type(error).__name__}).") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(f"{path} is not an ed25519 key.")
+    return PublicKey(path.name, _key_id(key), key)
+
+
+def statement(package: Package) -> Statement:
+    """What ``package`` was built from, as its own provenance file says.
+
+    Raises:
+        IntegrityError: when it holds no such file, so that there is nothing to sign for.
+    """
+    from ssm_forge.finalize import provenance
+
+    told = provenance(package.path)
+    if not told:
+        raise IntegrityError(
+            f"{package.filename} does not say what it was built from, so there is nothing to sign for.",
+            fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
+        )
+    materials = [
+        {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
+        for item in told.get("materials", [])
+    ]
+    recipe = {
+        "uri": f"recipes/{told['name']}",
+        "digest": {"sha256": told["recipe_sha256"]},
+        "annotations": {"role": "recipe and patches"},
+    }
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": package.filename, "digest": {"sha256": package.sha256}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": told["name"], "variant": told["variant"]},
+                "internalParameters": {key: told[key] for key in ("cuda_arch_list", "glibc") if key in told},
+                "resolvedDependencies": [recipe, *materials],
+            },
+            "runDetails": {"builder": {"id": "urn:ssm-forge"}},
+        },
+    }
+
+
+def sign(content: Statement, key: Ed25519PrivateKey) -> dict[str, Any]:
+    """The bundle for a statement. ed25519 is deterministic: the same statement gives the same bundle."""
+    payload = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    signature = key.sign(_pre_authentication(payload))
+    return {
+        "mediaType": _BUNDLE_TYPE,
+        "verificationMaterial": {"publicKey": {"hint": _key_id(key.public_key())}},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": PAYLOAD_TYPE,
+            "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+        },
+    }
+
+
+def writer(sign_key: Path | None, attestations: Sequence[Path]) -> Callable[[Package], bytes]:
+    """What gives each package its sidecar: our statement when there is a key, and the bundles about it."""
+    key = load_private(sign_key) if sign_key else None
+    made_elsewhere = [(path, _bundles(path.read_bytes(), str(path))) for path in attestations]
+
+    def sidecar(package: Package) -> bytes:
+        bundles = [sign(statement(package), key)] if key else []
+        bundles += [b for _, found in made_elsewhere for b in found if _about(b, package.filename, package.sha256)]
+        return json.dumps(bundles, sort_keys=True).encode() if bundles else b""
+
+    return sidecar
+
+
+def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]) -> tuple[PublicKey, Statement]:
+    """The first statement about exactly this file that a trusted key signed.
+
+    Raises:
+        IntegrityError: when there is none, saying what was found instead.
+    """
+    found = []
+    for bundle in _bundles(sidecar, f"the statement of {filename}"):
+        envelope = bundle.get("dsseEnvelope") or {}
+        signed_by = _signer(envelope, keys)
+        if signed_by is None:
+            hint = bundle.get("verificationMaterial", {}).get("publicKey", {}).get("hint")
+            found.append(f"one signed by another key ({hint[:16]})" if hint else "one without a key of ours")
+        elif not _about(bundle, filename, sha256):
+            found.append("one about another file")
+        else:
+            content: Statement = json.loads(base64.b64decode(envelope["payload"]))
+            return signed_by, content
+    raise IntegrityError(
+        f"{filename} (sha256 {sha256}) has no statement signed by {' or '.join(k.name for k in keys)}: "
+        f"found {', '.join(found) or 'none'}. Nothing was installed.",
+        fix="Ask whoever runs the channel; do not install it.",
+    )
+
+
+def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | None:
+    if envelope.get("payloadType") != PAYLOAD_TYPE:
+        return None
+    try:
+        message = _pre_authentication(base64.b64decode(envelope["payload"], validate=True))
+        signatures = [base64.b64decode(item["sig"], validate=True) for item in envelope["signatures"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    for key in keys:
+        for signature in signatures:
+            try:
+                key.key.verify(signature, message)
+            except InvalidSignature:
+                continue
+            return key
+    return None
+
+
+def _about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+    try:
+        content = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        subjects = content["subject"] if content["_type"] == STATEMENT_TYPE else []
+        return any(s["name"] == filename and s["digest"]["sha256"] == sha256 for s in subjects)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _bundles(data: bytes, where: str) -> list[dict[str, Any]]:
+    """The bundles of a sidecar, or the single one of a ``.sigstore.json``."""
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise IntegrityError(f"{where} is not JSON ({error}).") from error
+    bundles = content if isinstance(content, list) else [content]
+    if not all(isinstance(item, dict) for item in bundles):
+        raise IntegrityError(f"{where} is not a list of signed statements.")
+    return bundles
+
+
+def _pre_authentication(payload: bytes) -> bytes:
+    """DSSE's encoding of what is signed (PAE, protocol version 1)."""
+    kind = PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _key_id(key: Ed25519PublicKey) -> str:
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
