@@ -183,8 +183,22 @@ def _unpack_tests(archive: Path, folder: Path) -> Path:
     return target
 
 
-def failed(document: Document) -> bool:
-    return any(check["status"] == "fail" for check in document["checks"])
+EXTRAS = {"full": full, "upstream": upstream, "sanitize": sanitize}
+
+
+def extras(prefix: Path, names: Sequence[str]) -> Document:
+    """What ``verify`` does when asked for more: one document for all of it.
+
+    Args:
+        names: some of ``full``, ``upstream``, ``sanitize``.
+
+    Returns:
+        ``checks`` of all; under ``documents`` each one's own, seed, tolerances and single tests included.
+    """
+    documents = {name: EXTRAS[name](prefix) for name in names}
+    device = next((d["device"] for d in documents.values() if d["device"]), None)
+    checks = [check for d in documents.values() for check in d["checks"]]
+    return {"device": device, "checks": checks, "documents": documents}
 
 
 def exit_code(document: Document, *, allow_missing_gpu: bool) -> int:

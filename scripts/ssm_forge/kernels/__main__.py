@@ -172,9 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in made.values():
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
         sub.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here, too")
-        sub.add_argument(
-            "--allow-missing-gpu", action="store_true", help="exit 0 where nothing ran for want of a GPU"
-        )
+        sub.add_argument("--allow-missing-gpu", action="store_true", help="exit 0 where nothing ran for want of a GPU")
         sub.add_argument("--limit", type=float, metavar="SECONDS", help="report what is left as not run")
 
     extent = made["check"].add_mutually_exclusive_group()

@@ -130,9 +130,7 @@ def conv_update(
         window = torch.cat([chosen.gather(2, past[:, None].expand(-1, dim, -1)), x], dim=2)
         new = chosen.scatter(2, fresh[:, None].expand(-1, dim, -1), x)
     conv_state[rows[real]] = new[real]
-    out = F.conv1d(
-        window.float(), weight.float()[:, None], None if bias is None else bias.float(), groups=dim
-    )
+    out = F.conv1d(window.float(), weight.float()[:, None], None if bias is None else bias.float(), groups=dim)
     out = (F.silu(out) if activation == "silu" else out).to(x.dtype)
     return out * real[:, None, None]
 

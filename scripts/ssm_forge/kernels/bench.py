@@ -152,10 +152,7 @@ def measure(point: Point, build: Build, clock: Clock, copy: float, *, device: st
         elif not backward and point.length <= 16384:
             plain = _plain_scan(inputs)
         # A loop over time takes up to a second: a few runs are plenty.
-        times = {
-            name: clock.median(way, repeats=3 if "scan" in name else 15, warmup=1)
-            for name, way in plain.items()
-        }
+        times = {name: clock.median(way, repeats=3 if "scan" in name else 15, warmup=1) for name, way in plain.items()}
         rate = inputs.bytes_moved(backward=backward) / seconds
         yield Row(point, direction, seconds, rate, rate / copy, times)
 
@@ -185,11 +182,7 @@ class Versus:
 def compare_builds(mine: Build, other: Build, clock: Clock) -> Iterator[Versus]:
     """Both kernels, both directions, at sizes that fill the chip."""
     points = [
-        *(
-            Point("causal_conv1d", dtype, 8, 4096, 4096, 4, last)
-            for dtype in DTYPES
-            for last in (False, True)
-        ),
+        *(Point("causal_conv1d", dtype, 8, 4096, 4096, 4, last) for dtype in DTYPES for last in (False, True)),
         *(Point("selective_scan", dtype, 2, 2048, 4096, 16) for dtype in DTYPES),
     ]
     for point in points:
@@ -198,8 +191,7 @@ def compare_builds(mine: Build, other: Build, clock: Clock) -> Iterator[Versus]:
         inputs = point.inputs()
         for direction in ("forward", "backward"):
             pair = [
-                inputs.backward(build) if direction == "backward" else inputs.forward(build)
-                for build in (mine, other)
+                inputs.backward(build) if direction == "backward" else inputs.forward(build) for build in (mine, other)
             ]
             same = _same_bits(inputs, pair) if direction == "forward" else None
             first, second = clock.interleaved(pair, repeats=60)
@@ -265,18 +257,12 @@ def run(
 
 def targets(rows: list[Row], versus: list[Versus]) -> list[Check]:
     """What the project promises about speed, against what was measured."""
-    conv = [
-        r
-        for r in rows
-        if (r.point.kernel, r.point.dtype, r.direction) == ("causal_conv1d", "bf16", "forward")
-    ]
+    conv = [r for r in rows if (r.point.kernel, r.point.dtype, r.direction) == ("causal_conv1d", "bf16", "forward")]
     best = max((r.fraction for r in conv if not r.point.channel_last), default=None)
     scans = [
         r.plain["sequential scan"] / r.seconds
         for r in rows
-        if r.point.kernel == "selective_scan"
-        and r.point.length == SCAN_LENGTH
-        and "sequential scan" in r.plain
+        if r.point.kernel == "selective_scan" and r.point.length == SCAN_LENGTH and "sequential scan" in r.plain
     ]
     checks = [
         _target(

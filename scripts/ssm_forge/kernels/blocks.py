@@ -10,7 +10,7 @@ with u the unit roundoff of the block's dtype and r stated below: 4 forward, 8 f
 generation, whose state is kept in the block's dtype and rounded at every token; twice that for Mamba2, whose
 chunked form stores the products and states of each chunk in that dtype, too. For float32, u is 2^-24 *
 sqrt(terms of the longest sum) in Mamba; Mamba2's Triton kernels multiply float32 matrices as TF32, so
-there u is 2^-11.
+there u is 2^-11. Those kernels run with one tile size each (see ``machine.missing_packages``).
 """
 
 from __future__ import annotations
@@ -136,14 +136,10 @@ class BlockCase(Case):
         make = backend.blocks[self.kind]
         path = "use_fast_path" if self.kind == "mamba" else "use_mem_eff_path"
         switch = {path: self.fused}
-        return make(
-            self.d_model, d_state=self.states, layer_idx=0, device=device, dtype=self.torch_dtype, **switch
-        )
+        return make(self.d_model, d_state=self.states, layer_idx=0, device=device, dtype=self.torch_dtype, **switch)
 
     def _exact(self, block: Any, x: Tensor) -> tuple[Tensor, Parameters, Tensor]:
-        parameters = {
-            name: reference.wide(p.detach()).requires_grad_() for name, p in block.named_parameters()
-        }
+        parameters = {name: reference.wide(p.detach()).requires_grad_() for name, p in block.named_parameters()}
         wide = reference.wide(x.detach()).requires_grad_()
         if self.kind == "mamba":
             return mamba(parameters, wide), parameters, wide

@@ -157,15 +157,16 @@ class ConvCase(Case):
         leaves = {name: _leaf(t, wanted=self.backward) for name, t in given.items()}
         before = {name: None if t is None else t.clone() for name, t in given.items()}
         grads = [self._layout(draw, self.length)]
+        if self.padding and seq_idx is not None:
+            # Upstream's backward takes what arrives at padding for real: callers send zeros there.
+            grads[0] = grads[0] * (seq_idx >= 0)[:, None]
         if self.final:
             grads.append(self._layout(draw, self.width - 1))
 
         activation = "silu" if self.silu else None
         mode = _environment("CAUSAL_CONV1D_DETERMINISTIC", "1" if self.deterministic else "0")
         with mode, poisoned(device):
-            got = backend.conv(
-                **leaves, seq_idx=seq_idx, return_final_states=self.final, activation=activation
-            )
+            got = backend.conv(**leaves, seq_idx=seq_idx, return_final_states=self.final, activation=activation)
             outs: tuple[Tensor, ...] = got if self.final else (got,)
             if self.backward:
                 torch.autograd.backward(outs, [g.to(o.dtype) for o, g in zip(outs, grads, strict=True)])

@@ -117,9 +117,7 @@ def explain(case: Case, bad: list[Comparison], backend: Backend, device: torch.d
     smallest, tries = shrink(case, lambda candidate: bool(failures(candidate)))
     said = failures(smallest) or bad
     problems = "; ".join(f"{c.name}: {c.problem}" for c in said[:4])
-    return (
-        f"smallest failing case ({tries} tried): {type(smallest).__name__} {smallest} seed={seed}: {problems}"
-    )
+    return f"smallest failing case ({tries} tried): {type(smallest).__name__} {smallest} seed={seed}: {problems}"
 
 
 def run_plans(

@@ -91,9 +91,7 @@ class ConvInputs:
             return make(batch, dim, length, device=device, dtype=dtype)
 
         weight, bias = torch.randn(dim, width, device=device), torch.randn(dim, device=device)
-        return cls(
-            plane(True), weight, bias, plane(False), plane(True), plane(False), weight.clone(), bias.clone()
-        )
+        return cls(plane(True), weight, bias, plane(False), plane(True), plane(False), weight.clone(), bias.clone())
 
     def forward(self, build: Build) -> Call:
         """out = silu(conv(x))."""

@@ -199,9 +199,7 @@ def every() -> list[Fault]:
             replace(last, sequences=4),
             "out",
         ),
-        Fault(
-            "conv: no initial states", "conv", _without(conv, "initial_states"), states, "out", "initial=True"
-        ),
+        Fault("conv: no initial states", "conv", _without(conv, "initial_states"), states, "out", "initial=True"),
         Fault("conv: final states off by one", "conv", _old_final_states, states, "final_states"),
         Fault("conv: writes its input", "conv", _overwrites_input, last, "input x"),
         Fault(
@@ -245,9 +243,7 @@ def every() -> list[Fault]:
             "out",
         ),
         Fault("scan: half the output unwritten", "scan", _on_output(scan, _half_written), ScanCase(), "out"),
-        Fault(
-            "scan: carry lost between tiles", "scan", _loses_carry, ScanCase(length=200), "out", "length=129"
-        ),
+        Fault("scan: carry lost between tiles", "scan", _loses_carry, ScanCase(length=200), "out", "length=129"),
         Fault("scan: last state off by one", "scan", _previous_state, ScanCase(), "last_state", "length=2"),
         Fault("scan: no gate", "scan", _without(scan, "z"), ScanCase(), "out", "z=True"),
         Fault("scan: no skip", "scan", _without(scan, "D"), ScanCase(), "out"),

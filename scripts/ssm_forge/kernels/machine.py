@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from importlib import metadata
@@ -22,7 +23,24 @@ def missing_gpu() -> str:
 
 
 def missing_packages() -> str:
-    """Why the kernels can't be loaded; empty when they can."""
+    """Why the kernels can't be loaded; empty when they can.
+
+    mamba-ssm decides when it is imported how many tile sizes each of its Triton kernels tries on first use.
+    Trying all takes minutes, and says nothing about results: here each gets one.
+    """
+    name = "MAMBA_DETERMINISTIC"
+    chosen = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        return _import_packages()
+    finally:
+        if chosen is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = chosen
+
+
+def _import_packages() -> str:
     try:
         import causal_conv1d
         import causal_conv1d_cuda

@@ -65,9 +65,21 @@ def full() -> list[Plan]:
             ),
             Plan(f"selective_scan lengths {dtype}", tuple(_valid(_scan_lengths(dtype)))),
         ]
-    wrong = ScanCase(complex_a=True, groups=2)
-    plans.append(Plan("selective_scan complex A with groups, backward", (), wrong.invalid()))
-    return plans
+    return plans + upstream_limits()
+
+
+def upstream_limits() -> list[Plan]:
+    """What upstream's kernels are known to get wrong, read in their source: said, not run."""
+    groups = ScanCase(complex_a=True, groups=2)
+    return [
+        Plan("selective_scan complex A with groups, backward", (), groups.invalid()),
+        Plan(
+            "causal_conv1d seq_idx, gradient arriving at padding",
+            (),
+            "upstream's forward gives 0 at padding (seq_idx < 0), its backward counts what arrives there; "
+            "checked with zeros there instead",
+        ),
+    ]
 
 
 def _valid(cases: Iterator[Case]) -> Iterator[Case]:
@@ -77,9 +89,7 @@ def _valid(cases: Iterator[Case]) -> Iterator[Case]:
 def _conv_basic(dtype: str) -> Iterator[Case]:
     for width, bias, silu, weight in product((2, 3, 4), ON_OFF, ON_OFF, sorted({"fp32", dtype})):
         for length in (7, 128, 1134):
-            yield ConvCase(
-                dtype=dtype, weight_dtype=weight, width=width, bias=bias, silu=silu, length=length, dim=67
-            )
+            yield ConvCase(dtype=dtype, weight_dtype=weight, width=width, bias=bias, silu=silu, length=length, dim=67)
 
 
 def _conv_channel_last(dtype: str) -> Iterator[Case]:
@@ -144,7 +154,7 @@ def _update(dtype: str) -> Iterator[Case]:
 
 
 def _states(dtype: str) -> Iterator[Case]:
-    for packed, dim, state_len in product((1, 4, 17), (64, 272), (1, 3, 5, 20)):
+    for packed, dim, state_len in product((1, 4, 17), (64, 272), (1, 3, 20)):
         yield StatesCase(dtype=dtype, packed=packed, dim=dim, state_len=state_len)
 
 

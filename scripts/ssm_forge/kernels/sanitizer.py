@@ -14,9 +14,7 @@ from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
 _SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+)")
-_FINDING = re.compile(
-    r"=========\s+(Invalid|Race reported|Error: Race|Uninitialized|Warning: Race|Program hit).*"
-)
+_FINDING = re.compile(r"=========\s+(Invalid|Race reported|Error: Race|Uninitialized|Warning: Race|Program hit).*")
 _REFUSED = ("Device not supported", "Unable to find injection library", "not supported on this")
 
 

@@ -28,9 +28,7 @@ def _smaller_values(field: Field[Any], value: Any) -> Iterator[Any]:
         yield field.default
 
 
-def shrink(
-    case: Case, fails: Callable[[Case], bool], *, seconds: float = 20.0, tries: int = 300
-) -> tuple[Case, int]:
+def shrink(case: Case, fails: Callable[[Case], bool], *, seconds: float = 20.0, tries: int = 300) -> tuple[Case, int]:
     """Make ``case`` smaller while it fails.
 
     Args:
