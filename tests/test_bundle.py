@@ -110,9 +110,7 @@ def test_one_package_alone_is_refused(tmp_path: Path) -> None:
         bundle.make([_package(tmp_path, "mamba-ssm")], {}, tmp_path, workspace())
 
 
-def test_nothing_is_left_of_a_bundle_that_grew_too_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_of_a_bundle_that_grew_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "SIZE_LIMIT", 1000)
     with pytest.raises(UsageError, match="more than"):
         bundle.make([_package(tmp_path, name) for name in LIBRARY], {}, tmp_path, workspace())
@@ -153,9 +151,7 @@ def test_a_machine_that_fits_has_no_problems(_torch: types.ModuleType) -> None:
         ({"glibc": "2.99"}, "need glibc 2.99 or newer"),
     ],
 )
-def test_each_misfit_is_named_with_what_was_found(
-    _torch: types.ModuleType, changed: dict[str, str], said: str
-) -> None:
+def test_each_misfit_is_named_with_what_was_found(_torch: types.ModuleType, changed: dict[str, str], said: str) -> None:
     found = bundle_main.problems(_needs(**changed))
     assert len(found) == 1 and said in found[0]
 
@@ -190,6 +186,13 @@ def test_a_step_that_leaves_no_result_is_a_failure(tmp_path: Path) -> None:
     line = [sys.executable, "-c", "import sys; sys.exit(1)", "--output", str(tmp_path / "check.json")]
     document = bundle_main.run_step("check", line, {}, 20)
     assert [c["status"] for c in document["checks"]] == ["fail"]
+
+
+def test_a_step_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle_main, "GRACE_SECONDS", 0.5)
+    line = [sys.executable, "-c", "import time; time.sleep(60)", "--output", str(tmp_path / "check.json")]
+    document = bundle_main.run_step("check", line, {}, 0.5)
+    assert "was stopped after 1 s, and left no result" in document["checks"][0]["detail"]
 
 
 def test_without_time_nothing_passes(tmp_path: Path) -> None:

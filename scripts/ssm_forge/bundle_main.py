@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -82,9 +83,7 @@ def _torch_problems(needs: dict[str, str]) -> list[str]:
     if torch.version.cuda is None:
         found.append(f"this torch ({torch.__version__}) is built without CUDA")
     elif torch.version.cuda.split(".")[0] != needs["cuda"]:
-        found.append(
-            f"the packages are for CUDA {needs['cuda']}, this torch is built for {torch.version.cuda}"
-        )
+        found.append(f"the packages are for CUDA {needs['cuda']}, this torch is built for {torch.version.cuda}")
     return found
 
 
@@ -153,12 +152,13 @@ def run_step(step: str, line: list[str], environment: dict[str, str], seconds: f
     started = time.monotonic()
     output = Path(line[line.index("--output") + 1])
     say(f"--- {step} (at most {seconds:.0f} s)")
+    # A session of its own, so that what the step started ends with it.
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        code = subprocess.run(
-            line, env=environment, stdout=subprocess.DEVNULL, timeout=seconds + GRACE_SECONDS, check=False
-        ).returncode
-        ended = f"ended with status {code}"
+        ended = f"ended with status {process.wait(timeout=seconds + GRACE_SECONDS)}"
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         ended = f"was stopped after {seconds + GRACE_SECONDS:.0f} s"
     say(f"--- {step} {ended} after {time.monotonic() - started:.0f} s")
     if not output.is_file():
@@ -167,9 +167,7 @@ def run_step(step: str, line: list[str], environment: dict[str, str], seconds: f
     return document
 
 
-def run_steps(
-    steps: list[str], folder: Path, output: Path, manifest: dict[str, Any], limit: float
-) -> dict[str, Any]:
+def run_steps(steps: list[str], folder: Path, output: Path, manifest: dict[str, Any], limit: float) -> dict[str, Any]:
     """Run the steps within ``limit`` seconds and write ``summary.json`` after each."""
     minor = manifest["needs"]["python"]
     site = folder / "prefix" / "lib" / f"python{minor}" / "site-packages"
@@ -208,14 +206,10 @@ def exit_code(summary: dict[str, Any], *, allow_missing_gpu: bool) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Check and measure the packages of this bundle.")
-    parser.add_argument(
-        "--output", type=Path, help="where JSON and PNG go (default: $OUT, or ./ssm-forge-results)"
-    )
+    parser.add_argument("--output", type=Path, help="where JSON and PNG go (default: $OUT, or ./ssm-forge-results)")
     parser.add_argument("--into", type=Path, help="unpack here and keep it (default: a temporary folder)")
     parser.add_argument("--steps", default=",".join(STEPS), help=f"which of {','.join(STEPS)}")
-    parser.add_argument(
-        "--limit", type=float, default=530.0, metavar="SECONDS", help="for all (default: 530)"
-    )
+    parser.add_argument("--limit", type=float, default=530.0, metavar="SECONDS", help="for all (default: 530)")
     parser.add_argument("--unpack-only", action="store_true", help="unpack into --into and stop")
     parser.add_argument("--any-torch", action="store_true", help="only warn where the packages do not fit")
     parser.add_argument("--allow-missing-gpu", action="store_true", help="exit 0 where there is no GPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_no_tests_at_all_is_a_failure(tmp_path: Path) -> None:
 )
 def test_sanitizer_output_is_judged(status: int, said: str, wanted: str) -> None:
     assert sanitizer.judge("memcheck", status, said, 1.0).status == wanted
+
+
+def test_a_sanitizer_that_hangs_is_stopped_with_what_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text(f"#!/bin/bash\n(sleep 3; touch {tmp_path}/left-behind) & wait\n")
+    fake.chmod(0o755)
+    monkeypatch.setattr(sanitizer, "find", lambda: fake)
+    check = sanitizer.run("memcheck", limit=0.5)
+    assert (check.status, check.detail) == ("not-run", "not done after 0 s")
+    time.sleep(3)
+    assert not (tmp_path / "left-behind").exists()
 
 
 def test_a_missing_sanitizer_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -80,19 +81,22 @@ def run(tool: str, *, limit: float = 300.0) -> Check:
     started = time.monotonic()
     # One allocation a tensor, so that a step over the end leaves it.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    # A session of its own: stopping compute-sanitizer alone would leave the watched process on the GPU.
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
+        said, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return Check(name, NOT_RUN, f"not done after {limit:.0f} s", seconds=limit)
-    return judge(name, done.returncode, done.stdout, time.monotonic() - started)
+    return judge(name, process.returncode, said, time.monotonic() - started)
 
 
 def judge(name: str, status: int, said: str, seconds: float) -> Check:
