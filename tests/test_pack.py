@@ -14,6 +14,7 @@ import yaml
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package
 from ssm_forge import lock as locks
 from ssm_forge import pack as packing
+from ssm_forge.arch import Capability
 from ssm_forge.environment import create
 from ssm_forge.errors import IntegrityError, SolveError, UsageError
 from ssm_forge.export import FORMATS
@@ -69,13 +70,9 @@ def without_network(*words: str, cache: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def test_unpacks_and_verifies_with_the_network_cut_off(
-    archive: Path, tmp_path: Path, place: Workspace
-) -> None:
+def test_unpacks_and_verifies_with_the_network_cut_off(archive: Path, tmp_path: Path, place: Workspace) -> None:
     prefix = tmp_path / "elsewhere" / "env"
-    done = without_network(
-        "unpack", str(archive), "--prefix", str(prefix), "--json", cache=tmp_path / "other-cache"
-    )
+    done = without_network("unpack", str(archive), "--prefix", str(prefix), "--json", cache=tmp_path / "other-cache")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"prefix": str(prefix), "packages": 4, "files": 5}
     assert (prefix / "lib/scan.txt").read_text() == "scan"
@@ -111,18 +108,14 @@ def test_an_installed_environment_packs_and_comes_back(
     prefix = tmp_path / "env"
     create(with_kernels, prefix, mirrors=[Mirror(CANONICAL, channel)], workspace=place)
     target = tmp_path / "prefix.tar"
-    made = packing.pack(
-        packing.of_prefix(prefix), target, mirrors=[Mirror(CANONICAL, channel)], workspace=place
-    )
+    made = packing.pack(packing.of_prefix(prefix), target, mirrors=[Mirror(CANONICAL, channel)], workspace=place)
     assert (made.packages, len(made.kernels)) == (4, 2)
     copy, report = packing.unpack(target, tmp_path / "copy", workspace=place)
     assert (report.packages, report.deviations) == (4, ())
     assert (copy / "lib/conv.txt").exists()
 
 
-def test_kernels_that_do_not_fit_are_refused_with_the_reason(
-    locked: locks.LockedEnvironment, place: Workspace
-) -> None:
+def test_kernels_that_do_not_fit_are_refused_with_the_reason(locked: locks.LockedEnvironment, place: Workspace) -> None:
     with pytest.raises(SolveError, match="holds no built kernels"):
         packing.add_kernels(locked, place)
     make_package(place.channel, "causal-conv1d", {"x": "x"}, depends=("base ==2.0",))
@@ -130,6 +123,20 @@ def test_kernels_that_do_not_fit_are_refused_with_the_reason(
     index(place.channel)
     with pytest.raises(SolveError, match=r"base ==2\.0"):
         packing.add_kernels(locked, place)
+
+
+def test_kernels_for_one_gpu_generation_go_only_where_they_run(
+    locked: locks.LockedEnvironment, place: Workspace
+) -> None:
+    make_package(place.channel, "causal-conv1d", {"x": "x"}, depends=("base", "__cuda_arch >=9.0,<10"))
+    make_package(place.channel, "mamba-ssm", {"y": "y"}, depends=("causal-conv1d",))
+    index(place.channel)
+    for gpu in (None, Capability(8, 0)):
+        with pytest.raises(SolveError, match=r"(?s)__cuda_arch.*--gpu"):
+            packing.add_kernels(locked, place, gpu=gpu)
+    packed = packing.add_kernels(locked, place, gpu=Capability(9, 0))
+    assert {r.name.normalized for r in packed.records} == {"base", "tool", "causal-conv1d", "mamba-ssm"}
+    assert packed.platform == locked.platform
 
 
 def test_a_damaged_archive_installs_nothing(archive: Path, tmp_path: Path, place: Workspace) -> None:
@@ -198,9 +205,7 @@ class TestExports:
     def cu118(self) -> locks.LockedEnvironment:
         return locks.environment(ROOT / "pixi.lock", "cu118")
 
-    def test_explicit_spec_is_read_back_by_the_engine(
-        self, cu118: locks.LockedEnvironment, tmp_path: Path
-    ) -> None:
+    def test_explicit_spec_is_read_back_by_the_engine(self, cu118: locks.LockedEnvironment, tmp_path: Path) -> None:
         from rattler.explicit_environment import ExplicitEnvironmentSpec
 
         path = tmp_path / "explicit.txt"

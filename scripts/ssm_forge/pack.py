@@ -24,6 +24,7 @@ from rattler import PrefixRecord, RepoDataRecord
 
 from ssm_forge import channel as channels
 from ssm_forge import environment
+from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.install import MARKER, Installed, remember, write_marker
@@ -33,7 +34,7 @@ from ssm_forge.manifest import Platform
 from ssm_forge.packages import Mirror, collect
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import PROJECTS
-from ssm_forge.solver import Request, solve, virtual_packages
+from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
 
 FORMAT = 1
 
@@ -62,20 +63,29 @@ class Pack:
     installed: dict[str, object] | None
 
 
-def add_kernels(locked: LockedEnvironment, workspace: Workspace) -> LockedEnvironment:
+def add_kernels(locked: LockedEnvironment, workspace: Workspace, *, gpu: Capability | None = None) -> LockedEnvironment:
     """The environment with the kernels of the workspace's channel that fit it as it is.
+
+    Args:
+        locked: the environment.
+        workspace: whose channel to look in.
+        gpu: the GPU of the machine that the pack is for; without it only portable kernels are taken.
 
     Raises:
         SolveError: when the channel has none that fit.
     """
-    hint = f"Build them with '{launcher()} install-mamba --variant {locked.name}', or pack with --no-kernels."
+    hint = (
+        f"Build them with '{launcher()} install-mamba --variant {locked.name}', name the other machine's GPU with "
+        "--gpu if they are for one generation, or pack with --no-kernels."
+    )
+    target = (VirtualPackage("__cuda_arch", str(gpu)),) if gpu else ()
     if not (workspace.channel / "linux-64" / "repodata.json").exists():
         raise SolveError(f"{workspace.channel} holds no built kernels for {locked.name}.", fix=hint)
     names = [r.name.normalized for r in locked.records]
     request = Request(
         specs=(*PROJECTS, *names),
         channels=(workspace.channel.resolve().as_uri(),),
-        virtual=locked.platform.virtual,
+        virtual=(*locked.platform.virtual, *target),
         subdir=locked.platform.subdir,
         snapshot=workspace.channel,
         pinned=locked.records,
@@ -173,9 +183,7 @@ def _write_tar(top: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def unpack(
-    source: Path, prefix: Path | None, *, workspace: Workspace, force: bool = False
-) -> tuple[Path, Report]:
+def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bool = False) -> tuple[Path, Report]:
     """Install an archive, or the folder it was unpacked to, and verify the result. Uses no network.
 
     Returns:
@@ -192,9 +200,7 @@ def unpack(
         mirrors = [Mirror(url, top / "channel") for url in locked.channels]
         missing = [r for r in locked.records if not (top / "channel" / r.subdir / r.file_name).is_file()]
         if missing:
-            raise IntegrityError(
-                f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again."
-            )
+            raise IntegrityError(f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again.")
         report = environment.create(locked, target, mirrors=mirrors, workspace=workspace, force=force)
     if made.installed:
         known: dict[str, Any] = {**made.installed, "packages": made.kernels}
@@ -210,9 +216,7 @@ def _read_pack(top: Path, source: Path) -> Pack:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).") from error
     if made.format > FORMAT:
-        raise UsageError(
-            f"{source} has format {made.format}; this ssm-forge reads up to {FORMAT}.", fix="Update it."
-        )
+        raise UsageError(f"{source} has format {made.format}; this ssm-forge reads up to {FORMAT}.", fix="Update it.")
     return made
 
 
@@ -231,9 +235,7 @@ def _opened(source: Path, workspace: Workspace) -> Iterator[Path]:
                 for member in tar:
                     _extract(tar, member, Path(scratch))
         except tarfile.TarError as error:
-            raise IntegrityError(
-                f"{source} is not a whole archive ({error}).", fix="Copy it again."
-            ) from error
+            raise IntegrityError(f"{source} is not a whole archive ({error}).", fix="Copy it again.") from error
         tops = [p for p in Path(scratch).iterdir() if p.is_dir()]
         if len(tops) != 1:
             raise UsageError(f"{source} was not written by '{launcher()} pack'.")

@@ -26,12 +26,11 @@ from ssm_forge.ui import human_bytes, out, say
     help="Default: dist/ssm-forge-NAME.tar.",
 )
 @click.option("--no-kernels", is_flag=True, help="Only what is locked, without causal-conv1d and mamba-ssm.")
+@click.option("--gpu", metavar="9.0", help="Compute capability of the other machine's GPU; default: this one's.")
 @click.option(
     "--with-tools", is_flag=True, help="Add this project and its wheels: the other machine needs only Python."
 )
-@click.option(
-    "--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR."
-)
+@click.option("--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR.")
 @click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def pack(
@@ -39,14 +38,16 @@ def pack(
     prefix: Path | None,
     output: Path | None,
     no_kernels: bool,
+    gpu: str | None,
     with_tools: bool,
     mirrors: tuple[str, ...],
     lock_file: Path | None,
     as_json: bool,
 ) -> None:
     """Write one archive of environment NAME: packages, lock and built kernels."""
-    from ssm_forge import install, lock, packtools
+    from ssm_forge import install, lock, machine, packtools
     from ssm_forge import pack as packing
+    from ssm_forge.arch import Capability
     from ssm_forge.packages import Mirror
 
     if (name is None) == (prefix is None):
@@ -60,7 +61,8 @@ def pack(
         assert name is not None
         locked = lock.environment(lock_file or place.lock, name)
         if not no_kernels:
-            locked = packing.add_kernels(locked, place)
+            here = min((g.capability for g in machine.gpus()), default=None)
+            locked = packing.add_kernels(locked, place, gpu=Capability.parse(gpu) if gpu else here)
     target = output or place.root / "dist" / f"ssm-forge-{locked.name}.tar"
     made = packing.pack(
         locked,
@@ -78,9 +80,7 @@ def pack(
 
 @click.command()
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."
-)
+@click.option("--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME.")
 @click.option("--force", is_flag=True, help="Make an environment that exists anew.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def unpack(source: Path, prefix: Path | None, force: bool, as_json: bool) -> None:
@@ -90,6 +90,4 @@ def unpack(source: Path, prefix: Path | None, force: bool, as_json: bool) -> Non
     target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force)
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
-        out.print_json(
-            json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files})
-        )
+        out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))
