@@ -11,6 +11,7 @@ import click
 
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import launcher, workspace
+from ssm_forge.toolbox import require
 from ssm_forge.ui import human_bytes, open_log, out, say
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable o
 @click.group()
 def channel() -> None:
     """Check, prune or mirror a channel, show what it covers. CHANNEL: a folder or URL, else the local one."""
+    require("msgpack", "cryptography")
 
 
 def _source(channel: str | None) -> ChannelSource:

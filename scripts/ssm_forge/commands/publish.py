@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ssm_forge.paths import workspace
+from ssm_forge.toolbox import require
 from ssm_forge.ui import open_log, out, say
 
 
@@ -37,6 +38,7 @@ def publish(
     Credentials come from RATTLER_AUTH_FILE, netrc, the keyring or the environment. What the channel has is
     skipped; a different file under the same name is never replaced.
     """
+    require("boto3" if to.startswith("s3:") else "httpx", "cryptography")
     from ssm_forge import publish as publishing
     from ssm_forge import trust
     from ssm_forge.credentials import redact, require_clean

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ssm_forge.paths import launcher, workspace
+from ssm_forge.toolbox import require
 from ssm_forge.ui import out, say
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def serve(
     """Serve the local channel over HTTP(S): reading with a read token, publishing with a write token."""
     if context.invoked_subcommand:
         return
+    require("starlette", "uvicorn")
     from ssm_forge import server
 
     settings = server.Settings(
