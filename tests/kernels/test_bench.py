@@ -49,9 +49,7 @@ def _scan_bwd(u, delta, a, b, c, d, z, delta_bias, dout, x, out, dz, softplus, r
 @pytest.fixture
 def build() -> Build:
     conv = SimpleNamespace(causal_conv1d_fwd=_conv_fwd, causal_conv1d_bwd=_conv_bwd)
-    return Build(
-        "fake", {"causal_conv1d": conv, "selective_scan": SimpleNamespace(fwd=_scan_fwd, bwd=_scan_bwd)}
-    )
+    return Build("fake", {"causal_conv1d": conv, "selective_scan": SimpleNamespace(fwd=_scan_fwd, bwd=_scan_bwd)})
 
 
 def _rows(build: Build) -> list[bench.Row]:
