@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from ssm_forge.solver import VirtualPackage
 
-MARKER = Path("conda-meta/ssm-forge.json")
+# Not .json: conda and pixi take every such file here for the record of a package, and refuse the environment.
+MARKER = Path("conda-meta/ssm-forge")
 
 # Written first and removed last where a prefix has to be made in its final place.
 UNFINISHED = Path("conda-meta/ssm-forge-unfinished")
@@ -77,8 +78,6 @@ def records(prefix: Path) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for path in sorted((prefix / "conda-meta").glob("*.json")):
-        if path.name == MARKER.name:
-            continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -137,11 +136,7 @@ def solve_for_prefix(
     pinned: tuple[RepoDataRecord, ...] = ()
     kept: list[str] = []
     if prefix is not None and (prefix / "conda-meta").is_dir():
-        present = [
-            PrefixRecord.from_path(path)
-            for path in sorted((prefix / "conda-meta").glob("*.json"))
-            if path.name != MARKER.name
-        ]
+        present = [PrefixRecord.from_path(path) for path in sorted((prefix / "conda-meta").glob("*.json"))]
         pinned = tuple(r for r in present if r.name.normalized not in PROJECTS)
         kept = [r.name.normalized for r in pinned]
     return solve(
