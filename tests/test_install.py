@@ -1,62 +1,285 @@
-"""Installing into a prefix: whole or not at all, with every engine that pixi.toml allows."""
+"""Installing into prefixes: whole or not at all, foreign packages stay, killed runs are cleared up."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from conda_channel import demo_channel, solve_channel
-from ssm_forge import install as installing
-from ssm_forge.errors import InstallError
-from ssm_forge.install import Installed, install, is_foreign, read_marker
+from conda_channel import index, make_package
+from ssm_forge import install
+from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
+from ssm_forge.errors import InstallError, SolveError
+from ssm_forge.install import MARKER, Installed
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import open_log
 
-OURS = Installed(
-    variant="cu130", python="3.12", source="conda", packages=("tool-1.0-h1_0.conda",), created=True
-)
+SITE = "lib/python3.12/site-packages"
+OURS = ("mamba-ssm", "python 3.12.*")
 
 
-@pytest.fixture(params=["relocating engine", "in place"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of making a prefix: py-rattler 0.28 beside its place, 0.25 in it."""
-    if request.param == "in place":
-        monkeypatch.setattr(installing, "_engine_relocates", lambda: False)
-    elif not installing._engine_relocates():
-        pytest.skip("this py-rattler can't make a prefix beside its place")
+@pytest.fixture
+def place(tmp_path: Path) -> Workspace:
+    return Workspace(root=tmp_path, cache=tmp_path / "cache")
 
 
-@pytest.mark.usefixtures("engine")
-def test_a_prefix_of_our_own_is_made_and_replaced(tmp_path: Path) -> None:
-    place = Workspace(root=tmp_path, cache=tmp_path / "cache")
-    records = solve_channel(demo_channel(tmp_path), "tool")
-    prefix = tmp_path / "envs" / "cu130"
-    with open_log(tmp_path / "logs", "install") as log:
-        install(records, prefix, OURS, place, log)
-        (prefix / "stray").touch()
-        install(records, prefix, OURS, place, log)
-    assert read_marker(prefix) == OURS
-    assert not is_foreign(prefix)
-    assert (prefix / "bin/tool").exists()
-    assert not (prefix / "stray").exists()
-    assert [p.name for p in prefix.parent.iterdir() if p.name != ".cu130.lock"] == ["cu130"]
+@pytest.fixture
+def channel(tmp_path: Path) -> Path:
+    """Fake ``python`` of three versions, ``pytorch`` of two, and kernels that fit one torch only."""
+    folder = tmp_path / "channel"
+    for version in ("3.11.5", "3.12.1", "3.12.9"):
+        make_package(folder, "python", {"bin/python": f"#!/bin/sh\necho {version}\n"}, version=version)
+    for version in ("2.10.0", "2.11.0"):
+        make_package(folder, "pytorch", {"share/torch.txt": f"{version}\n"}, version=version)
+    make_package(folder, "causal-conv1d", {"share/conv.txt": "conv\n"}, depends=("pytorch 2.11.*", "python 3.12.*"))
+    make_package(
+        folder, "mamba-ssm", {"share/mamba.txt": "mamba\n"}, depends=("pytorch 2.11.*", "causal-conv1d", "python 3.12.*")
+    )
+    make_package(folder, "extra", {"share/extra.txt": "extra\n"})
+    index(folder)
+    return folder
 
 
-@pytest.mark.usefixtures("engine")
-def test_a_failure_leaves_the_old_prefix_as_it_was(tmp_path: Path) -> None:
-    place = Workspace(root=tmp_path, cache=tmp_path / "cache")
-    channel = demo_channel(tmp_path)
-    records = solve_channel(channel, "tool")
-    prefix = tmp_path / "envs" / "cu130"
-    with open_log(tmp_path / "logs", "install") as log:
-        install(records, prefix, OURS, place, log)
-        (channel / "linux-64" / "tool-1.0-h1_0.conda").write_bytes(b"not a package")
-        for cached in place.package_cache.glob("tool-*"):
-            if cached.is_dir():
-                (cached / "info/index.json").unlink()
-        with pytest.raises(InstallError):
-            install(records, prefix, OURS, place, log)
-    assert (prefix / "bin/tool").exists()
-    assert read_marker(prefix) == OURS
-    assert [p.name for p in prefix.parent.iterdir() if p.name != ".cu130.lock"] == ["cu130"]
+def installed(*, created: bool = True) -> Installed:
+    return Installed("cu130", "3.12", "bridge", ("mamba-ssm-1.0-h1_0.conda",), created)
+
+
+def solved(channel: Path, *specs: str, prefix: Path | None = None):  # type: ignore[no-untyped-def]
+    return install.solve_for_prefix(specs, (channel.as_uri(),), prefix=prefix, cuda="13.0")
+
+
+def put(place: Workspace, prefix: Path, records, *, created: bool = True) -> None:  # type: ignore[no-untyped-def]
+    with open_log(place.logs, "test") as log:
+        install.install(records, prefix, installed(created=created), place, log)
+
+
+@pytest.fixture
+def own(channel: Path, place: Workspace) -> Path:
+    prefix = place.envs / "cu130"
+    put(place, prefix, solved(channel, *OURS))
+    return prefix
+
+
+@pytest.fixture
+def foreign(channel: Path, place: Workspace, tmp_path: Path) -> Path:
+    """An environment that somebody else made, with python 3.12.1."""
+    prefix = tmp_path / "foreign"
+    put(place, prefix, solved(channel, "python ==3.12.1", "extra"))
+    (prefix / MARKER).unlink()
+    return prefix
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_prefix_holds_the_packages_and_says_whose_it_is(own: Path) -> None:
+    assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
+    assert install.records(own)["pytorch"]["version"] == "2.11.0"
+    assert install.read_marker(own) == installed()
+    assert not install.is_foreign(own)
+    assert (own / "conda-meta/history").exists()
+    assert names(own.parent) == {"cu130", ".cu130.lock"}
+
+
+def test_files_that_hold_the_prefix_hold_its_final_place(channel: Path, place: Workspace) -> None:
+    placeholder = "/placeholder" * 20
+    plain = make_package(channel.parent / "plain", "where", {"where.txt": f"{placeholder}/share\n"})
+
+    def declare(files: InfoFiles) -> InfoFiles:
+        paths = json.loads(files["info/paths.json"])
+        paths["paths"][0].update(prefix_placeholder=placeholder, file_mode="text")
+        return {**files, "info/paths.json": dump_json(paths)}
+
+    rewrite_info(plain, channel / "linux-64" / plain.name, declare)
+    index(channel)
+    put(place, place.envs / "cu130", solved(channel, "where"))
+    assert (place.envs / "cu130/where.txt").read_text() == f"{place.envs / 'cu130'}/share\n"
+
+
+def failing(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("injected: disk full")
+
+
+def test_a_failure_leaves_no_new_prefix(channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = solved(channel, *OURS)
+    prefix = place.envs / "cu130"
+    monkeypatch.setattr(install, "write_marker", failing)
+    with pytest.raises(RuntimeError):
+        put(place, prefix, records)
+    assert names(prefix.parent) == {".cu130.lock"}
+
+
+def test_a_package_that_can_not_be_linked_is_one_error(channel: Path, place: Workspace) -> None:
+    records = solved(channel, *OURS)
+    (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
+    with pytest.raises(InstallError, match=r"packages could not be linked into .*envs/cu130:") as error:
+        put(place, place.envs / "cu130", records)
+    assert error.value.log is not None
+    assert names(place.envs) == {".cu130.lock"}
+
+
+def test_a_failure_leaves_the_old_prefix_as_it_was(
+    own: Path, channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own / "mine.txt").write_text("mine\n")
+    records = solved(channel, *OURS, "extra")
+    monkeypatch.setattr(install, "write_marker", failing)
+    with pytest.raises(RuntimeError):
+        put(place, own, records)
+    assert (own / "mine.txt").read_text() == "mine\n"
+    assert "extra" not in install.records(own)
+
+
+def test_the_old_prefix_comes_back_when_the_new_one_can_not_take_its_place(
+    own: Path, channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if ".new-" in self.name:
+            raise OSError(16, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(OSError, match="busy"):
+        put(place, own, solved(channel, *OURS))
+    assert install.read_marker(own) == installed()
+    assert names(own.parent) == {"cu130", ".cu130.lock"}
+
+
+def test_a_foreign_prefix_keeps_its_packages_to_the_version(foreign: Path, channel: Path, place: Workspace) -> None:
+    assert install.is_foreign(foreign)
+    (foreign / "mine.txt").write_text("mine\n")
+    put(place, foreign, solved(channel, *OURS, prefix=foreign), created=False)
+    found = {name: record["version"] for name, record in install.records(foreign).items()}
+    # 3.12.9 satisfies the request too; the one that was there stays.
+    assert found == {"python": "3.12.1", "extra": "1.0", "pytorch": "2.11.0", "causal-conv1d": "1.0", "mamba-ssm": "1.0"}
+    assert (foreign / "mine.txt").exists()
+    assert (foreign / "share/extra.txt").read_text() == "extra\n"
+    assert install.is_foreign(foreign)
+    marker = install.read_marker(foreign)
+    assert marker is not None
+    assert not marker.created
+
+
+@pytest.mark.parametrize("there", ["pytorch ==2.10.0", "python ==3.11.5"])
+def test_a_foreign_prefix_with_another_torch_or_python_is_refused_with_the_reason(
+    channel: Path, place: Workspace, tmp_path: Path, there: str
+) -> None:
+    prefix = tmp_path / "other"
+    put(place, prefix, solved(channel, there))
+    (prefix / MARKER).unlink()
+    with pytest.raises(SolveError) as error:
+        solved(channel, *OURS, prefix=prefix)
+    assert f"no set of packages satisfies {prefix}" in error.value.what
+    assert there.split()[0] in error.value.what
+    assert set(install.records(prefix)) == {there.split()[0]}
+
+
+def test_a_wrong_pin_is_refused_with_the_reason(channel: Path) -> None:
+    with pytest.raises(SolveError) as error:
+        solved(channel, "mamba-ssm", "pytorch 2.10.*")
+    assert "pytorch" in error.value.what
+    assert "2.11" in error.value.what
+
+
+def test_our_own_packages_in_a_foreign_prefix_are_replaced(foreign: Path, channel: Path, place: Workspace) -> None:
+    put(place, foreign, solved(channel, *OURS, prefix=foreign), created=False)
+    make_package(channel, "mamba-ssm", {"share/mamba.txt": "two\n"}, version="2.0", depends=("causal-conv1d",))
+    index(channel)
+    put(place, foreign, solved(channel, "mamba-ssm ==2.0", prefix=foreign), created=False)
+    assert (foreign / "share/mamba.txt").read_text() == "two\n"
+    assert install.records(foreign)["python"]["version"] == "3.12.1"
+
+
+def test_leftovers_of_killed_runs_are_swept_and_never_chosen(own: Path, channel: Path, place: Workspace) -> None:
+    for name in (".cu130.new-1", ".cu130.old-2"):
+        (own.parent / name / "conda-meta").mkdir(parents=True)
+        install.write_marker(own.parent / name, installed())
+    assert install.installed_prefixes(place) == [own]
+    put(place, own, solved(channel, *OURS))
+    assert names(own.parent) == {"cu130", ".cu130.lock"}
+
+
+def test_killed_between_the_two_renames_the_old_prefix_comes_back_first(
+    own: Path, channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.rename(own.with_name(".cu130.old-1"))
+    records = solved(channel, *OURS)
+    monkeypatch.setattr(install, "_link", failing)
+    with pytest.raises(RuntimeError):
+        put(place, own, records)
+    assert install.read_marker(own) == installed()
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"variant": 1, "packages": null}', "[]"])
+def test_a_damaged_marker_is_none(own: Path, text: str) -> None:
+    (own / MARKER).write_text(text)
+    assert install.read_marker(own) is None
+    assert install.is_foreign(own)
+
+
+def test_a_damaged_record_is_one_error(own: Path) -> None:
+    (own / "conda-meta/mamba-ssm-1.0-h1_0.json").write_text("{")
+    with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
+        install.records(own)
+
+
+def test_a_folder_that_is_no_environment_is_refused(tmp_path: Path) -> None:
+    install.check_target(tmp_path / "new")
+    (tmp_path / "empty").mkdir()
+    install.check_target(tmp_path / "empty")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(InstallError, match="is not a conda environment"):
+        install.check_target(tmp_path / "full")
+
+
+def test_prefixes_outside_the_workspace_are_remembered_newest_first(
+    own: Path, channel: Path, place: Workspace, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    put(place, elsewhere, solved(channel, "extra"))
+    os.utime(own / MARKER, (1, 1))
+    for prefix in (own, elsewhere, elsewhere):
+        install.remember(prefix, place)
+    assert install.installed_prefixes(place) == [elsewhere, own]
+    (elsewhere / MARKER).unlink()
+    assert install.installed_prefixes(place) == [own]
+
+
+def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channel: Path, place: Workspace) -> None:
+    script = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_install as t\n"
+        "from ssm_forge.paths import Workspace\n"
+        "place = Workspace(Path(sys.argv[2]), Path(sys.argv[2]) / 'cache')\n"
+        "channel = Path(sys.argv[3])\n"
+        "t.put(place, place.envs / 'cu130', t.solved(channel, *t.OURS)); import os; os._exit(0)\n"
+    )
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(place.root), str(channel)]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
+    assert names(own.parent) == {"cu130", ".cu130.lock"}
+
+
+def test_pixi_makes_its_environment_and_its_failure_is_one_line(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixi = tmp_path / "pixi"
+    pixi.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n[ "$3" = -e ] && [ "$4" = cu130 ]\n')
+    pixi.chmod(0o755)
+    with open_log(place.logs, "test") as log:
+        monkeypatch.delenv("PIXI_EXE", raising=False)
+        assert not install.pixi_environment("cu130", place, log)
+        monkeypatch.setenv("PIXI_EXE", str(pixi))
+        assert install.pixi_environment("cu130", place, log)
+        assert (tmp_path / "asked").read_text().startswith("install --locked -e cu130")
+        with pytest.raises(InstallError, match="failed: exit code 1"):
+            install.pixi_environment("cu999", place, log)
