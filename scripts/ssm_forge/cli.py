@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Prove that an installed environment works."),
     "python": ("activated", "Run Python inside the installed environment, activated."),
     "shell": ("activated", "Open a shell inside the installed environment, activated."),
+    "variants": ("variants", "Show the build matrix: available, built, installed."),
+    "check-toolchain": ("check_toolchain", "Check glibc, g++, nvcc, cuDNN and torch of a variant."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
     "build": ("build", "Show that the recipes fit the channels (--solve-only)."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),

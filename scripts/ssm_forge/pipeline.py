@@ -7,7 +7,7 @@ import time
 
 from rich.table import Table
 
-from ssm_forge import channel, install, plan
+from ssm_forge import channel, install, plan, toolchain
 from ssm_forge.build import build, sweep
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import Workspace, launcher, workspace
@@ -74,6 +74,9 @@ def install_packages(work: Plan, place: Workspace, log: Log) -> None:
         # pixi makes its own environment, so that it knows it again; ours are then added on top.
         foreign = install.pixi_environment(work.variant.name, place, log)
     specs = [*(package.spec for package in work.packages), f"python {work.python}.*", "pip"]
+    if work.variant.source == "bridge" and not foreign:
+        # As in pixi.toml's environments; Triton compiles with CC at run time.
+        specs += toolchain.specs(work.variant)
     records = install.solve_for_prefix(
         specs,
         work.channels,

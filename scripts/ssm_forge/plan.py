@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,12 @@ _DISK_FOR_ENVIRONMENT = 500_000_000
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; None where the default is wanted."""
+    """What the user asked for; None where the default is wanted.
+
+    Attributes:
+        channels: folders, URLs or names of channels to take built packages from, the first that has one wins.
+        trust: policy file on signed statements.
+    """
 
     variant: str = variants.DEFAULT_VARIANT
     python: str | None = None
@@ -36,6 +41,8 @@ class Options:
     prefix: Path | None = None
     jobs: int | None = None
     host_compiler: str = "auto"
+    channels: tuple[str, ...] = ()
+    trust: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class PlannedPackage:
 
     Attributes:
         state: whether it is installed, only in the channel, or has to be built.
+        channel: URL of the channel that it was found in, where that is not the local one.
     """
 
     name: str
@@ -51,6 +59,7 @@ class PlannedPackage:
     build: str
     state: State
     request: BuildRequest
+    channel: str = ""
 
     @property
     def filename(self) -> str:
@@ -71,6 +80,7 @@ class Plan:
         download: bytes still to download for the bridge.
         disk: bytes of disk still needed.
         memory: bytes that the builds may take at most; 0 when nothing is built.
+        trust: what packages of which channels must prove.
     """
 
     variant: Variant
@@ -84,6 +94,7 @@ class Plan:
     download: int
     disk: int
     memory: int
+    trust: tuple[Rule, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:
@@ -101,14 +112,18 @@ class Plan:
             "python": self.parts.interpreter.version if self.parts else self.python,
             "cuda": self.variant.cuda,
             "torch": self.variant.torch,
-            "host_compiler": f"{self.parts.compiler.origin} {self.parts.compiler.version}"
-            if self.parts
-            else None,
+            "host_compiler": f"{self.parts.compiler.origin} {self.parts.compiler.version}" if self.parts else None,
             "cuda_arch": str(self.archs),
             "prefix": str(self.prefix),
             "channels": list(self.channels),
             "packages": [
-                {"name": p.name, "version": p.version, "build": p.build, "state": p.state}
+                {
+                    "name": p.name,
+                    "version": p.version,
+                    "build": p.build,
+                    "state": p.state,
+                    **({"channel": p.channel} if p.channel else {}),
+                }
                 for p in self.packages
             ],
             "jobs": self.jobs,
@@ -127,9 +142,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
         NetworkError: when source conda was asked for and can't be reached.
     """
     matrix = variants.load(workspace.variants)
-    variant = matrix.get(options.variant, _source(options, matrix))
-    python = options.python or _default_python(variant)
-    variant.check_python(python)
+    variant, python = _choose(options, matrix)
     archs = resolve(
         options.cuda_arch,
         supported=variant.supported_archs,
@@ -142,21 +155,72 @@ def make(options: Options, workspace: Workspace) -> Plan:
     prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
     install.check_target(prefix)
 
-    parts = None
+    offered = remote.channel_urls(options.channels)
+    rules = _trust(options, workspace)
+    parts, channel_list = _find_parts(variant, python, options, workspace)
+    channel_list = (*offered, *channel_list)
     overrides = {}
-    channel_list: tuple[str, ...]
-    if variant.source == "bridge":
-        parts = assemble.find_parts(variant, python, options.host_compiler, workspace)
+    if parts is not None:
         overrides = {
             "c_stdlib_version": parts.compiler.glibc,
             "cxx_compiler_version": str(parts.compiler.major),
         }
-        channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
-    else:
-        channel_list = (*channel_urls([workspace.channel]), *conda_channels(variant, workspace))
     values = variant.render_values(python, archs, **overrides)
-    packages = tuple(_package(name, values, channel_list, prefix, workspace) for name in recipe.PROJECTS)
-    return _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
+    packages = tuple(
+        _package(name, values, channel_list, prefix, workspace, offered) for name in recipe.PROJECTS
+    )
+    planned = _with_needs(
+        variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace
+    )
+    return replace(planned, trust=rules)
+
+
+def _trust(options: Options, workspace: Workspace) -> tuple[Rule, ...]:
+    from ssm_forge import policy
+
+    return policy.find(options.trust, workspace)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the parts of a variant come from.
+
+    Attributes:
+        channels: channel URLs, ours first.
+        parts: what the bridge is assembled from, None for source conda.
+    """
+
+    variant: Variant
+    python: str
+    channels: tuple[str, ...]
+    parts: assemble.Parts | None
+
+
+def origin(options: Options, workspace: Workspace) -> Origin:
+    """The variant that ``options`` choose and where its parts come from, without planning a build.
+
+    Raises:
+        UsageError, MachineError, NetworkError: as :func:`make`.
+    """
+    variant, python = _choose(options, variants.load(workspace.variants))
+    parts, channel_list = _find_parts(variant, python, options, workspace)
+    return Origin(variant, python, channel_list, parts)
+
+
+def _choose(options: Options, matrix: variants.Matrix) -> tuple[Variant, str]:
+    variant = matrix.get(options.variant, _source(options, matrix))
+    python = options.python or _default_python(variant)
+    variant.check_python(python)
+    return variant, python
+
+
+def _find_parts(
+    variant: Variant, python: str, options: Options, workspace: Workspace
+) -> tuple[assemble.Parts | None, tuple[str, ...]]:
+    if variant.source == "conda":
+        return None, (*channel_urls([workspace.channel]), *conda_channels(variant, workspace))
+    parts = assemble.find_parts(variant, python, options.host_compiler, workspace)
+    return parts, channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
 
 
 def _check_gpus(archs: ArchList) -> None:
@@ -228,14 +292,23 @@ def _default_python(variant: Variant) -> str:
 
 
 def _package(
-    name: str, values: dict[str, list[str]], channel_list: tuple[str, ...], prefix: Path, workspace: Workspace
+    name: str,
+    values: dict[str, list[str]],
+    channel_list: tuple[str, ...],
+    prefix: Path,
+    workspace: Workspace,
+    offered: tuple[str, ...],
 ) -> PlannedPackage:
     rendered = recipe.render(name, values, workspace)
     request = BuildRequest(name, values, rendered.filename, channel_list)
     state: State = "to build"
+    found = remote.find(rendered.filename, offered) if offered else None
+    if found is not None:
+        state = "installed" if _is_installed(rendered.filename, found.sha256, prefix) else "in channel"
+        return PlannedPackage(name, rendered.version, rendered.build, state, request, found.channel)
     held = channels.find(workspace.channel, rendered.filename)
     if held is not None and _is_current(held, name, workspace):
-        state = "installed" if _is_installed(held, prefix) else "in channel"
+        state = "installed" if _is_installed(held.name, sha256_of(held), prefix) else "in channel"
     return PlannedPackage(name, rendered.version, rendered.build, state, request)
 
 
@@ -250,16 +323,16 @@ def _is_current(package: Path, name: str, workspace: Workspace) -> bool:
     return (made_from.get("format"), made_from.get("recipe_sha256")) == current
 
 
-def _is_installed(package: Path, prefix: Path) -> bool:
+def _is_installed(filename: str, sha256: str, prefix: Path) -> bool:
     marker = install.read_marker(prefix)
-    if marker is None or package.name not in marker.packages:
+    if marker is None or filename not in marker.packages:
         return False
-    record = next((prefix / "conda-meta").glob(f"{package.name.removesuffix('.conda')}.json"), None)
+    record = next((prefix / "conda-meta").glob(f"{filename.removesuffix('.conda')}.json"), None)
     if record is None:
         return False
-    found = install.records(prefix)[read_name(package)]
+    found = install.records(prefix)[read_name(Path(filename))]
     # A package that was built anew keeps its name.
-    if found.get("sha256") != sha256_of(package):
+    if found.get("sha256") != sha256:
         return False
     return all((prefix / entry["_path"]).exists() for entry in found.get("paths_data", {}).get("paths", []))
 

@@ -92,14 +92,6 @@ class ToolkitParts:
         return [by_name[name] for name in names if name in by_name]
 
 
-def environment_specs(parts: ToolkitParts) -> tuple[str, ...]:
-    """Match specs of the toolchain, for an environment in which people compile."""
-    specs = [parts.nvcc, "cuda-cudart-dev", "gxx_linux-64"]
-    specs += ["cuda-cccl"] if parts.cuda == "11.8" else []
-    specs += ["cudnn"] if parts.take("cudnn") else []
-    return tuple(specs)
-
-
 def toolkit_packages(parts: ToolkitParts, workspace: Workspace) -> list[BridgePackage]:
     """The packages of a toolkit."""
     cuda, major = parts.cuda, parts.major

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("check-toolchain")
+@click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix.")
+@click.option("--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]")
+@click.option("--source", type=click.Choice(["auto", "conda", "bridge"]), default="auto", show_default=True)
+@click.option("--host-compiler", default="auto", show_default=True, metavar="auto|system|bridge|PATH")
+@click.option("--prefix", type=click.Path(path_type=Path), help="Check this environment instead of making one.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def check_toolchain(
+    variant: str, python: str | None, source: str, host_compiler: str, prefix: Path | None, as_json: bool
+) -> None:
+    """Check glibc, g++, nvcc, cuDNN and torch of a variant; exit 9 when something does not fit."""
+    from ssm_forge import plan, toolchain
+    from ssm_forge.bridge.assemble import assemble
+    from ssm_forge.errors import VerifyError
+    from ssm_forge.paths import workspace
+    from ssm_forge.ui import open_log, out
+    from ssm_forge.verify import choose_prefix, show
+
+    place = workspace()
+    options = plan.Options(
+        variant=variant,
+        python=python,
+        source=source,  # type: ignore[arg-type]
+        host_compiler=host_compiler,
+    )
+    with open_log(place.logs, "check-toolchain") as log:
+        origin = plan.origin(options, place)
+        if prefix is not None:
+            prefix = choose_prefix(prefix)
+        else:
+            if origin.parts is not None:
+                assemble(origin.parts, place, log)
+            prefix = toolchain.environment(origin, place, log)
+        report = toolchain.check(prefix, origin.variant)
+        log(json.dumps(report.as_dict(), indent=2))
+    if as_json:
+        out.print_json(json.dumps(report.as_dict()))
+    else:
+        show(report)
+    if report.failed:
+        raise SystemExit(VerifyError.exit_code)

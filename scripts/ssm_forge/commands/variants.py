@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the matrix as JSON.")
+def variants(as_json: bool) -> None:
+    """Print the build matrix: every variant, whether it can be had here, what is built and installed."""
+    from ssm_forge import matrix
+    from ssm_forge.paths import workspace
+    from ssm_forge.ui import out
+
+    place = workspace()
+    rows = matrix.rows(place)
+    if as_json:
+        out.print_json(json.dumps([row.as_dict() for row in rows]))
+    else:
+        matrix.show(rows, place)

@@ -1,0 +1,143 @@
+"""The build matrix as this machine sees it: what can be had, what is built, what is installed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from ssm_forge import finalize, install, plan, recipe, variants
+from ssm_forge.arch import ArchList
+from ssm_forge.bridge import interpreter, pylock
+from ssm_forge.channel import SUBDIR
+from ssm_forge.errors import IntegrityError
+from ssm_forge.paths import Workspace
+from ssm_forge.ui import out
+from ssm_forge.variants import Source, Variant
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant from one source.
+
+    Attributes:
+        pythons: Python minors that it exists for.
+        available: those that can be made or fetched from here now.
+        why_not: why the others can't; empty when all can.
+        built: ``py3.12: 8.0;9.0+PTX`` for each whole set of packages in the channel.
+        installed: the prefixes that hold it.
+    """
+
+    variant: str
+    source: Source
+    cuda: str
+    torch: str
+    triton: str
+    gxx: str
+    cudnn: str
+    causal_conv1d: str
+    mamba_ssm: str
+    default_archs: str
+    pythons: tuple[str, ...]
+    available: tuple[str, ...]
+    why_not: str
+    built: tuple[str, ...]
+    installed: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rows(workspace: Workspace) -> list[Row]:
+    """Every row of ``variants.yaml``; channels are asked once, built packages are read."""
+    matrix = variants.load(workspace.variants)
+    online = plan.conda_reachable()
+    here = interpreter.available()
+    built = _built(workspace)
+    installed = _installed(workspace)
+    found = []
+    for variant in matrix.variants:
+        available, why_not = _available(variant, online, here, workspace)
+        found.append(
+            Row(
+                variant=variant.name,
+                source=variant.source,
+                cuda=variant.cuda,
+                torch=variant.torch,
+                triton=variant.row["triton"],
+                gxx=variant.row["cxx_compiler_version"],
+                cudnn=variant.row["cudnn"],
+                causal_conv1d=variant.row["causal_conv1d"],
+                mamba_ssm=variant.row["mamba_ssm"],
+                default_archs=variant.default_archs,
+                pythons=variant.pythons,
+                available=available,
+                why_not=why_not,
+                built=built[variant.name, variant.source],
+                installed=installed[variant.name, variant.source],
+            )
+        )
+    return found
+
+
+def _available(variant: Variant, online: bool, here: list[str], workspace: Workspace) -> tuple[tuple[str, ...], str]:
+    if variant.source == "conda":
+        return (variant.pythons, "") if online else ((), "no conda channel can be reached")
+    locks = {p: pylock.lock_path(workspace, variant.name, f"py{p.replace('.', '')}") for p in variant.pythons}
+    available = tuple(p for p in variant.pythons if p in here and locks[p].exists())
+    reasons = []
+    if absent := [p for p in variant.pythons if p not in here]:
+        reasons.append(f"no Python {', '.join(absent)} with headers on this machine")
+    if unlocked := [p for p in variant.pythons if not locks[p].exists()]:
+        reasons.append(f"no lock for Python {', '.join(unlocked)}")
+    return available, "; ".join(reasons)
+
+
+def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What the channel holds of all projects, by variant and source."""
+    projects: dict[tuple[str, str, str, str], set[str]] = defaultdict(set)
+    for package in sorted((workspace.channel / SUBDIR).glob("*.conda")):
+        try:
+            made = finalize.provenance(package)
+        except (IntegrityError, KeyError):
+            continue  # Not one of ours; `channel check` reports what is damaged.
+        values = made.get("variant", {})
+        python = str(values.get("python", "")).partition(".*")[0]
+        key = (values.get("forge_variant"), values.get("forge_source"), python, values.get("cuda_arch_list"))
+        projects[key].add(made["name"])
+    found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+    for (variant, source, python, archs), names in sorted(projects.items()):
+        if names >= set(recipe.PROJECTS):
+            found[variant, source] += (f"py{python}: {ArchList.parse(archs)}",)
+    return found
+
+
+def _installed(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
+    found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+    for prefix in install.installed_prefixes(workspace):
+        marker = install.read_marker(prefix)
+        if marker is not None and any(read.startswith(recipe.PROJECTS) for read in marker.packages):
+            found[marker.variant, marker.source] += (str(prefix),)
+    return found
+
+
+def show(found: list[Row], workspace: Workspace) -> None:
+    """Print the matrix for people."""
+    table = Table("variant", "source", "CUDA", "torch", "Triton", "g++", "cuDNN", "causal-conv1d", "mamba-ssm")
+    for title in ("Python", "built", "installed"):
+        table.add_column(title)
+    for row in found:
+        pythons = " ".join(p if p in row.available else f"[dim]({p})[/]" for p in row.pythons)
+        prefixes = [prefix.replace(f"{workspace.root}/", "") for prefix in row.installed]
+        table.add_row(
+            *(row.variant, row.source, row.cuda, row.torch, row.triton, row.gxx, row.cudnn),
+            *(row.causal_conv1d, row.mamba_ssm, pythons),
+            *(escape("\n".join(part)) or "-" for part in (row.built, prefixes)),
+        )
+    out.print(table)
+    for row in found:
+        if row.why_not:
+            out.print(f"({row.variant} from {row.source}: {row.why_not})", markup=False)

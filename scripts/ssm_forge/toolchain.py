@@ -1,0 +1,204 @@
+"""What a careful person checks by hand before compiling: C library, g++, nvcc, cuDNN, torch, and that they fit."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ssm_forge import channel, install, machine
+from ssm_forge.activation import activated_environment
+from ssm_forge.errors import BuildError, ForgeError, InstallError
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.plan import Origin
+from ssm_forge.torch_patch import read_host_config
+from ssm_forge.ui import Log, say
+from ssm_forge.variants import Variant
+from ssm_forge.verify import Check, Report
+
+_TIMEOUT = 120
+
+_KERNEL = """\
+#include <cub/cub.cuh>
+#include <cuda_bf16.h>
+#include <vector>
+__global__ void sum(float *x) {
+    using Reduce = cub::BlockReduce<float, 128>;
+    __shared__ typename Reduce::TempStorage storage;
+    float total = Reduce(storage).Sum(expf(x[threadIdx.x]));
+    if (threadIdx.x == 0) x[0] = __bfloat162float(__float2bfloat16(total));
+}
+extern "C" int release() {
+    int version = static_cast<int>(std::vector<int>{0}.front());
+    cudaRuntimeGetVersion(&version);
+    sum<<<1, 128>>>(nullptr);
+    return version;
+}
+"""
+
+_TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version())"
+
+
+def specs(variant: Variant) -> tuple[str, ...]:
+    """Match specs of a variant's toolchain; the names are the same in both sources."""
+    classic = variant.cuda == "11.8"
+    names = ["cuda-nvcc" if classic else "cuda-nvcc_linux-64", "cuda-cudart-dev", "gxx_linux-64"]
+    # The wheels of torch for CUDA 12 and newer bring a cuDNN of their own, with headers.
+    return (*names, "cuda-cccl", "cudnn 8.9.*") if classic else tuple(names)
+
+
+def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
+    """An environment with the toolchain and torch; made if it is not there yet.
+
+    Raises:
+        SolveError, InstallError: when it can't be made.
+    """
+    variant, python = origin.variant, origin.python
+    channel.ensure_indexed(workspace.channel)
+    prefix = workspace.envs / f"{variant.name}-toolchain-py{python.replace('.', '')}"
+    wanted = (*specs(variant), f"python {python}.*", f"pytorch {variant.torch}.* *cuda*")
+    records = install.solve_for_prefix(wanted, origin.channels, prefix=None, cuda=variant.cuda)
+    names = tuple(sorted(record.file_name for record in records))
+    present = install.read_marker(prefix)
+    if present is None or present.packages != names:
+        say(f"Making {prefix}")
+        made = install.Installed(variant.name, python, variant.source, names, created=True)
+        install.install(records, prefix, made, workspace, log)
+    return prefix
+
+
+def check(prefix: Path, variant: Variant) -> Report:
+    """Check the toolchain of an environment, activated as its user would have it.
+
+    Raises:
+        InstallError: when it can't be activated, or has no toolchain.
+    """
+    if not (prefix / "bin/nvcc").exists():
+        raise InstallError(
+            f"{prefix} has no nvcc.",
+            fix=f"'{launcher()} check-toolchain --variant {variant.name}' without --prefix makes an environment "
+            "that has one.",
+        )
+    env = activated_environment(prefix)
+    questions: list[tuple[str, Callable[[], str]]] = [
+        ("glibc", lambda: _glibc(prefix)),
+        ("activation", lambda: _activation(env, prefix)),
+        ("nvcc", lambda: _nvcc(env, variant)),
+        ("g++", lambda: _gxx(env, prefix, variant)),
+        ("cuDNN", lambda: _cudnn(prefix, variant)),
+        ("torch", lambda: _torch(env, variant)),
+        ("compiles", lambda: _compiles(env, prefix, variant)),
+    ]
+    return Report(prefix, tuple(_answer(name, ask) for name, ask in questions))
+
+
+def _answer(name: str, ask: Callable[[], str]) -> Check:
+    try:
+        return Check(name, "pass", ask())
+    except ForgeError as error:
+        return Check(name, "fail", error.what)
+
+
+def _glibc(prefix: Path) -> str:
+    here = machine.glibc()
+    sysroot = install.records(prefix).get("sysroot_linux-64", {}).get("version", "")
+    if not here:
+        raise BuildError("this machine's C library does not tell its version")
+    if sysroot and _key(sysroot) > _key(here):
+        raise BuildError(f"{here} here, but the compiler makes programs for {sysroot}; what is built may not run here")
+    return f"{here} here; programs are made for {sysroot or here}"
+
+
+def _activation(env: Mapping[str, str], prefix: Path) -> str:
+    home = env.get("CUDA_HOME", "")
+    if Path(home) != prefix:
+        raise BuildError(f"CUDA_HOME is '{home}', not {prefix}")
+    first = env.get("PATH", "").split(":")[0]
+    if Path(first) != prefix / "bin":
+        raise BuildError(f"PATH begins with '{first}', not with {prefix}/bin")
+    library = next((p for p in env.get("LD_LIBRARY_PATH", "").split(":") if p.startswith(str(prefix))), "")
+    return f"CUDA_HOME={home}, library path {library or 'as it was'}"
+
+
+def _nvcc(env: Mapping[str, str], variant: Variant) -> str:
+    answer = _run(env, "nvcc", "-V")
+    found = re.search(r"release (\d+\.\d+), V([\d.]+)", answer)
+    if found is None:
+        raise BuildError(f"nvcc -V answers '{answer.strip()[-200:]}'")
+    # conda-forge's minor may be newer than the variant's: the runtime of a CUDA major serves all of it.
+    if found.group(1).split(".")[0] != variant.cuda.split(".")[0]:
+        raise BuildError(f"release {found.group(1)}, not {variant.cuda}")
+    if variant.cuda == "11.8" and found.group(2) != "11.8.89":
+        raise BuildError(f"V{found.group(2)}, not V11.8.89")
+    return found.group(0)
+
+
+def _gxx(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
+    compiler = env.get("CXX", "")
+    if not compiler:
+        raise BuildError("activation sets no CXX")
+    version = _run(env, compiler, "-dumpfullversion").strip()
+    header = next(iter(sorted(prefix.glob("**/crt/host_config.h"))), None)
+    if header is None:
+        raise BuildError(f"{prefix} has no crt/host_config.h")
+    newest = read_host_config(header.read_text(encoding="utf-8"), variant.cuda).gcc
+    if int(version.split(".")[0]) > newest:
+        raise BuildError(f"{version} ({compiler}); this nvcc takes g++ up to {newest}")
+    return f"{version} ({compiler}); this nvcc takes g++ up to {newest}"
+
+
+def _cudnn(prefix: Path, variant: Variant) -> str:
+    candidates = [prefix / "include/cudnn_version.h"]
+    candidates += sorted(prefix.glob("lib/python*/site-packages/nvidia/cudnn/include/cudnn_version*.h"))
+    header = next((path for path in candidates if path.exists()), None)
+    if header is None:
+        raise BuildError("no cudnn_version.h in the environment")
+    text = header.read_text(encoding="utf-8")
+    version = ".".join(re.findall(r"^#define CUDNN_(?:MAJOR|MINOR|PATCHLEVEL) (\d+)", text, re.MULTILINE))
+    expected = variant.row["cudnn"].split(".")[:3]
+    if version.split(".")[: len(expected)] != expected:
+        raise BuildError(f"{version} ({header}), not {'.'.join(expected)}")
+    return f"{version} ({header})"
+
+
+def _torch(env: Mapping[str, str], variant: Variant) -> str:
+    version, cuda, cudnn = _run(env, "python", "-W", "ignore", "-c", _TORCH).split()[-3:]
+    found = f"torch {version}, torch.version.cuda {cuda}, its cuDNN {cudnn}"
+    if not version.startswith(f"{variant.torch}."):
+        raise BuildError(f"{found}; the variant has torch {variant.torch}")
+    if cuda.split(".")[0] != variant.cuda.split(".")[0]:
+        raise BuildError(f"{found}; the variant has CUDA {variant.cuda}")
+    return found
+
+
+def _compiles(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
+    """Compile a kernel with CUB, link it with the C++ compiler, load it and ask for the CUDA runtime."""
+    capability = variant.supported_archs[0].sm
+    with tempfile.TemporaryDirectory() as scratch:
+        source, thing, library = (str(Path(scratch, name)) for name in ("k.cu", "k.o", "libk.so"))
+        Path(source).write_text(_KERNEL, encoding="utf-8")
+        _run(env, "nvcc", "-std=c++17", f"-arch=sm_{capability}", "-Xcompiler", "-fPIC", "-c", source, "-o", thing)
+        folders = [f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib"]
+        _run(env, env["CXX"], "-shared", thing, "-o", library, *folders, "-lcudart")
+        loaded = _run(env, "python", "-c", f"import ctypes; print(ctypes.CDLL({library!r}).release())")
+    number = int(loaded.split()[-1])
+    found = f"sm_{capability} kernel with CUB compiled, linked and loaded"
+    # Without a driver the runtime answers 0 or its own release, depending on its own release.
+    return f"{found}; runtime {number // 1000}.{number % 1000 // 10}" if number else found
+
+
+def _run(env: Mapping[str, str], *command: str) -> str:
+    try:
+        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise BuildError(f"{Path(command[0]).name} failed: {said[-1] if said else done.returncode}")
+    return done.stdout
+
+
+def _key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
