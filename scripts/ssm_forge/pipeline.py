@@ -7,8 +7,9 @@ import time
 
 from rich.table import Table
 
-from ssm_forge import channel, install, plan, toolchain
+from ssm_forge import channel, install, plan, policy, remote, toolchain
 from ssm_forge.build import build, sweep
+from ssm_forge.credentials import for_engine
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan
@@ -16,6 +17,7 @@ from ssm_forge.solver import require_reachable
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, open_log, out, say
 
 
+@for_engine()
 def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     """Carry out an installation, and print what was done.
 
@@ -85,6 +87,12 @@ def install_packages(work: Plan, place: Workspace, log: Log) -> None:
         archs=work.archs,
     )
     log("\n".join(f"solved: {r.name.normalized} {r.version} {r.build} {r.url}" for r in records))
+    urls = {r.file_name: r.url for r in records}
+    for package in work.packages:
+        remote.require_origin(package.filename, urls.get(package.filename, ""), package.channel)
+    checked = policy.enforce(records, work.trust, log)
+    if checked:
+        say(f"{checked} packages come with the signed statements that the trust policy asks for")
     installed = install.Installed(
         variant=work.variant.name,
         python=work.python,
@@ -142,7 +150,8 @@ def _show(work: Plan, as_json: bool) -> None:
         "to build": "built, installed",
     }
     for package in work.packages:
-        table.add_row(package.name, package.version, package.build, actions[package.state])
+        source = f" {package.channel}" if package.channel and package.state == "in channel" else ""
+        table.add_row(package.name, package.version, package.build, actions[package.state] + source)
     out.print(table)
     if work.parts is not None:
         table = Table("part", "version", "from")

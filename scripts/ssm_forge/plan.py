@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import channel as channels
-from ssm_forge import finalize, install, machine, recipe, variants
+from ssm_forge import finalize, install, machine, policy, recipe, remote, variants
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
@@ -94,7 +94,7 @@ class Plan:
     download: int
     disk: int
     memory: int
-    trust: tuple[Rule, ...] = ()
+    trust: tuple[policy.Rule, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:
@@ -156,7 +156,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
     install.check_target(prefix)
 
     offered = remote.channel_urls(options.channels)
-    rules = _trust(options, workspace)
+    rules = policy.find(options.trust, workspace)
     parts, channel_list = _find_parts(variant, python, options, workspace)
     channel_list = (*offered, *channel_list)
     overrides = {}
@@ -166,19 +166,9 @@ def make(options: Options, workspace: Workspace) -> Plan:
             "cxx_compiler_version": str(parts.compiler.major),
         }
     values = variant.render_values(python, archs, **overrides)
-    packages = tuple(
-        _package(name, values, channel_list, prefix, workspace, offered) for name in recipe.PROJECTS
-    )
-    planned = _with_needs(
-        variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace
-    )
+    packages = tuple(_package(name, values, channel_list, prefix, workspace, offered) for name in recipe.PROJECTS)
+    planned = _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
     return replace(planned, trust=rules)
-
-
-def _trust(options: Options, workspace: Workspace) -> tuple[Rule, ...]:
-    from ssm_forge import policy
-
-    return policy.find(options.trust, workspace)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from ssm_forge import trust
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.paths import Workspace
+from ssm_forge.toolbox import require
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +24,8 @@ else:
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
+
+    from ssm_forge.trust import PublicKey
 
 VARIABLE = "SSM_FORGE_TRUST"
 Requirement = Literal["signature", "sigstore"]
@@ -43,7 +45,7 @@ class Rule:
 
     url: str
     require: Requirement
-    keys: tuple[trust.PublicKey, ...] = ()
+    keys: tuple[PublicKey, ...] = ()
     identity: str = ""
     issuer: str = ""
 
@@ -69,24 +71,27 @@ def load(path: Path) -> tuple[Rule, ...]:
         raise UsageError(f"{path}, the trust policy, can't be read ({error}).") from error
     if set(data) - {"channel"} or not isinstance(data.get("channel"), list):
         raise UsageError(f"{path} must consist of [[channel]] tables.")
+    require("cryptography")
     return tuple(_rule(entry, path) for entry in data["channel"])
 
 
 def _rule(entry: dict[str, Any], path: Path) -> Rule:
+    from ssm_forge.trust import load_public
+
     unknown = set(entry) - {"url", "require", "keys", "identity", "issuer"}
-    require = entry.get("require", "signature")
-    if unknown or "url" not in entry or require not in ("signature", "sigstore"):
+    wanted = entry.get("require", "signature")
+    if unknown or "url" not in entry or wanted not in ("signature", "sigstore"):
         raise UsageError(
             f"{path}: a [[channel]] has url, require (signature or sigstore), keys, identity and issuer, "
             f"but this one says {entry}."
         )
-    keys = tuple(trust.load_public(path.parent / name) for name in entry.get("keys", []))
-    if require == "signature" and not keys:
+    keys = tuple(load_public(path.parent / name) for name in entry.get("keys", []))
+    if wanted == "signature" and not keys:
         raise UsageError(f"{path}: channel {entry['url']} requires a signature, but names no keys.")
     url = str(entry["url"])
     if "://" not in url:
         url = (path.parent / url).resolve().as_uri()
-    return Rule(url.rstrip("/") + "/", require, keys, entry.get("identity", ""), entry.get("issuer", ""))
+    return Rule(url.rstrip("/") + "/", wanted, keys, entry.get("identity", ""), entry.get("issuer", ""))
 
 
 def enforce(records: Sequence[RepoDataRecord], rules: Sequence[Rule], log: Callable[[str], None]) -> int:
@@ -121,7 +126,9 @@ def _check(record: RepoDataRecord, rule: Rule) -> str:
         return _check_sigstore(record, rule)
     if advertised and hashlib.sha256(sidecar).digest() != advertised:
         raise IntegrityError(f"the statement of {record.file_name} is not the one that the index names.")
-    key, _ = trust.verify(sidecar, record.file_name, sha256, rule.keys)
+    from ssm_forge.trust import verify
+
+    key, _ = verify(sidecar, record.file_name, sha256, rule.keys)
     _require_local_intact(record)
     return f"signed by {key.name}"
 

@@ -10,9 +10,7 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     for option in reversed(
         [
             click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix."),
-            click.option(
-                "--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]"
-            ),
+            click.option("--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]"),
             click.option(
                 "--cuda-arch",
                 metavar="ARCH",
@@ -26,9 +24,7 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
                 show_default=True,
                 help="Where dependencies come from.",
             ),
-            click.option(
-                "--jobs", type=click.IntRange(min=1), help="Parallel compilers.  [default: what fits]"
-            ),
+            click.option("--jobs", type=click.IntRange(min=1), help="Parallel compilers.  [default: what fits]"),
             click.option(
                 "--host-compiler",
                 default="auto",
@@ -46,6 +42,18 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
 @click.command("install-mamba")
 @target_options
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to install into.")
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="URL",
+    help="Take built packages from here, the first channel that has one wins; compile only what none has.",
+)
+@click.option(
+    "--trust",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Policy on signed statements.  [default: SSM_FORGE_TRUST, recipes/trust.toml]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
 def install_mamba(
@@ -56,6 +64,8 @@ def install_mamba(
     jobs: int | None,
     host_compiler: str,
     prefix: Path | None,
+    channels: tuple[str, ...],
+    trust: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -71,5 +81,7 @@ def install_mamba(
         prefix=prefix,
         jobs=jobs,
         host_compiler=host_compiler,
+        channels=channels,
+        trust=trust,
     )
     pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
