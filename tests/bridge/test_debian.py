@@ -52,6 +52,14 @@ class Archive:
     """A Debian archive of one package, served on this machine."""
 
     root: Path
+    url: str
+
+    def locked(self, place: Workspace) -> Deb:
+        """The package as the index has it now."""
+        return self.index(place).find("hello")
+
+    def index(self, place: Workspace) -> debian.Index:
+        return debian.load_index(f"{self.url}/debian", "tin", "main", place)
 
     def publish(self, version: str, content: bytes) -> None:
         """Make ``version`` the only one that the pool and the index have."""
@@ -80,7 +88,7 @@ class Archive:
 
 
 @pytest.fixture
-def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+def archive(tmp_path: Path) -> Iterator[Archive]:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
 
@@ -88,11 +96,8 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive
     root.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(debian, "ARCHIVE", f"{base}/debian")
-    monkeypatch.setattr(debian, "SNAPSHOT", f"{base}/snapshot")
     debian.load_index.cache_clear()
-    yield Archive(root)
+    yield Archive(root, f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
     server.server_close()
 
@@ -102,25 +107,17 @@ def place(tmp_path: Path) -> Workspace:
     return Workspace(root=tmp_path / "root", cache=tmp_path / "cache")
 
 
-def locked(place: Workspace) -> Deb:
-    return debian.load_index("tin", "main", place).find("hello")
-
-
-def test_a_package_is_found_downloaded_and_unpacked(
-    archive: Archive, place: Workspace, tmp_path: Path
-) -> None:
+def test_a_package_is_found_downloaded_and_unpacked(archive: Archive, place: Workspace, tmp_path: Path) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = locked(place)
+    deb = archive.locked(place)
     assert (deb.version, deb.suite, deb.component) == ("1.0", "tin", "main")
     debian.unpack(debian.fetch_debs([deb], place)[deb], tmp_path / "out")
     assert (tmp_path / "out" / _HELLO).read_text() == "hello"
 
 
-def test_a_signature_that_cannot_be_checked_is_reported_as_not_checked(
-    archive: Archive, place: Workspace
-) -> None:
+def test_a_signature_that_cannot_be_checked_is_reported_as_not_checked(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
-    assert debian.load_index("tin", "main", place).signature.startswith("not checked: ")
+    assert archive.index(place).signature.startswith("not checked: ")
 
 
 def test_an_index_other_than_inrelease_names_is_refused(archive: Archive, place: Workspace) -> None:
@@ -128,12 +125,12 @@ def test_an_index_other_than_inrelease_names_is_refused(archive: Archive, place:
     for listing in archive.root.glob("debian/dists/tin/main/binary-amd64/by-hash/SHA256/*"):
         listing.write_bytes(lzma.compress(b"Package: evil\n"))
     with pytest.raises(IntegrityError, match="sha256"):
-        debian.load_index("tin", "main", place)
+        archive.index(place)
 
 
 def test_a_deb_with_other_bytes_than_the_lock_is_refused(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = locked(place)
+    deb = archive.locked(place)
     next(archive.root.glob("debian/pool/**/*.deb")).write_bytes(make_deb("jello"))
     with pytest.raises(IntegrityError, match=deb.sha256):
         debian.fetch_debs([deb], place)
@@ -141,17 +138,15 @@ def test_a_deb_with_other_bytes_than_the_lock_is_refused(archive: Archive, place
 
 def test_a_superseded_deb_comes_from_the_recorded_place(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = locked(place)
-    kept = archive.root / deb.also[0].split("/", 3)[3]
-    kept.parent.mkdir(parents=True)
-    kept.write_bytes(make_deb("hello"))
+    deb = replace(archive.locked(place), also=(f"{archive.url}/kept.deb",))
+    (archive.root / "kept.deb").write_bytes(make_deb("hello"))
     archive.publish("1.1", make_deb("newer"))
     assert debian.fetch_debs([deb], place)[deb].read_bytes() == make_deb("hello")
 
 
 def test_a_moved_deb_is_found_through_the_index(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = replace(locked(place), url=f"{debian.ARCHIVE}/pool/main/h/old/hello_1.0_amd64.deb")
+    deb = replace(archive.locked(place), url=f"{archive.url}/debian/pool/main/h/old/hello_1.0_amd64.deb")
     assert debian.fetch_debs([deb], place)[deb].read_bytes() == make_deb("hello")
 
 
@@ -159,33 +154,33 @@ def test_a_superseded_deb_that_is_nowhere_names_the_refresh_and_takes_nothing_el
     archive: Archive, place: Workspace
 ) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = locked(place)
+    deb = archive.locked(place)
     archive.publish("1.1", make_deb("newer"))
     with pytest.raises(NetworkError, match=r"hello 1\.0 is gone .* now has 1\.1 .*bump bridge"):
         debian.fetch_debs([deb], place)
     assert not list(place.downloads.glob("*/hello*.deb"))
 
 
-def test_refreshing_follows_the_release_and_keeps_what_did_not_move(
-    archive: Archive, place: Workspace
-) -> None:
+def test_refreshing_follows_the_release_and_keeps_what_did_not_move(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = replace(locked(place), part="sysroot", also=("kept",))
+    also = "https://elsewhere/archive/20200101T000000Z/pool/main/h/hello/hello_1.0_amd64.deb"
+    deb = replace(archive.locked(place), part="sysroot", also=(also,))
     assert debian.refreshed([deb], place) == (deb,)
     archive.publish("1.1", make_deb("newer"))
     (now,) = debian.refreshed([deb], place)
     assert (now.version, now.part) == ("1.1", "sysroot")
+    assert now.also == ("https://elsewhere/archive/20261121T091544Z/pool/main/h/hello/hello_1.1_amd64.deb",)
 
 
 def test_a_package_the_release_lacks_is_named(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
     with pytest.raises(UsageError, match="no package 'goodbye'"):
-        debian.load_index("tin", "main", place).find("goodbye")
+        archive.index(place).find("goodbye")
 
 
 def test_the_lock_reads_back_as_written(archive: Archive, place: Workspace, tmp_path: Path) -> None:
     archive.publish("1.0", make_deb("hello"))
-    deb = locked(place)
+    deb = archive.locked(place)
     debian.write_lock(tmp_path / "debs.x.toml", [deb], note="Why.")
     assert debian.read_lock(tmp_path / "debs.x.toml") == (deb,)
 
@@ -217,9 +212,7 @@ def test_what_is_no_deb_is_refused(tmp_path: Path, content: bytes) -> None:
         debian.unpack(tmp_path / "x.deb", tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "lock", sorted(Path(__file__).parents[2].glob("recipes/bridge/debs.*.toml")), ids=str
-)
+@pytest.mark.parametrize("lock", sorted(Path(__file__).parents[2].glob("recipes/bridge/debs.*.toml")), ids=str)
 def test_every_lock_of_the_project_can_be_read(lock: Path) -> None:
     debs = debian.read_lock(lock)
     assert all(len(deb.sha256) == 64 and deb.size and deb.url.endswith(".deb") for deb in debs)

@@ -36,10 +36,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ARCHIVE = "https://deb.debian.org/debian"
-SNAPSHOT = "https://snapshot.debian.org/archive/debian"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
+# The part of a snapshot archive's addresses that says when.
+_SNAPSHOT_TIME = re.compile(r"/\d{8}T\d{6}Z(?=/|$)")
 _GONE = (404, 410)
 _AR_MAGIC = b"!<arch>\n"
 
@@ -70,6 +70,11 @@ class Deb:
     part: str = "tool"
     also: tuple[str, ...] = field(default=())
 
+    @property
+    def archive(self) -> str:
+        """The archive that the package's release is in."""
+        return self.url.partition("/pool/")[0]
+
     def artifact(self, url: str = "") -> Artifact:
         """The file to fetch, from ``url`` or from the pool."""
         return Artifact(url or self.url, self.sha256, self.size, PurePosixPath(self.url).name)
@@ -80,6 +85,7 @@ class Index:
     """The packages of one release and component, verified against the release's InRelease.
 
     Attributes:
+        archive: where the archive is.
         suite: ``bookworm``.
         component: ``main``.
         release: the point release, ``12.11``.
@@ -88,6 +94,7 @@ class Index:
         stanzas: package name -> the fields of its paragraph.
     """
 
+    archive: str
     suite: str
     component: str
     release: str
@@ -109,26 +116,23 @@ class Index:
             version=stanza["Version"],
             suite=self.suite,
             component=self.component,
-            url=f"{ARCHIVE}/{stanza['Filename']}",
+            url=f"{self.archive}/{stanza['Filename']}",
             sha256=stanza["SHA256"],
             size=int(stanza["Size"]),
-            also=(f"{SNAPSHOT}/{self.date}/{stanza['Filename']}",),
         )
 
 
 @functools.lru_cache
-def load_index(suite: str, component: str, workspace: Workspace) -> Index:
+def load_index(archive: str, suite: str, component: str, workspace: Workspace) -> Index:
     """Download and verify the package list of a release (main is 9 MB, non-free 0.1 MB; cached by hash).
 
     Raises:
         NetworkError: when the archive does not answer.
         IntegrityError: when the signature is bad, or the list is not the one that InRelease names.
     """
-    base = f"{ARCHIVE}/dists/{suite}"
+    base = f"{archive}/dists/{suite}"
     try:
-        answer = httpx.get(
-            mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True
-        ).raise_for_status()
+        answer = httpx.get(mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True).raise_for_status()
     except httpx.HTTPError as error:
         raise NetworkError(
             f"the package index of Debian {suite} could not be read ({type(error).__name__}: {error}).",
@@ -140,15 +144,13 @@ def load_index(suite: str, component: str, workspace: Workspace) -> Index:
     if entry is None:
         raise IntegrityError(f"InRelease of Debian {suite} does not list {name}.")
     digest, size = entry.group(1), int(entry.group(2))
-    listing = Artifact(
-        f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz"
-    )
+    listing = Artifact(f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz")
     path = fetch_all([listing], workspace)[listing]
     paragraphs = lzma.decompress(path.read_bytes()).decode("utf-8").strip().split("\n\n")
     stanzas = {s["Package"]: s for s in map(_fields, paragraphs)}
     header = _fields(text)
     date = parsedate_to_datetime(header["Date"]).strftime("%Y%m%dT%H%M%SZ")
-    return Index(suite, component, header.get("Version", "?"), date, signature, stanzas)
+    return Index(archive, suite, component, header.get("Version", "?"), date, signature, stanzas)
 
 
 def _fields(paragraph: str) -> dict[str, str]:
@@ -230,8 +232,14 @@ def refreshed(debs: Sequence[Deb], workspace: Workspace) -> tuple[Deb, ...]:
     """
     now = []
     for deb in debs:
-        found = load_index(deb.suite, deb.component, workspace).find(deb.package)
-        now.append(deb if found.sha256 == deb.sha256 else replace(found, part=deb.part))
+        index = load_index(deb.archive, deb.suite, deb.component, workspace)
+        found = index.find(deb.package)
+        if found.sha256 == deb.sha256:
+            now.append(deb)
+            continue
+        path = found.url.removeprefix(found.archive)
+        also = (_SNAPSHOT_TIME.sub(f"/{index.date}", url.partition("/pool/")[0]) + path for url in deb.also)
+        now.append(replace(found, part=deb.part, also=tuple(also)))
     return tuple(now)
 
 
@@ -277,7 +285,7 @@ def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
             return
         except NetworkError as error:
             tried.append(str(error.what))
-    index = load_index(deb.suite, deb.component, workspace)
+    index = load_index(deb.archive, deb.suite, deb.component, workspace)
     found = index.find(deb.package)
     if found.sha256 == deb.sha256:
         fetch_all([deb.artifact(found.url)], workspace)
