@@ -108,19 +108,22 @@ def _undefined(symbols: SymbolTableSection) -> Iterable[str]:
 
 
 def defines(path: Path, names: Iterable[str]) -> set[str]:
-    """Which of ``names`` the library at ``path`` exports (by its hash table, so big libraries cost nothing)."""
-    with path.open("rb") as stream:
-        elf = ELFFile(stream)
-        table = next((s for s in elf.iter_sections() if isinstance(s, (GNUHashSection, ELFHashSection))), None)
-        if table is None:
-            return set()
-        look_up: Callable[[str], object] = table.get_symbol
-        found = set()
-        for name in names:
-            symbol = look_up(name)
-            if symbol is not None and symbol.entry.st_shndx != "SHN_UNDEF":  # type: ignore[attr-defined]
-                found.add(name)
-        return found
+    """Which of ``names`` the library at ``path`` exports (by its hash table, so big libraries cost nothing).
+
+    Raises:
+        IntegrityError: when the file is no ELF library.
+    """
+    try:
+        with path.open("rb") as stream:
+            elf = ELFFile(stream)
+            table = next((s for s in elf.iter_sections() if isinstance(s, (GNUHashSection, ELFHashSection))), None)
+            if table is None:
+                return set()
+            look_up: Callable[[str], Any] = table.get_symbol
+            found = {name: look_up(name) for name in names}
+            return {name for name, symbol in found.items() if symbol and symbol.entry.st_shndx != "SHN_UNDEF"}
+    except (ELFError, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
 
 
 @dataclass(frozen=True)
