@@ -36,9 +36,7 @@ def env() -> None:
 @env.command()
 @click.argument("name")
 @click.option("--locked", is_flag=True, help="From the lock, without a solve: the only way there is.")
-@click.option(
-    "--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR."
-)
+@click.option("--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR.")
 @click.option("--force", is_flag=True, help="Make an environment that exists anew.")
 @_PREFIX
 @_LOCK
@@ -63,9 +61,7 @@ def create(
     report = environment.create(wanted, target, mirrors=rules, workspace=place, force=force)
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
-        out.print_json(
-            json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files})
-        )
+        out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))
 
 
 @env.command()
@@ -86,11 +82,24 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
     else:
         _print(target, report)
     if report.deviations:
-        raise VerifyError(
-            f"{target} is not what is locked for {name}: {report.deviations[0]}"
-            + (f" (and {len(report.deviations) - 1} more)." if len(report.deviations) > 1 else "."),
-            fix=f"'{launcher()} env create {name} --locked --force' makes it anew.",
+        raise _deviates(name, target, report, given=prefix is not None)
+
+
+def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> VerifyError:
+    from ssm_forge.install import read_marker
+
+    marker = read_marker(prefix)
+    if marker is not None and marker.source == "bridge":
+        return VerifyError(
+            f"{prefix} was made from the bridge, not from the lock, so it is not what is locked for {name}.",
+            fix=f"'{launcher()} verify' checks such an environment.",
         )
+    more = f" (and {len(report.deviations) - 1} more)" if len(report.deviations) > 1 else ""
+    where = f" --prefix {prefix}" if given else ""
+    return VerifyError(
+        f"{prefix} is not what is locked for {name}: {report.deviations[0]}{more}.",
+        fix=f"'{launcher()} env create {name} --locked --force{where}' makes it anew.",
+    )
 
 
 def _print(prefix: Path, report: Report) -> None:
@@ -99,9 +108,7 @@ def _print(prefix: Path, report: Report) -> None:
     for package in report.on_top:
         out.print(f"on top of the lock, built here: {package}", markup=False)
     verdict = f"{len(report.deviations)} deviations" if report.deviations else "exactly as locked"
-    unhashed = (
-        f", {report.unhashed} links and entry points without a recorded hash" if report.unhashed else ""
-    )
+    unhashed = f", {report.unhashed} links and entry points without a recorded hash" if report.unhashed else ""
     out.print(
         f"{prefix}: {report.packages} packages, {report.files} files compared{unhashed}: {verdict}",
         markup=False,
