@@ -8,17 +8,34 @@ import click
 
 @click.command()
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to check.  [default: the last one]")
+@click.option("--full", is_flag=True, help="On a GPU: every mode of both kernels, the blocks, and generation.")
+@click.option("--upstream", is_flag=True, help="On a GPU: upstream's own tests, one by one.")
+@click.option("--sanitize", is_flag=True, help="On a GPU: compute-sanitizer over the kernels.")
+@click.option("--allow-missing-gpu", is_flag=True, help="Exit 0 where those could not run for want of a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def verify(prefix: Path | None, as_json: bool) -> None:
-    """Prove that an installed environment works; exit 9 when a check fails."""
+def verify(
+    prefix: Path | None, full: bool, upstream: bool, sanitize: bool, allow_missing_gpu: bool, as_json: bool
+) -> None:
+    """Prove that an installed environment works; exit 9 when a check fails, 3 when what was asked for could not run."""
     from ssm_forge import verify as checks
     from ssm_forge.errors import VerifyError
     from ssm_forge.ui import out
 
-    report = checks.verify(checks.choose_prefix(prefix))
+    place = checks.choose_prefix(prefix)
+    report = checks.verify(place)
+    wanted = [name for name, on in (("full", full), ("upstream", upstream), ("sanitize", sanitize)) if on]
+    more = None
+    if wanted:
+        from ssm_forge import gpu
+
+        more = gpu.extras(place, wanted)
     if as_json:
-        out.print_json(json.dumps(report.as_dict()))
+        out.print_json(json.dumps(report.as_dict() | ({"gpu": more} if more else {})))
     else:
         checks.show(report)
+        if more:
+            gpu.show(more, "kernels")
     if report.failed:
         raise SystemExit(VerifyError.exit_code)
+    if more:
+        raise SystemExit(gpu.exit_code(more, allow_missing_gpu=allow_missing_gpu))
