@@ -76,7 +76,7 @@ def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     index["timestamp"] = EPOCH * 1000
     depends = [spec for spec in index["depends"] if not spec.startswith("__glibc")]
     index["depends"] = sorted([*depends, f"__glibc >={provenance['glibc']},<3.0.a0"])
-    _tell_the_solver(index, ArchList.parse(provenance["cuda_arch_list"]))
+    tell_the_solver(index, ArchList.parse(provenance["cuda_arch_list"]))
     edited["info/index.json"] = dump_json(index)
     about = json.loads(edited.get("info/about.json", b"{}"))
     about.pop("channels", None)
@@ -86,7 +86,7 @@ def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     return edited
 
 
-def _tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:
+def tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:
     """Let the solver pick the package for the GPU: one made for it where it is known, else a portable one.
 
     A package for one generation requires a known GPU of that generation. A portable one refuses only a known GPU

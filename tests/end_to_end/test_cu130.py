@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ssm_forge.arch import ArchList
 from tests.end_to_end.conftest import ARCH, Forge, statuses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -111,7 +112,9 @@ def test_the_packages_work_elsewhere(forge: Forge, tmp_path_factory: pytest.Temp
     try:
         prefix = forge.folder / "another prefix"
         channels = (elsewhere.as_uri(), (workspace().bridge / VARIANT).as_uri())
-        records = install.solve_for_prefix(["mamba-ssm", "python 3.12.*", "pip"], channels, prefix=None, cuda="13.0")
+        records = install.solve_for_prefix(
+            ["mamba-ssm", "python 3.12.*", "pip"], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH)
+        )
         marker = install.Installed(VARIANT, "3.12", "bridge", (), created=True)
         with ui.open_log(tmp_path_factory.mktemp("logs"), "elsewhere") as log:
             install.install(records, prefix, marker, workspace(), log)
@@ -133,3 +136,16 @@ def test_a_changed_byte_fails_verification_by_name(forge: Forge) -> None:
     assert done.returncode == 9
     failed = {c["name"]: c["detail"] for c in done.json["checks"] if c["status"] == "fail"}
     assert library.name in failed["packages intact"]
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"), [("pytorch <2.11", "pytorch"), ("python 3.11.*", "python"), ("cuda-version <13", "cuda-version")]
+)
+def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(forge: Forge, beside: str, named: str) -> None:
+    from ssm_forge import install
+    from ssm_forge.errors import SolveError
+    from ssm_forge.paths import workspace
+
+    channels = (forge.channel.as_uri(), (workspace().bridge / VARIANT).as_uri())
+    with pytest.raises(SolveError, match=named):
+        install.solve_for_prefix(["mamba-ssm", beside], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH))
