@@ -129,6 +129,15 @@ def test_a_leftover_that_is_too_long_starts_over(server: Server, place: Workspac
     assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
 
 
+def test_a_damaged_leftover_starts_over(server: Server, place: Workspace) -> None:
+    wanted = artifact(server.url, "file2.whl")
+    target = cached_path(wanted, place)
+    target.parent.mkdir(parents=True)
+    target.with_name(f"{target.name}.0.part").write_bytes(b"damaged")
+    assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
+    assert kept(place) == ["file2.whl"]
+
+
 def test_other_bytes_are_refused_and_nothing_is_kept(server: Server, place: Workspace) -> None:
     wanted = artifact(server.url, "file0.whl", b"what the lock says")
     with pytest.raises(IntegrityError) as refused:

@@ -137,7 +137,7 @@ def _fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     # One partial file per process: two runs at once must not write into each other's.
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    _adopt_leftover(target, partial)
+    adopted = _adopt_leftover(target, partial)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _download(artifact, partial, client, progress, task, stop)
@@ -167,12 +167,17 @@ def _fetch(
             raise
     found = sha256_of(partial)
     if found != artifact.sha256:
+        progress.advance(task, -partial.stat().st_size)
         partial.unlink()
+        if adopted:
+            # What the killed run left may be what is wrong.
+            return _fetch(artifact, workspace, client, progress, task, stop)
         raise _mismatch(artifact, found, mirrored(artifact.url))
     partial.replace(target)
+    return None
 
 
-def _adopt_leftover(target: Path, partial: Path) -> None:
+def _adopt_leftover(target: Path, partial: Path) -> bool:
     """Go on with what a killed run left, if its process is gone."""
     for leftover in target.parent.glob(f"{target.name}.*.part"):
         pid = leftover.name.split(".")[-2]
@@ -180,6 +185,7 @@ def _adopt_leftover(target: Path, partial: Path) -> None:
             # Another run may adopt it at the same moment.
             with suppress(FileNotFoundError):
                 leftover.replace(partial)
+    return partial.exists()
 
 
 def _download(
