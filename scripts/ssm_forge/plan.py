@@ -158,7 +158,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
     offered = remote.channel_urls(options.channels)
     rules = policy.find(options.trust, workspace)
     parts, channel_list = _find_parts(variant, python, options, workspace)
-    channel_list = (*offered, *channel_list)
+    channel_list = tuple(dict.fromkeys((*offered, *channel_list)))
     overrides = {}
     if parts is not None:
         overrides = {

@@ -63,6 +63,10 @@ class Client:
         else:
             self._client.headers["Authorization"] = credential.header
 
+    def close(self) -> None:
+        """Hang up: a server that is told to stop waits for whoever is connected."""
+        self._client.close()
+
     def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """The whole answer to a request.
 
@@ -150,6 +154,7 @@ class ServeTarget:
 
     def finish(self, parcels: Sequence[Parcel]) -> None:
         """Nothing is left to do: the server indexed each package before it said yes."""
+        self._client.close()
 
 
 def _accepted(answer: httpx.Response, filename: str, url: str) -> int:
@@ -192,4 +197,4 @@ def _no_auth(request: httpx.Request) -> httpx.Request:
 
 def _reason(answer: httpx.Response) -> str:
     text = answer.text.strip() if "text" in answer.headers.get("content-type", "") else ""
-    return text[:500] or answer.reason_phrase
+    return text[:500] or answer.headers.get("SSM-Forge-Reason") or answer.reason_phrase

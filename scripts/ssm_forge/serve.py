@@ -34,6 +34,7 @@ from ssm_forge.uploads import Uploads
 MARK = "SSM-Forge-Channel"
 DIGEST = "Repr-Digest"
 OFFSET = "Upload-Offset"
+REASON = "SSM-Forge-Reason"
 
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -261,7 +262,8 @@ def create_app(root: Path, tokens: TokenStore, *, public: bool, access: Access) 
 async def _explain(request: Request, error: Exception) -> Response:
     """Errors as one line of text; the connection ends, because a body may be left unread."""
     if isinstance(error, HTTPException):
-        headers = {"Connection": "close", **(error.headers or {})}
+        # An answer to HEAD has no body to say it in.
+        headers = {"Connection": "close", REASON: error.detail.encode("ascii", "replace").decode(), **(error.headers or {})}
         return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
     status = {"IntegrityError": 422, "MachineError": 507}.get(type(error).__name__, 500)
     return PlainTextResponse(f"{error}\n", status, {"Connection": "close"})

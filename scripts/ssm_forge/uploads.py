@@ -107,6 +107,7 @@ class Uploads:
                     buffer += chunk
                     have += len(chunk)
                     if have > total:
+                        part.unlink()
                         raise HTTPException(400, "More bytes came than were announced.")
                     if len(buffer) >= _BLOCK:
                         await anyio.to_thread.run_sync(stream.write, bytes(buffer))
