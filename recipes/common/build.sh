@@ -30,7 +30,18 @@ export CXX="${SRC_DIR}/.tools/g++"
 # torch's own check of the host compiler, taught the CUDA releases that it does not know.
 "${PYTHON}" "${RECIPE_DIR}/../common/patch_torch.py" "${RECIPE_DIR}/../../patches/torch" "${SP_DIR}"
 
-"${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index
+# Debug information of the one C++ file is all that would tell where it was compiled.
+export CFLAGS="${CFLAGS:-} -g0"
+export CXXFLAGS="${CXXFLAGS:-} -g0"
+
+"${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile
+
+# pip notes the work folder; bytecode is made with hashes and paths below the prefix, so that it is always the same.
+for record in "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info/RECORD; do
+    sed -i '/direct_url\.json/d' "${record}"
+    rm -f "$(dirname "${record}")/direct_url.json"
+done
+"${PYTHON}" -m compileall -q --invalidation-mode unchecked-hash -s "${PREFIX}" -p / "${SP_DIR}/${PKG_NAME//-/_}"
 
 # An upstream release that silently ships without its kernels must not become a package.
 if ! ls "${SP_DIR}/${EXTENSION}".*.so >/dev/null 2>&1; then

@@ -1,4 +1,4 @@
-"""Reading and rewriting the ``info/`` part of a .conda file; the payload's bytes are copied as they are.
+"""Reading and rewriting .conda files, so that the same content gives the same bytes.
 
 A .conda file is a zip (stored) of ``metadata.json``, ``pkg-NAME.tar.zst`` and ``info-NAME.tar.zst``
 (conda's package format, CEP-26).
@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import zstandard
 
@@ -31,16 +34,12 @@ def read_info(path: Path) -> InfoFiles:
     Raises:
         IntegrityError: when the file is not a whole .conda package.
     """
-    try:
-        with zipfile.ZipFile(path) as package:
-            member = _member(package, "info-")
-            data = zstandard.ZstdDecompressor().stream_reader(package.read(member)).read()
+    with _opened(path) as package:
+        data = zstandard.ZstdDecompressor().stream_reader(package.read(_member(package, "info-"))).read()
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             return {
                 m.name: cast("io.BufferedReader", tar.extractfile(m)).read() for m in tar.getmembers() if m.isfile()
             }
-    except (zipfile.BadZipFile, zstandard.ZstdError, tarfile.TarError, KeyError) as error:
-        raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
@@ -58,26 +57,60 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def rewrite_info(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles]) -> None:
-    """Write ``target`` as ``path`` with its info files replaced by what ``edit`` returns.
+    """Write ``target`` as ``path`` with its info files replaced by what ``edit`` returns; the payload is copied.
 
-    The same input gives the same bytes: order, times, owners and compression are fixed. ``target`` appears
-    whole or not at all.
+    ``target`` appears whole or not at all.
     """
-    files = edit(read_info(path))
-    info = _tar_zst(files)
+    info_files = edit(read_info(path))
+    with _opened(path) as old, old.open(_member(old, "pkg-")) as payload:
+        _write(target, payload, info_files)
+
+
+def repack(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles]) -> None:
+    """Like :func:`rewrite_info`, with a payload that depends on nothing but the files' names, modes and bytes.
+
+    Compressed at zstd's highest level, whose window is as large as the binaries: compiled kernels resemble each
+    other. ``target`` appears whole or not at all.
+    """
+    info_files = edit(read_info(path))
+    with (
+        tempfile.TemporaryFile() as plain,
+        tempfile.TemporaryFile() as normal,
+        tempfile.TemporaryFile() as packed,
+    ):
+        with _opened(path) as old, old.open(_member(old, "pkg-")) as source:
+            zstandard.ZstdDecompressor().copy_stream(source, plain)
+        plain.seek(0)
+        _normalise(plain, normal)
+        # The size is part of the frame, so that the window is chosen for it.
+        size = normal.seek(0, io.SEEK_END)
+        normal.seek(0)
+        zstandard.ZstdCompressor(level=22).copy_stream(normal, packed, size=size)
+        packed.seek(0)
+        _write(target, packed, info_files)
+
+
+def _normalise(source: IO[bytes], sink: IO[bytes]) -> None:
+    """The same tar with members in order of name, and fixed times and owners."""
+    with tarfile.open(fileobj=source) as old, tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as new:
+        for member in sorted(old.getmembers(), key=lambda m: m.name):
+            member.mtime = EPOCH
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.pax_headers = {}
+            new.addfile(member, old.extractfile(member) if member.isfile() else None)
+
+
+def _write(target: Path, payload: IO[bytes], info_files: InfoFiles) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     stem = target.name.removesuffix(".conda")
     try:
-        with zipfile.ZipFile(path) as old, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
             _add(new, "metadata.json", b'{"conda_pkg_format_version":2}')
-            payload = old.getinfo(_member(old, "pkg-"))
-            with old.open(payload) as source, new.open(_entry(f"pkg-{stem}.tar.zst"), "w", force_zip64=True) as sink:
-                while chunk := source.read(1 << 20):
-                    sink.write(chunk)
-            _add(new, f"info-{stem}.tar.zst", info)
+            with new.open(_entry(f"pkg-{stem}.tar.zst"), "w", force_zip64=True) as sink:
+                shutil.copyfileobj(payload, sink, 1 << 20)
+            _add(new, f"info-{stem}.tar.zst", _tar_zst(info_files))
         partial.replace(target)
-    except zipfile.BadZipFile as error:
-        raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -85,6 +118,16 @@ def rewrite_info(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles
 def dump_json(value: object) -> bytes:
     """JSON in the form all our packages use: sorted, indented, newline at the end."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The package as a zip; whatever shows it to be damaged becomes an integrity error."""
+    try:
+        with zipfile.ZipFile(path) as package:
+            yield package
+    except (zipfile.BadZipFile, zstandard.ZstdError, tarfile.TarError, KeyError) as error:
+        raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
 
 
 def _member(package: zipfile.ZipFile, prefix: str) -> str:

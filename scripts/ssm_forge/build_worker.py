@@ -49,8 +49,8 @@ def main(spec_path: Path) -> int:
             progress_callback=_Events(),
             no_build_id=True,
             no_include_recipe=True,
-            # zstd's highest level has a window as large as the binaries, in which kernels resemble each other.
-            package_format="conda:22",
+            # Packed again, and well, when it is finished (see finalize).
+            package_format="conda:1",
         )
     except RattlerBuildError as error:
         _emit(error=str(error))

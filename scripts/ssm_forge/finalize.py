@@ -14,7 +14,7 @@ from typing import Any
 
 from ssm_forge import elf, recipe
 from ssm_forge.arch import ArchList
-from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, rewrite_info
+from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, repack
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
 
@@ -48,7 +48,7 @@ def finalize(package: Path, project: str, values: dict[str, list[str]], workspac
     def edit(files: InfoFiles) -> InfoFiles:
         return _edit(files, provenance)
 
-    rewrite_info(package, target, edit)
+    repack(package, target, edit)
     return target
 
 
