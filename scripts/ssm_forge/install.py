@@ -220,6 +220,7 @@ def _link(
     packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log
 ) -> None:
     import rattler
+    from rattler.networking import Client
 
     log(f"installing {len(packages)} packages into {target}")
     with step_progress() as progress:
@@ -238,6 +239,8 @@ def _link(
                     records=list(packages),
                     target_prefix=target,
                     cache_dir=workspace.package_cache,
+                    # The engine's own default knows no credentials.
+                    client=Client.default_client(),
                     show_progress=False,
                     reporter=Reporter(),  # type: ignore[abstract]
                     **({"alternative_target_prefix": final} if final else {}),
@@ -246,7 +249,7 @@ def _link(
         except Exception as error:
             # The engine has no common base class for its failures: disk, permission, hash, network.
             raise InstallError(
-                f"packages could not be linked into {final or target}: {error}",
+                f"packages could not be linked into {final or target}: {' '.join(str(error).split())}.",
                 fix="Check that the folder is writable and the disk not full, then run the same command again.",
                 log=log.path,
             ) from error

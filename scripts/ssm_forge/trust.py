@@ -177,7 +177,8 @@ def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]
     """
     found = []
     for bundle in _bundles(sidecar, f"the statement of {filename}"):
-        envelope = bundle.get("dsseEnvelope") or {}
+        envelope = bundle.get("dsseEnvelope")
+        envelope = envelope if isinstance(envelope, dict) else {}
         signed_by = _signer(envelope, keys)
         if signed_by is None:
             hint = bundle.get("verificationMaterial", {}).get("publicKey", {}).get("hint")

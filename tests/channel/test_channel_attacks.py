@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 import zstandard
-
 from conftest import Lab
 from lab import auth_file, check_folder, make_package, serving
+
 from ssm_forge.channel import index
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.inspection import inspect
@@ -147,7 +147,9 @@ def test_nothing_can_be_removed_or_moved(fort: Lab, method: str) -> None:
     assert status == 405
 
 
-def put(fort: Lab, name: str, data: bytes, *, subdir: str = "linux-64", announced: bytes | None = None) -> httpx.Response:
+def put(
+    fort: Lab, name: str, data: bytes, *, subdir: str = "linux-64", announced: bytes | None = None
+) -> httpx.Response:
     digest = base64.b64encode(hashlib.sha256(data if announced is None else announced).digest()).decode()
     headers = {"Authorization": f"Bearer {fort.write}", "Repr-Digest": f"sha-256=:{digest}:"}
     return httpx.put(f"{fort.url}/{subdir}/{name}", content=data, headers=headers)
@@ -236,9 +238,7 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
     ids=lambda member: f"{member.name}-{member.linkname or member.type.decode()}",
 )
 @pytest.mark.parametrize("part", ["pkg", "info"])
-def test_an_archive_that_reaches_out_is_refused(
-    tmp_path: Path, fort: Lab, member: tarfile.TarInfo, part: str
-) -> None:
+def test_an_archive_that_reaches_out_is_refused(tmp_path: Path, fort: Lab, member: tarfile.TarInfo, part: str) -> None:
     package = hostile(tmp_path, member, part)
     with pytest.raises(IntegrityError, match=r"leads out(side| of)|neither file, folder nor link"):
         inspect(package)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-
 from conftest import Lab
 from lab import environment, make_package, serving
+
 from ssm_forge.publish import publish
 from ssm_forge.tokens import TokenStore
 
@@ -93,9 +93,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     )
     (folder / "tls.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
     (folder / "tls.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "tls.pem", folder / "tls.key"
 
@@ -129,9 +127,7 @@ def test_a_server_that_would_be_open_or_useless_does_not_start(
 ) -> None:
     command = [sys.executable, "-m", "ssm_forge", "serve", "--port", "0", "--channel", str(tmp_path / "c")]
     command += ["--tokens", str(tmp_path / "none.json"), *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment(tmp_path), check=False, timeout=60
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(tmp_path), check=False, timeout=60)
     assert done.returncode == 2
     assert reason in done.stderr
 
