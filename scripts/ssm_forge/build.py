@@ -122,10 +122,12 @@ def _owner_lives(staging: Path) -> bool:
 def _kill_leftover(group: int, staging: Path) -> None:
     """Stop a worker's processes, unless the number belongs to someone else by now."""
     try:
-        leader = psutil.Process(group).cmdline()
+        ours = str(staging / "spec.json") in psutil.Process(group).cmdline()
+    except psutil.NoSuchProcess:
+        ours = True  # As long as one of its processes is left, a group's number is not used again.
     except psutil.Error:
-        leader = []  # As long as one of its processes is left, a group's number is not used again.
-    if not leader or str(staging / "spec.json") in leader:
+        ours = False
+    if ours:
         _kill_group(group)
 
 
@@ -180,8 +182,10 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         raise
     if "package" not in outcome:
         _kill_group(process.pid)
+        # The engine's errors have one line for each cause.
+        reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
         raise BuildError(
-            f"building {request.project} failed: {outcome.get('error', f'exit code {process.returncode}')}",
+            f"building {request.project} failed: {reason}",
             fix=_hint(outcome.get("tail", "")),
             log=log.path,
         )

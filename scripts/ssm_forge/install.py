@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge.errors import InstallError
+from ssm_forge.errors import ForgeError, InstallError, IntegrityError
 from ssm_forge.machine import glibc, gpus
+from ssm_forge.packages import local_file, require_all_intact
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from rattler import RepoDataRecord
 
     from ssm_forge.arch import ArchList
-
     from ssm_forge.solver import VirtualPackage
 
 # Not .json: conda and pixi take every such file here for the record of a package, and refuse the environment.
@@ -223,6 +223,9 @@ def _link(
     from rattler.networking import Client
 
     log(f"installing {len(packages)} packages into {target}")
+    # The engine checks what it downloads, and trusts what lies in a folder.
+    local = [(record, path) for record in packages if (path := local_file(record, ())) is not None]
+    require_all_intact(local)
     with step_progress() as progress:
         task = progress.add_task(f"installing {len(packages)} packages", total=len(packages))
 
@@ -248,11 +251,21 @@ def _link(
             )
         except Exception as error:
             # The engine has no common base class for its failures: disk, permission, hash, network.
-            raise InstallError(
-                f"packages could not be linked into {final or target}: {' '.join(str(error).split())}.",
-                fix="Check that the folder is writable and the disk not full, then run the same command again.",
-                log=log.path,
-            ) from error
+            raise _explained(error, final or target, log) from error
+
+
+def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
+    text = " ".join(str(error).split())
+    if "checksum" in text.lower():
+        return IntegrityError(
+            f"a package is not what its channel's index says: {text}. Nothing was installed.",
+            fix="Run the same command again; if it happens again, tell whoever runs the channel.",
+            log=log.path,
+        )
+    fix = "Check that the folder is writable and the disk not full, then run the same command again."
+    if "401 Unauthorized" in text or "403 Forbidden" in text:
+        fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+    return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 
 def _swap(fresh: Path, prefix: Path) -> None:
