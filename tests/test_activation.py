@@ -26,9 +26,7 @@ def prefix(tmp_path: Path) -> Path:
     return root
 
 
-def test_the_environment_comes_first_and_scripts_have_run(
-    prefix: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_comes_first_and_scripts_have_run(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/leak")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/leak")
     monkeypatch.setenv("FORGE_KEEP", "kept")

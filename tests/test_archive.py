@@ -66,8 +66,9 @@ def test_the_payload_keeps_its_bytes(package: Path, tmp_path: Path) -> None:
 
 
 def test_the_engine_reads_what_was_rewritten(tmp_path: Path) -> None:
-    from conda_channel import make_package
     from rattler.package_streaming import extract
+
+    from conda_channel import make_package
 
     made = make_package(tmp_path / "channel", "demo", {"share/demo.txt": "demo\n"})
     target = tmp_path / made.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,12 +97,12 @@ def test_cached_files_of_a_container_are_free_memory(tmp_path: Path, monkeypatch
         memory_current=f"{7 * GB}\n",
         memory_stat=f"anon {GB}\nfile {6 * GB}\nactive_file {2 * GB}\ninactive_file {4 * GB}\n",
     )
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * GB})())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"available": 100 * GB})())
     assert machine.free_memory() == 7 * GB
 
 
 def test_a_containers_share_of_the_cores_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     cgroup(tmp_path, monkeypatch, cpu_max="300000 100000\n")
     assert machine.cores() == 3
     cgroup(tmp_path, monkeypatch, cpu_max="max 100000\n")
@@ -124,7 +125,7 @@ def test_what_nvidia_smi_says_is_read_with_care(
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\nprintf '%s' '{answer}'\n")
     tool.chmod(0o755)
-    monkeypatch.setattr(machine.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(shutil, "which", lambda name: str(tool))
     machine.gpus.cache_clear()
     try:
         assert [(gpu.name, str(gpu.capability)) for gpu in machine.gpus()] == expected
@@ -173,7 +174,7 @@ def test_a_killed_runs_processes_are_stopped_and_its_folder_removed(place: Works
 
 
 def test_children_are_stopped_even_where_the_worker_is_gone(place: Workspace) -> None:
-    staging, group = leftover(place, dead_pid())
+    _, group = leftover(place, dead_pid())
     os.kill(group, signal.SIGKILL)
     os.waitpid(group, 0)
     assert len(alive(group)) == 1
@@ -231,7 +232,7 @@ def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) ->
 @pytest.mark.parametrize(
     ("script", "what", "fix"),
     [
-        ("print('{\"error\": \"the test failed\"}')", "building demo failed: the test failed", ""),
+        ('print(\'{"error": "the test failed"}\')', "building demo failed: the test failed", ""),
         ("print('nvcc: Killed'); raise SystemExit(3)", "building demo failed: exit code 3", "use --jobs 1"),
         ("print('x: No space left on device'); raise SystemExit(1)", "exit code 1", "SSM_FORGE_CACHE_DIR"),
         ("print('[1, 2]'); import os; os.kill(os.getpid(), 9)", "exit code -9", ""),
@@ -267,8 +268,8 @@ def test_ctrl_c_stops_the_compilers(
     worker_that(
         monkeypatch,
         tmp_path,
-        "import os, subprocess, sys; subprocess.Popen(['sleep', '600']); print('{\"log\": \"%d\"}' % os.getpid(), flush=True);"
-        " import time; time.sleep(600)",
+        "import os, subprocess, time; subprocess.Popen(['sleep', '600']);"
+        ' print(\'{"log": "%d"}\' % os.getpid(), flush=True); time.sleep(600)',
     )
     groups = []
 

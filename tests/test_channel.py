@@ -51,9 +51,7 @@ def test_a_package_built_anew_replaces_the_old_one(tmp_path: Path, channel: Path
     assert record(channel, target.name)["sha256"] == sha256_of(target)
 
 
-def test_a_package_comes_from_another_disk(
-    tmp_path: Path, channel: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_comes_from_another_disk(tmp_path: Path, channel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = built(tmp_path)
     rename = os.replace
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def test_a_crash_where_no_log_can_be_written_is_still_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(cli, "workspace", lambda: Workspace(tmp_path / "file", tmp_path / "cache"))
-    monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     assert perform(monkeypatch, ValueError("x")) == 70
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -212,7 +213,15 @@ def test_with_pixi_the_task_is_run_by_pixi(tmp_path: Path) -> None:
 
 
 def test_too_much_memory_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
-    done = run("install-mamba", "--source", "bridge", "--jobs", "10000", SSM_FORGE_CACHE_DIR=str(tmp_path), SSM_FORGE_CHANNEL=str(tmp_path / "channel"))
+    done = run(
+        "install-mamba",
+        "--source",
+        "bridge",
+        "--jobs",
+        "10000",
+        SSM_FORGE_CACHE_DIR=str(tmp_path),
+        SSM_FORGE_CHANNEL=str(tmp_path / "channel"),
+    )
     skip_where_parts_are_missing(done)
     assert_one_line_error(done, 3, "10000 compile jobs need", " x ", " = ", "are free")
 
@@ -252,7 +261,7 @@ def test_an_unreachable_registry_is_one_clear_error_soon(tmp_path: Path) -> None
 class Liar(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
-    def do_GET(self) -> None:  # noqa: N802 - the name is the library's
+    def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "5")
         self.end_headers()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def prefix(tmp_path: Path) -> Path:
         root / "lib/libuser.so",
         "#include <stdlib.h>\n#include <math.h>\n#include <stdio.h>\n"
         "int helper(void); int __attribute__((weak)) maybe(void);\n"
-        "int user(double x) { printf(\"%f\", cos(x)); return helper() + (maybe ? maybe() : atoi(getenv(\"X\"))); }",
+        'int user(double x) { printf("%f", cos(x)); return helper() + (maybe ? maybe() : atoi(getenv("X"))); }',
         f"-L{inner}",
         "-lhelper",
         "-lm",
@@ -155,7 +156,7 @@ def test_a_library_without_gpu_code_is_told_from_a_tool_that_fails(
     with pytest.raises(IntegrityError, match="holds no GPU code"):
         elf.gpu_code(tmp_path / "x.so")
     cuobjdump_answers(monkeypatch, tmp_path, "echo 'fatal: out of memory' >&2; exit 1")
-    with pytest.raises(IntegrityError, match="could not read .*fatal: out of memory"):
+    with pytest.raises(IntegrityError, match=r"could not read .*fatal: out of memory"):
         elf.gpu_code(tmp_path / "x.so")
 
 
@@ -170,7 +171,7 @@ def test_the_real_cuobjdump_says_that_there_is_none(tmp_path: Path) -> None:
 
 
 def test_a_missing_cuobjdump_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(elf.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match="cuobjdump is missing"):
         elf.cuobjdump()

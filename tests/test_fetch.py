@@ -44,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None: ...
 
-    def do_GET(self) -> None:  # noqa: N802 - the name is the library's
+    def do_GET(self) -> None:
         name, wanted = self.path.lstrip("/"), self.headers.get("Range", "")
         self.server.requests.append((name, wanted))
         if self.server.together is not None:
@@ -194,10 +194,10 @@ def test_ctrl_c_does_not_wait_for_what_is_queued(
     assert len(server.requests) <= 1
 
 
-def test_mirror_rules_replace_prefixes(
-    server: Server, place: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSM_FORGE_MIRRORS", f"https://a.example=https://b.example broken https://files.example/x={server.url}")
+def test_mirror_rules_replace_prefixes(server: Server, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "SSM_FORGE_MIRRORS", f"https://a.example=https://b.example broken https://files.example/x={server.url}"
+    )
     assert mirrored("https://a.example/p/1") == "https://b.example/p/1"
     assert mirrored("https://other.example/p/1") == "https://other.example/p/1"
     wanted = artifact("https://files.example/x", "file3.whl")
@@ -214,9 +214,7 @@ def test_a_cached_file_that_was_changed_is_refused_and_removed(server: Server, p
     assert missing([wanted], place) == [wanted]
 
 
-def test_a_full_disk_says_how_much_is_needed(
-    server: Server, place: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_says_how_much_is_needed(server: Server, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -37,7 +37,10 @@ def channel(tmp_path: Path) -> Path:
         make_package(folder, "pytorch", {"share/torch.txt": f"{version}\n"}, version=version)
     make_package(folder, "causal-conv1d", {"share/conv.txt": "conv\n"}, depends=("pytorch 2.11.*", "python 3.12.*"))
     make_package(
-        folder, "mamba-ssm", {"share/mamba.txt": "mamba\n"}, depends=("pytorch 2.11.*", "causal-conv1d", "python 3.12.*")
+        folder,
+        "mamba-ssm",
+        {"share/mamba.txt": "mamba\n"},
+        depends=("pytorch 2.11.*", "causal-conv1d", "python 3.12.*"),
     )
     make_package(folder, "extra", {"share/extra.txt": "extra\n"})
     index(folder)
@@ -158,7 +161,13 @@ def test_a_foreign_prefix_keeps_its_packages_to_the_version(foreign: Path, chann
     put(place, foreign, solved(channel, *OURS, prefix=foreign), created=False)
     found = {name: record["version"] for name, record in install.records(foreign).items()}
     # 3.12.9 satisfies the request too; the one that was there stays.
-    assert found == {"python": "3.12.1", "extra": "1.0", "pytorch": "2.11.0", "causal-conv1d": "1.0", "mamba-ssm": "1.0"}
+    assert found == {
+        "python": "3.12.1",
+        "extra": "1.0",
+        "pytorch": "2.11.0",
+        "causal-conv1d": "1.0",
+        "mamba-ssm": "1.0",
+    }
     assert (foreign / "mine.txt").exists()
     assert (foreign / "share/extra.txt").read_text() == "extra\n"
     assert install.is_foreign(foreign)

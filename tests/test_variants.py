@@ -76,7 +76,9 @@ def two_rows(tmp_path: Path) -> Matrix:
 
 def test_an_architecture_names_the_variant_that_has_it(tmp_path: Path) -> None:
     matrix = two_rows(tmp_path)
-    with pytest.raises(UsageError, match=r"nvcc 12\.4 .* can't target 10\.0; it can target 7\.0, 8\.0\. Use --variant cu130"):
+    with pytest.raises(
+        UsageError, match=r"nvcc 12\.4 .* can't target 10\.0; it can target 7\.0, 8\.0\. Use --variant cu130"
+    ):
         matrix.get("cu124", "conda").check_archs(ArchList.parse("8.0;10.0"), matrix)
     with pytest.raises(UsageError, match=r"can't target 7\.0, 12\.0.*No variant's nvcc has it"):
         matrix.get("cu130", "conda").check_archs(ArchList.parse("7.0;12.0"), matrix)

@@ -36,10 +36,10 @@ def compile_extension(prefix: Path, name: str, code: str = "", *options: str) ->
     path = prefix / SITE / f"{name}.cpython-x.so"
     source = prefix / f"{name}.c"
     source.write_text(
-        f"#include <Python.h>\n{code}\nstatic struct PyModuleDef m = {{PyModuleDef_HEAD_INIT, \"{name}\", 0, -1, 0}};\n"
+        f'#include <Python.h>\n{code}\nstatic struct PyModuleDef m = {{PyModuleDef_HEAD_INIT, "{name}", 0, -1, 0}};\n'
         f"PyMODINIT_FUNC PyInit_{name}(void) {{ return PyModule_Create(&m); }}\n"
     )
-    command = ["gcc", "-shared", "-fPIC", "-w", f"-I{INCLUDE}", source, "-o", path, *options]
+    command: list[str | Path] = ["gcc", "-shared", "-fPIC", "-w", f"-I{INCLUDE}", source, "-o", path, *options]
     subprocess.run(command, check=True, capture_output=True)
     source.unlink()
     # The name that this Python imports.
@@ -187,7 +187,9 @@ def test_a_path_of_the_build_machine_fails(prefix: Path, tmp_path: Path) -> None
 
 def test_a_library_outside_the_prefix_fails(prefix: Path, tmp_path: Path) -> None:
     subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "libout.so"], input=b"int out(void) {return 1;}", check=True
+        ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", tmp_path / "libout.so"],
+        input=b"int out(void) {return 1;}",
+        check=True,
     )
     compile_extension(
         prefix,
@@ -250,9 +252,7 @@ def test_a_python_that_can_not_be_started_fails_every_import(prefix: Path) -> No
     assert {f"import {name}" for name in verify._IMPORTS} <= set(failures(prefix))
 
 
-def test_the_report_is_shown_without_reading_markup_in_it(
-    prefix: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_is_shown_without_reading_markup_in_it(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify.show(verify.Report(Path("/[bold]x"), (verify.Check("a", "fail", "[/red] [b]"),)))
     said = capsys.readouterr().out
     assert "/[bold]x" in said

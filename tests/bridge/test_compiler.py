@@ -30,7 +30,9 @@ def fake(path: Path, version: str) -> Path:
 
 
 def test_none(path: Path) -> None:
-    with pytest.raises(MachineError, match=r"that nvcc 13\.0 accepts was found \(found: none; it accepts g\+\+ 9 to 15\)") as error:
+    with pytest.raises(
+        MachineError, match=r"that nvcc 13\.0 accepts was found \(found: none; it accepts g\+\+ 9 to 15\)"
+    ) as error:
         host.find(ALLOWED, "13.0")
     assert "apt install g++-12" in error.value.fix
 

@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def fake(path: Path, python: str = "3.12", **facts: object) -> Path:
+def fake(path: Path, **facts: object) -> Path:
     """An executable that answers the probe."""
     answer = {**GOOD, "prefix": str(path.parents[1]), "executable": str(path), **facts}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,11 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(prefix: Path, script: str) -> str:
     done = subprocess.run(
-        [prefix / "bin/python", "-c", script], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}, check=False
+        [prefix / "bin/python", "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

@@ -13,7 +13,22 @@ from rattler import BuildString, MatchSpec, PackageRecord
 
 from ssm_forge.bridge.metadata import Distribution, conda_depends, conda_name, conda_version, read
 
-VERSIONS = ["0.9", "1.0", "1.2", "1.2.1", "1.2.9", "1.3", "1.10", "1.10.3", "2.0", "2.0.1", "2.2.post3", "2.2.post4", "2.3", "3.0"]
+VERSIONS = [
+    "0.9",
+    "1.0",
+    "1.2",
+    "1.2.1",
+    "1.2.9",
+    "1.3",
+    "1.10",
+    "1.10.3",
+    "2.0",
+    "2.0.1",
+    "2.2.post3",
+    "2.2.post4",
+    "2.3",
+    "3.0",
+]
 
 
 def distribution(name: str, *requires: str) -> Distribution:
@@ -26,7 +41,22 @@ def depends(dist: Distribution, *others: Distribution, python: str = "3.12") -> 
 
 @pytest.mark.parametrize(
     "pep440",
-    ["", ">=1.2", "==1.2", "==1.2.0", "==1.2.*", "!=1.2.1", "!=1.2.*", "~=1.2", "~=1.2.1", "~=2.2.post3", ">=1.0,<2", "<1.10,>1.2", "===1.2", ">=1.2,!=1.3,<3"],
+    [
+        "",
+        ">=1.2",
+        "==1.2",
+        "==1.2.0",
+        "==1.2.*",
+        "!=1.2.1",
+        "!=1.2.*",
+        "~=1.2",
+        "~=1.2.1",
+        "~=2.2.post3",
+        ">=1.0,<2",
+        "<1.10,>1.2",
+        "===1.2",
+        ">=1.2,!=1.3,<3",
+    ],
 )
 def test_a_range_holds_the_same_versions_for_conda(pep440: str) -> None:
     specifiers = SpecifierSet(pep440)
@@ -61,7 +91,9 @@ def test_markers_are_those_of_the_python_and_of_linux() -> None:
 
 
 def test_an_extra_becomes_its_own_requirements() -> None:
-    toolkit = distribution("cuda-toolkit", "base>=1", "nvidia-cublas==13.*; extra == 'cublas'", "nvidia-cufft; extra == 'cufft'")
+    toolkit = distribution(
+        "cuda-toolkit", "base>=1", "nvidia-cublas==13.*; extra == 'cublas'", "nvidia-cufft; extra == 'cufft'"
+    )
     others = [distribution(name) for name in ("base", "nvidia-cublas", "nvidia-cufft")]
     dist = distribution("torch", "cuda-toolkit[cublas]==13.0; platform_system == 'Linux'")
     assert depends(dist, toolkit, *others) == ["cuda-toolkit ==13.0", "nvidia-cublas 13.*"]

@@ -95,7 +95,10 @@ def test_scripts_run_with_the_python_beside_them_wherever_the_prefix_is(staged: 
     outside.symlink_to(staged / "bin" / script)
     for command in (staged / "bin" / script, outside):
         done = subprocess.run(
-            [command, "a b"], capture_output=True, text=True, env={"PYTHONPATH": str(staged / SITE), "PATH": "/usr/bin:/bin"}
+            [command, "a b"],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(staged / SITE), "PATH": "/usr/bin:/bin"},
         )
         assert said in done.stdout, done.stderr
     assert str(staged.parent / "stage").encode() not in (staged / "bin" / script).read_bytes()
@@ -140,7 +143,7 @@ def test_libraries_for_no_particular_python_are_shared_by_all(place: Workspace, 
     files = {
         "nvidia/cu13/lib/libx.so": "elf",
         "nvidia_x-13.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: nvidia-x\nVersion: 13.0\n",
-        "nvidia_x-13.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-manylinux_2_27_x86_64\n",
+        "nvidia_x-13.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n",
     }
     wheel = add_wheel(place, "nvidia_x-13.0-py3-none-manylinux_2_27_x86_64.whl", files)
     shared = described([LockedWheel("nvidia-x", "13.0", wheel.artifact)], place)
@@ -156,7 +159,7 @@ def test_torch_tells_its_cuda(place: Workspace) -> None:
     files = {
         "torch/__init__.py": "",
         "torch-2.11.0+cu130.dist-info/METADATA": "Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu130\n",
-        "torch-2.11.0+cu130.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp312-cp312-linux_x86_64\n",
+        "torch-2.11.0+cu130.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n",
     }
     tag = PYTHON.replace(".", "")
     wheel = add_wheel(place, f"torch-2.11.0+cu130-cp{tag}-cp{tag}-manylinux_2_28_x86_64.whl", files)

@@ -1,0 +1,169 @@
+"""Plans: where packages come from, what counts as installed, what is refused before anything is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from front_door import run
+from ssm_forge import machine, plan, variants
+from ssm_forge.arch import Capability
+from ssm_forge.errors import MachineError, NetworkError
+from ssm_forge.install import Installed, write_marker
+from ssm_forge.machine import Gpu
+from ssm_forge.paths import Workspace
+from ssm_forge.plan import Options
+from ssm_forge.variants import Matrix, Variant
+
+FILENAME = "mamba-ssm-2.3-cuda130_0.conda"
+
+
+def matrix(*rows: tuple[str, variants.Source]) -> Matrix:
+    return Matrix(tuple(Variant(name, source, {}, {}, {}) for name, source in rows))
+
+
+BOTH = matrix(("cu130", "conda"), ("cu130", "bridge"), ("cu129", "conda"), ("cu124", "bridge"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "asked", "reachable", "source"),
+    [
+        ("cu130", "auto", True, "conda"),
+        ("cu130", "auto", False, "bridge"),
+        ("cu130", "bridge", True, "bridge"),
+        ("cu130", "conda", False, "conda"),
+        ("cu124", "auto", True, "bridge"),
+    ],
+)
+def test_conda_channels_where_they_answer_else_the_bridge(
+    variant: str, asked: str, reachable: bool, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "conda_reachable", lambda: reachable)
+    assert plan._source(Options(variant=variant, source=asked), BOTH) == source  # type: ignore[arg-type]
+
+
+def test_falling_back_to_the_bridge_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "conda_reachable", lambda: False)
+    plan._source(Options(variant="cu130"), BOTH)
+    said = capsys.readouterr().err
+    assert said.startswith("No conda channel can be reached: using the bridge")
+    assert said.count("\n") == 1
+
+
+def test_a_variant_that_only_conda_has_needs_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "conda_reachable", lambda: False)
+    with pytest.raises(NetworkError, match="cu129 comes from conda channels, and none can be reached"):
+        plan._source(Options(variant="cu129"), BOTH)
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    root = tmp_path / "prefix"
+    (root / "conda-meta").mkdir(parents=True)
+    (root / "file.txt").touch()
+    record = {"name": "mamba-ssm", "sha256": "a" * 64, "paths_data": {"paths": [{"_path": "file.txt"}]}}
+    (root / "conda-meta/mamba-ssm-2.3-cuda130_0.json").write_text(json.dumps(record))
+    write_marker(root, Installed("cu130", "3.12", "bridge", (FILENAME,), created=True))
+    return root
+
+
+def test_a_package_is_installed_when_its_files_are_there(prefix: Path) -> None:
+    assert plan._is_installed(FILENAME, "a" * 64, prefix)
+    (prefix / "file.txt").unlink()
+    assert not plan._is_installed(FILENAME, "a" * 64, prefix)
+
+
+def test_a_package_built_anew_under_its_name_is_not_installed(prefix: Path) -> None:
+    assert not plan._is_installed(FILENAME, "b" * 64, prefix)
+
+
+def test_without_marker_or_record_nothing_is_installed(prefix: Path, tmp_path: Path) -> None:
+    assert not plan._is_installed("mamba-ssm-2.3-other_0.conda", "a" * 64, prefix)
+    assert not plan._is_installed(FILENAME, "a" * 64, tmp_path)
+    (prefix / "conda-meta/mamba-ssm-2.3-cuda130_0.json").unlink()
+    assert not plan._is_installed(FILENAME, "a" * 64, prefix)
+
+
+def test_too_little_disk_says_need_have_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Workspace(tmp_path, tmp_path / "cache")
+    monkeypatch.setattr(machine, "free_disk", lambda path: 3_000_000_000)
+    plan._check_disk(3_000_000_000, place)
+    with pytest.raises(MachineError) as error:
+        plan._check_disk(12_500_000_000, place)
+    assert error.value.what == f"this takes 12.5 GB of disk at {place.cache}, and 3.0 GB are free."
+    assert "SSM_FORGE_CACHE_DIR" in error.value.fix
+
+
+def test_free_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
+    assert machine.free_disk(tmp_path / "a/b/c") > 0
+
+
+def test_prefixes_of_other_pythons_do_not_collide(tmp_path: Path) -> None:
+    place = Workspace(tmp_path, tmp_path)
+    assert plan.default_prefix("cu130", variants.DEFAULT_PYTHON, place) == place.envs / "cu130"
+    assert plan.default_prefix("cu130", "3.10", place) == place.envs / "cu130-py310"
+
+
+def test_the_name_in_a_file_name() -> None:
+    assert plan.read_name(Path(FILENAME)) == "mamba-ssm"
+
+
+def dry_run(tmp_path: Path, *args: str) -> dict[str, object]:
+    done = run(
+        "install-mamba",
+        "--dry-run",
+        "--json",
+        "--source",
+        "bridge",
+        "--prefix",
+        str(tmp_path / "prefix"),
+        *args,
+        SSM_FORGE_CACHE_DIR=str(tmp_path / "cache"),
+        SSM_FORGE_CHANNEL=str(tmp_path / "channel"),
+    )
+    if done.returncode == 3:
+        pytest.skip(f"this machine can't plan a build: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def test_a_dry_run_prints_the_plan_and_does_nothing(tmp_path: Path) -> None:
+    if machine.gpus():
+        pytest.skip("this machine's GPU decides the default")
+    found = dry_run(tmp_path)
+    assert found["cuda_arch"] == "8.0;9.0+PTX"
+    assert [package["state"] for package in found["packages"]] == ["to build", "to build"]  # type: ignore[attr-defined]
+    assert found["download_bytes"] > 500_000_000  # type: ignore[operator]
+    assert found["disk_bytes"] > found["download_bytes"]  # type: ignore[operator]
+    assert found["memory_bytes"] > 1_000_000_000  # type: ignore[operator]
+    assert not list(tmp_path.rglob("*.conda"))
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_architectures_and_jobs_reach_the_plan(tmp_path: Path) -> None:
+    if machine.gpus():
+        pytest.skip("this machine's GPU may refuse these architectures")
+    found = dry_run(tmp_path, "--cuda-arch", "families", "--jobs", "1")
+    assert found["cuda_arch"] == "7.5;8.0;9.0;10.0;11.0;12.0"
+    assert found["jobs"] == 1
+
+
+def planned(archs: str) -> plan.Plan:
+    from ssm_forge.arch import ArchList
+
+    row = matrix(("cu130", "bridge")).variants[0]
+    return plan.Plan(row, "3.12", ArchList.parse(archs), Path("/p"), (), (), None, 1, 0, 0, 0)
+
+
+def test_waiting_for_the_jit_is_told_before_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: (Gpu("RTX 6000", Capability(12, 0), "580"),))
+    assert "RTX 6000 (12.0) has no machine code in 8.0;9.0+PTX" in plan.jit_note(planned("8.0;9.0+PTX"))
+    assert plan.jit_note(planned("12.0")) == ""
+    monkeypatch.setattr(machine, "gpus", lambda: ())
+    assert "native on 8.x, 9.x" in plan.jit_note(planned("8.0;9.0+PTX"))
+    assert plan.jit_note(planned("9.0")) == ""
