@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError
 from ssm_forge.machine import glibc, gpus
-from ssm_forge.packages import local_file, require_all_intact
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
@@ -221,6 +220,8 @@ def _link(
 ) -> None:
     import rattler
     from rattler.networking import Client
+
+    from ssm_forge.packages import local_file, require_all_intact
 
     log(f"installing {len(packages)} packages into {target}")
     # The engine checks what it downloads, and trusts what lies in a folder.
