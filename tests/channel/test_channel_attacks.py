@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import os
 import socket
 import tarfile
 import zipfile
@@ -271,7 +270,7 @@ def test_tokens_get_into_no_log(fort: Lab) -> None:
 def test_the_channel_is_what_it_was(fort: Lab) -> None:
     """Last of this module: after all attacks."""
     assert check_folder(fort.channel) == {"tool-1.0-h1_0.conda"}
-    assert not [path for path in os.listdir(fort.channel / ".uploads") if path.endswith(".part")]
+    assert not list((fort.channel / ".uploads").glob("*.part"))
 
 
 def test_a_published_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
