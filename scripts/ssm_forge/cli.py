@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "python": ("activated", "Run Python inside the installed environment, activated."),
     "shell": ("activated", "Open a shell inside the installed environment, activated."),
     "variants": ("variants", "Show the build matrix: available, built, installed."),
+    "bump": ("bump", "For maintainers: newer releases and parts, patches re-applied."),
     "check-toolchain": ("check_toolchain", "Check glibc, g++, nvcc, cuDNN and torch of a variant."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
     "build": ("build", "Show that the recipes fit the channels (--solve-only)."),

@@ -205,9 +205,16 @@ def read_lock(path: Path) -> tuple[Deb, ...]:
 
 
 def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
-    """Write the lock, sorted by part and name; the file appears whole or not at all."""
+    """Write the lock; the file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(lock_text(path.name, debs, note=note), encoding="utf-8")
+    partial.replace(path)
+
+
+def lock_text(name: str, debs: Iterable[Deb], *, note: str) -> str:
+    """The lock as text, sorted by part and package."""
     document = tomlkit.document()
-    for line in [*note.splitlines(), f"Refresh with: ./run bump bridge ({path.name})"]:
+    for line in [*note.splitlines(), f"Refresh with: ./run bump bridge ({name})"]:
         document.add(tomlkit.comment(line))
     document.add(tomlkit.nl())
     entries = tomlkit.aot()
@@ -218,9 +225,7 @@ def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
         entry.add("also", list(deb.also))
         entries.append(entry)
     document.add("deb", entries)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(tomlkit.dumps(document), encoding="utf-8")
-    partial.replace(path)
+    return tomlkit.dumps(document)
 
 
 def refreshed(debs: Sequence[Deb], workspace: Workspace) -> tuple[Deb, ...]:

@@ -1,0 +1,192 @@
+"""Newer parts for the bridge: Debian packages and wheels; and torch's patches for newer CUDA releases."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from packaging.utils import parse_wheel_filename
+from packaging.version import Version
+
+from ssm_forge import variants
+from ssm_forge.bridge import debian
+from ssm_forge.bump import Update
+from ssm_forge.errors import BuildError, MachineError, SolveError
+from ssm_forge.package_index import Release, index_url, releases
+from ssm_forge.patching import reapply
+from ssm_forge.paths import Workspace
+from ssm_forge.remote_zip import read_member
+from ssm_forge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
+from ssm_forge.ui import say
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_BOUNDS_PATCH = "0001-cuda-compiler-bounds.patch"
+# From CUDA 13 on host_config.h has a wheel of its own.
+_CRT = "nvidia-cuda-crt"
+
+
+def bump_bridge(workspace: Workspace) -> Update:
+    """Newer Debian packages of the same releases, and newer wheels within the pins of the ``*.in`` files.
+
+    Raises:
+        NetworkError, IntegrityError: from Debian's index or the package index.
+        SolveError: when the requirements have no solution any more.
+    """
+    summary: list[str] = []
+    files: dict[Path, str | None] = {}
+    for lock in sorted(workspace.bridge_locks.glob("debs.*.toml")):
+        _refresh_debs(lock, workspace, summary, files)
+    matrix = variants.load(workspace.variants)
+    for variant in matrix.variants:
+        if variant.source != "bridge":
+            continue
+        parts = [(f"py{p.replace('.', '')}", variant.name, p, False) for p in variant.pythons]
+        parts.append(("toolkit", f"{variant.name}-toolkit", variant.pythons[0], True))
+        for part, requirements, python, alone in parts:
+            lock = workspace.bridge_locks / f"pylock.{variant.name}-{part}.toml"
+            source = workspace.bridge_locks / f"{requirements}.in"
+            text = _compiled(source, python, alone, workspace)
+            old = lock.read_text(encoding="utf-8") if lock.exists() else ""
+            if text != old:
+                files[lock] = text
+                summary += [f"{lock.name}: {line}" for line in _differences(old, text)]
+    return Update(tuple(summary) or ("every lock of the bridge is up to date.",), files)
+
+
+def _refresh_debs(lock: Path, workspace: Workspace, summary: list[str], files: dict[Path, str | None]) -> None:
+    debs = debian.read_lock(lock)
+    now = debian.refreshed(debs, workspace)
+    index = debian.load_index(debs[0].archive, debs[0].suite, debs[0].component, workspace)
+    say(f"{lock.name}: Debian {index.suite} {index.release}, signature {index.signature}")
+    if now == debs:
+        return
+    changed = [(old, new) for old, new in zip(debs, now, strict=True) if old != new]
+    summary += [f"{lock.name}: {old.package} {old.version} -> {new.version}" for old, new in changed]
+    text = lock.read_text(encoding="utf-8")
+    notes = [line[2:] for line in text.splitlines() if line.startswith("# ") and "bump bridge" not in line]
+    files[lock] = debian.lock_text(lock.name, now, note="\n".join(notes))
+
+
+def _compiled(source: Path, python: str, alone: bool, workspace: Workspace) -> str:
+    tool = shutil.which("uv")
+    if tool is None:
+        raise MachineError("uv is missing from the tools.", fix="Delete .pixi/tools and run again.")
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / "pylock.toml"
+        command = [tool, "pip", "compile", str(source), "-o", str(target), "--format", "pylock.toml", "--quiet"]
+        command += ["--no-config", "--default-index", index_url(workspace), "--upgrade"]
+        command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28"]
+        command += ["--only-binary", ":all:", "--no-header", "--no-annotate", *(["--no-deps"] if alone else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SolveError(f"{source.name} has no solution for Python {python}: {done.stderr.strip()}")
+        return target.read_text(encoding="utf-8")
+
+
+def _differences(old: str, new: str) -> list[str]:
+    before, after = (
+        {p["name"]: p.get("version", "?") for p in tomllib.loads(text).get("packages", [])} for text in (old, new)
+    )
+    found = [f"{name} {before.get(name, 'new')} -> {after[name]}" for name in sorted(after)]
+    found = [line for line, name in zip(found, sorted(after), strict=True) if before.get(name) != after[name]]
+    return found + [f"{name} {before[name]} is no longer needed" for name in sorted(set(before) - set(after))]
+
+
+def bump_torch(workspace: Workspace) -> Update:
+    """Bounds of new CUDA releases, patches for new patch releases of the matrix's torch, all hunks checked.
+
+    Raises:
+        BuildError: when torch's table or NVIDIA's header is written another way, or a patch does not fit.
+    """
+    folder = workspace.patches / "torch"
+    summary: list[str] = []
+    files: dict[Path, str | None] = {}
+    bounds = list(read_bounds(folder / "bounds.toml"))
+    for fresh in _new_bounds(bounds, workspace):
+        bounds.append(fresh)
+        summary.append(f"CUDA {fresh.cuda}: g++ up to {fresh.gcc}, clang up to {fresh.clang}")
+    if summary:
+        files[folder / "bounds.toml"] = bounds_text(bounds)
+    wheels = [r for r in releases("torch", workspace) if not r.is_sdist and _fits_linux(r)]
+    minors = sorted({v.torch for v in variants.load(workspace.variants).variants}, key=Version)
+    for minor in minors:
+        # Every patch release of a minor takes the patches of the one that has some.
+        known = {path.name for path in folder.glob(f"{minor}.*") if path.is_dir()}
+        of_minor = [r for r in wheels if str(r.version).startswith(f"{minor}.")]
+        chosen = [r for r in of_minor if str(r.version) in known] or of_minor
+        if not chosen:
+            raise BuildError(f"the index has no torch {minor} for Linux.")
+        _refresh_torch(chosen[-1], bounds, folder, summary, files)
+    if wheels[-1].version > Version(f"{minors[-1]}.999"):
+        summary.append(f"torch {wheels[-1].version} is out; the matrix has up to {minors[-1]}")
+    return Update(tuple(summary) or ("torch's patches are up to date.",), files)
+
+
+def _refresh_torch(
+    wheel: Release, bounds: list[Bounds], folder: Path, summary: list[str], files: dict[Path, str | None]
+) -> None:
+    version = str(wheel.version)
+    source = read_member(wheel.artifact.url, MEMBER).decode("utf-8")
+    target = folder / version
+    minor = version.rpartition(".")[0]
+    others = sorted(path for path in folder.glob(f"{minor}.*") if path.is_dir())
+    texts = {_BOUNDS_PATCH: make_patch(version, source, bounds)}
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Path(scratch)
+        (tree / MEMBER).parent.mkdir(parents=True)
+        (tree / MEMBER).write_text(source, encoding="utf-8")
+        first = tree / _BOUNDS_PATCH
+        first.write_text(texts[_BOUNDS_PATCH], encoding="utf-8")
+        further = [p for p in sorted(others[-1].glob("*.patch")) if p.name != _BOUNDS_PATCH] if others else []
+        applied, results = reapply([first, *further], tree)
+    if misfits := [str(result) for result in results if result.found is None]:
+        raise BuildError("patches do not fit torch " + f"{version}; nothing was written:\n  " + "\n  ".join(misfits))
+    texts |= {patch.name: applied[patch.name] for patch in further}
+    changed = {
+        target / name: text
+        for name, text in texts.items()
+        if not (target / name).exists() or (target / name).read_text(encoding="utf-8") != text
+    }
+    if changed:
+        summary.append(f"torch {version}: {', '.join(path.name for path in changed)}")
+        files.update(changed)
+
+
+def _fits_linux(release: Release) -> bool:
+    tags = parse_wheel_filename(release.artifact.name)[3]
+    return any("linux" in tag.platform and tag.platform.endswith("x86_64") for tag in tags)
+
+
+def _new_bounds(known: list[Bounds], workspace: Workspace) -> list[Bounds]:
+    """Bounds of CUDA releases that are newer than the newest known."""
+    newest = max(Version(bound.cuda) for bound in known)
+    by_minor = {".".join(str(r.version).split(".")[:2]): r for r in releases(_CRT, workspace) if _fits_linux(r)}
+    found = []
+    for cuda, release in by_minor.items():
+        if Version(cuda) <= newest:
+            continue
+        data = read_member(release.artifact.url, "crt/host_config.h")
+        read = read_host_config(data.decode("utf-8"), cuda)
+        digest = hashlib.sha256(data).hexdigest()
+        found.append(Bounds(cuda, read.gcc, read.clang, source=release.artifact.name, sha256=digest))
+    return found
+
+
+def bounds_text(bounds: list[Bounds]) -> str:
+    """``bounds.toml`` for these bounds."""
+    text = (
+        "# Host compilers that each CUDA toolkit accepts: the newest g++ and clang majors its crt/host_config.h "
+        "lets pass.\n# Refresh with: ./run bump torch\n"
+    )
+    for bound in sorted(bounds, key=lambda b: Version(b.cuda)):
+        text += f'\n["{bound.cuda}"]\ngcc = {bound.gcc}\nclang = {bound.clang}\n'
+        text += f'source = "{bound.source}"\nsha256 = "{bound.sha256}"\n'
+    return text

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import click
+
+
+@click.command()
+@click.argument("what", type=click.Choice(["mamba-ssm", "causal-conv1d", "torch", "bridge"]))
+@click.option("--check", is_flag=True, help="Report only, write nothing.")
+def bump(what: str, check: bool) -> None:
+    """For maintainers: look for newer releases, re-apply the patches, update URLs and hashes."""
+    from ssm_forge import bump as bumps
+    from ssm_forge import bump_parts
+    from ssm_forge.paths import launcher, workspace
+    from ssm_forge.ui import out, say
+
+    place = workspace()
+    if what == "torch":
+        update = bump_parts.bump_torch(place)
+    elif what == "bridge":
+        update = bump_parts.bump_bridge(place)
+    else:
+        update = bumps.bump_project(what, place)
+    for line in update.summary:
+        out.print(line, markup=False)
+    if not update.files:
+        return
+    if check:
+        say(f"{len(update.files)} files would change; without --check they are written.")
+        return
+    update.write()
+    say(f"Wrote {len(update.files)} files. Build and test them: {launcher()} test --slow")

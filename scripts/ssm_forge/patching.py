@@ -1,0 +1,146 @@
+"""Applies unified diffs strictly: every line of context must be there, though it may have moved."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssm_forge.errors import BuildError
+
+_HUNK = re.compile(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+
+
+@dataclass(frozen=True)
+class HunkResult:
+    """What became of one hunk.
+
+    Attributes:
+        patch: file name of the patch.
+        file: path in the source tree.
+        hunk: number within the file, from 1.
+        line: where the patch says it is.
+        found: where it was found, None where it does not fit.
+        reason: why it does not fit.
+    """
+
+    patch: str
+    file: str
+    hunk: int
+    line: int
+    found: int | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.patch}: {self.file}, hunk {self.hunk} (line {self.line})"
+        if self.found is None:
+            return f"{place} does not fit: {self.reason}"
+        return f"{place} fits" + (f", now at line {self.found}" if self.found != self.line else "")
+
+
+@dataclass(frozen=True)
+class _Hunk:
+    line: int
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def header(patch: str) -> str:
+    """What a patch says before its first file: why it exists, and upstream's view."""
+    return patch[: patch.index("--- ")]
+
+
+def reapply(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[HunkResult]]:
+    """Apply patches one after the other to the files of ``tree``, in memory.
+
+    Returns:
+        The patches' new texts by file name, with the line numbers of this tree and their headers kept, and
+        what became of each hunk. The texts are only of use if every hunk fits.
+
+    Raises:
+        BuildError: when a file is not a unified diff.
+    """
+    state: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    results: list[HunkResult] = []
+    for patch in patches:
+        source = patch.read_text(encoding="utf-8")
+        text = header(source) if "--- " in source else ""
+        files = _parse(source)
+        if not files:
+            raise BuildError(f"{patch} is not a unified diff.")
+        for name, (hunks, is_new) in files.items():
+            path = tree / name
+            before = "" if is_new else state.get(name, _read(path))
+            after = _apply(before, hunks, patch.name, name, results)
+            state[name] = after
+            old, new = before.splitlines(True), after.splitlines(True)
+            text += "".join(difflib.unified_diff(old, new, "/dev/null" if is_new else f"a/{name}", f"b/{name}"))
+        texts[patch.name] = text
+    return texts, results
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _parse(text: str) -> dict[str, tuple[list[_Hunk], bool]]:
+    """File -> its hunks, and whether the patch creates it. Counts in ``@@`` lines say where a hunk ends."""
+    files: dict[str, tuple[list[_Hunk], bool]] = {}
+    lines = text.splitlines()
+    position, old_name, name = 0, "", ""
+    while position < len(lines):
+        line = lines[position]
+        position += 1
+        if line.startswith("--- "):
+            old_name = _path(line)
+        elif line.startswith("+++ "):
+            name = _path(line)
+            files[name] = ([], old_name == "/dev/null")
+        elif (found := _HUNK.match(line)) and name:
+            first, old, new = int(found[1]), int(found[2] or 1), int(found[3] or 1)
+            before: list[str] = []
+            after: list[str] = []
+            while (len(before) < old or len(after) < new) and position < len(lines):
+                line = lines[position]
+                position += 1
+                if line[:1] in (" ", "-", ""):
+                    before.append(line[1:])
+                if line[:1] in (" ", "+", ""):
+                    after.append(line[1:])
+            files[name][0].append(_Hunk(max(first, 1), tuple(before), tuple(after)))
+    return files
+
+
+def _path(line: str) -> str:
+    path = line[4:].split("\t")[0].strip()
+    return path.split("/", 1)[1] if path.startswith(("a/", "b/")) else path
+
+
+def _apply(text: str, hunks: list[_Hunk], patch: str, name: str, results: list[HunkResult]) -> str:
+    lines = text.splitlines()
+    shift = 0
+    for number, hunk in enumerate(hunks, 1):
+        size = len(hunk.before)
+        places = [i for i in range(len(lines) - size + 1) if tuple(lines[i : i + size]) == hunk.before]
+        expected = hunk.line - 1 + shift
+        place = expected if expected in places else places[0] if len(places) == 1 else None
+        if place is None:
+            reason = _reason(hunk, lines, text, places)
+            results.append(HunkResult(patch, name, number, hunk.line, None, reason))
+            continue
+        results.append(HunkResult(patch, name, number, hunk.line, place + 1 - shift))
+        lines[place : place + size] = hunk.after
+        shift += len(hunk.after) - size
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _reason(hunk: _Hunk, lines: list[str], text: str, places: list[int]) -> str:
+    if not text:
+        return "the file is gone"
+    if places:
+        return f"it fits at {len(places)} places"
+    missing = next((line for line in hunk.before if line not in lines), None)
+    return f"'{missing.strip()}' is gone" if missing is not None else "its lines are no longer together"
