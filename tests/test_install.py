@@ -13,7 +13,7 @@ import pytest
 from conda_channel import index, make_package
 from ssm_forge import install
 from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
-from ssm_forge.errors import InstallError, SolveError
+from ssm_forge.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.install import MARKER, Installed
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import open_log
@@ -117,8 +117,19 @@ def test_a_failure_leaves_no_new_prefix(channel: Path, place: Workspace, monkeyp
     assert names(prefix.parent) == {".cu130.lock"}
 
 
-def test_a_package_that_can_not_be_linked_is_one_error(channel: Path, place: Workspace) -> None:
+def test_a_package_whose_bytes_changed_is_refused_and_nothing_is_left(channel: Path, place: Workspace) -> None:
     records = solved(channel, *OURS)
+    (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
+    with pytest.raises(IntegrityError, match=r"mamba-ssm-1\.0-h1_0\.conda"):
+        put(place, place.envs / "cu130", records)
+    assert names(place.envs) == {".cu130.lock"}
+
+
+def test_a_package_that_can_not_be_linked_is_one_error(
+    channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = solved(channel, *OURS)
+    monkeypatch.setattr("ssm_forge.packages.require_all_intact", lambda files: None)
     (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
     with pytest.raises(InstallError, match=r"packages could not be linked into .*envs/cu130:") as error:
         put(place, place.envs / "cu130", records)
