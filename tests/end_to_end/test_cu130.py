@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from ssm_forge.arch import ArchList
-from tests.end_to_end.conftest import ARCH, Forge, statuses
+from tests.end_to_end.conftest import ARCH, ROOT, Forge, statuses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -125,6 +126,30 @@ def test_the_packages_work_elsewhere(forge: Forge, tmp_path_factory: pytest.Temp
         gone.rename(forge.folder / VARIANT)
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [("pytorch <2.11", "pytorch"), ("python 3.11.*", "python"), ("cuda-version <13", "cuda-version")],
+)
+def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(forge: Forge, beside: str, named: str) -> None:
+    from ssm_forge import install
+    from ssm_forge.errors import SolveError
+    from ssm_forge.paths import workspace
+
+    channels = (forge.channel.as_uri(), (workspace().bridge / VARIANT).as_uri())
+    with pytest.raises(SolveError, match=named):
+        install.solve_for_prefix(["mamba-ssm", beside], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH))
+
+
+def test_the_kernel_references_and_checks_hold_on_the_cpu(forge: Forge) -> None:
+    """The references agree with each other, and every injected fault is caught, under the environment's torch."""
+    python = forge.folder / VARIANT / "bin/python"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+    done = subprocess.run(
+        [python, "-m", "ssm_forge.kernels", "selftest"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def test_a_changed_byte_fails_verification_by_name(forge: Forge) -> None:
     prefix = forge.folder / VARIANT
     library = next(prefix.glob("lib/python*/site-packages/selective_scan_cuda.*.so"))
@@ -136,16 +161,3 @@ def test_a_changed_byte_fails_verification_by_name(forge: Forge) -> None:
     assert done.returncode == 9
     failed = {c["name"]: c["detail"] for c in done.json["checks"] if c["status"] == "fail"}
     assert library.name in failed["packages intact"]
-
-
-@pytest.mark.parametrize(
-    ("beside", "named"), [("pytorch <2.11", "pytorch"), ("python 3.11.*", "python"), ("cuda-version <13", "cuda-version")]
-)
-def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(forge: Forge, beside: str, named: str) -> None:
-    from ssm_forge import install
-    from ssm_forge.errors import SolveError
-    from ssm_forge.paths import workspace
-
-    channels = (forge.channel.as_uri(), (workspace().bridge / VARIANT).as_uri())
-    with pytest.raises(SolveError, match=named):
-        install.solve_for_prefix(["mamba-ssm", beside], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH))
