@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from forge_run import ARCH, ROOT, Forge, statuses
 from ssm_forge.arch import ArchList
-from tests.end_to_end.conftest import ARCH, ROOT, Forge, statuses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

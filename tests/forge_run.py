@@ -1,0 +1,72 @@
+"""Runs ``./run`` as a user types it, with a channel and environments of the test run's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+# One capability keeps a full build of each CUDA major within CI's time.
+ARCH = "9.0"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+@dataclass(frozen=True)
+class Forge:
+    """Runs ``./run`` with a channel and environments of its own."""
+
+    folder: Path
+
+    @property
+    def channel(self) -> Path:
+        return self.folder / "channel"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"SSM_FORGE_NO_PIXI": "1", "SSM_FORGE_CHANNEL": str(self.channel), "COLUMNS": "200"}
+        return {**os.environ, **own}
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [ROOT / "run", *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    def __call__(self, *args: str, timeout: float = 3000) -> Outcome:
+        started = time.monotonic()
+        done = subprocess.run(
+            [ROOT / "run", *args],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=timeout,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["status"] for check in report["checks"]}
