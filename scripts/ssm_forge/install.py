@@ -215,14 +215,13 @@ def replacing(prefix: Path) -> Iterator[None]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _link(
-    packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log
-) -> None:
+def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
     from rattler.networking import Client
 
     from ssm_forge.packages import local_file, require_all_intact
 
+    place: dict[str, Any] = {"alternative_target_prefix": final} if final else {}
     log(f"installing {len(packages)} packages into {target}")
     # The engine checks what it downloads, and trusts what lies in a folder.
     local = [(record, path) for record in packages if (path := local_file(record, ())) is not None]
@@ -247,7 +246,7 @@ def _link(
                     client=Client.default_client(),
                     show_progress=False,
                     reporter=Reporter(),  # type: ignore[abstract]
-                    **({"alternative_target_prefix": final} if final else {}),
+                    **place,
                 )
             )
         except Exception as error:

@@ -153,11 +153,9 @@ def _changed_files(entries: Iterable[dict[str, Any]], prefix: Path) -> list[str]
         path = prefix / entry["_path"]
         # Where the prefix was written into a file, its hash is another one than in the package.
         expected = entry.get("sha256_in_prefix") or ("prefix_placeholder" not in entry and entry.get("sha256"))
-        if not path.exists():
+        hashed = entry.get("path_type") == "hardlink" and bool(expected)
+        if not path.exists() or (hashed and not (path.is_file() and sha256_of(path) == expected)):
             wrong.append(entry["_path"])
-        elif entry.get("path_type") == "hardlink" and expected:
-            if not path.is_file() or sha256_of(path) != expected:
-                wrong.append(entry["_path"])
     return wrong
 
 
@@ -207,7 +205,8 @@ def _links(path: Path, prefix: Path) -> tuple[bool, str]:
 
 def _preloaded(prefix: Path) -> list[Path]:
     """What `import torch` has loaded before: the interpreter, torch's libraries and what lies beside them."""
-    folders = [*prefix.glob("lib/python*/site-packages/torch/lib"), *prefix.glob("lib/python*/site-packages/nvidia/*/lib")]
+    site = "lib/python*/site-packages"
+    folders = [*prefix.glob(f"{site}/torch/lib"), *prefix.glob(f"{site}/nvidia/*/lib")]
     libraries = [path for folder in folders for path in sorted(folder.glob("*.so*"))]
     interpreter = [*prefix.glob("lib/libpython3*.so.1.0"), (prefix / "bin/python").resolve()]
     return [*interpreter, *sorted(libraries, key=lambda path: not path.name.startswith(("libtorch", "libc10")))]
@@ -264,4 +263,3 @@ def show(report: Report) -> None:
     out.print(table)
     counts = report.as_dict()["counts"]
     out.print(f"{counts['pass']} passed, {counts['fail']} failed, {counts['not-run']} not run")
-

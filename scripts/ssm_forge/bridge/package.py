@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -137,4 +136,4 @@ def hash_text(*parts: object) -> str:
 
 def link(target: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    os.symlink(target, path)
+    path.symlink_to(target)
