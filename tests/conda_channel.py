@@ -66,8 +66,6 @@ def demo_channel(folder: Path) -> Path:
     """A channel of two packages: ``tool`` (a script with the prefix in it, a data file), needing ``base``."""
     channel = folder / "channel"
     make_package(channel, "base", {"share/base/data.txt": "base\n"})
-    make_package(
-        channel, "tool", {"bin/tool": "#!/bin/sh\necho tool\n", "share/tool.txt": "tool\n"}, depends=("base",)
-    )
+    make_package(channel, "tool", {"bin/tool": "#!/bin/sh\necho tool\n", "share/tool.txt": "tool\n"}, depends=("base",))
     index(channel)
     return channel

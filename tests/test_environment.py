@@ -95,9 +95,7 @@ def test_packages_built_here_may_lie_on_top(prefix: Path, locked: locks.LockedEn
     assert report.deviations == ()
     assert report.on_top == ("tool 1.0 h1_0",)
     (prefix / "share/tool.txt").write_text("changed")
-    assert [d.path for d in verify(prefix, only_base, allowed_channels=[CANONICAL]).deviations] == [
-        "share/tool.txt"
-    ]
+    assert [d.path for d in verify(prefix, only_base, allowed_channels=[CANONICAL]).deviations] == ["share/tool.txt"]
 
 
 def test_a_package_with_other_bytes_is_refused_and_nothing_is_left(
@@ -210,9 +208,7 @@ def test_a_bad_mirror_is_a_usage_error(text: str) -> None:
         Mirror.parse(text)
 
 
-def test_command_line_creates_and_verifies_without_network(
-    tmp_path: Path, channel: Path, place: Workspace
-) -> None:
+def test_command_line_creates_and_verifies_without_network(tmp_path: Path, channel: Path, place: Workspace) -> None:
     lock_channel(channel, place.lock, "tool")
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not allow a network namespace")

@@ -44,9 +44,7 @@ def test_the_document_comes_back_and_messages_go_to_the_log(prefix: Path) -> Non
     assert "line for people" in log.read_text()
 
 
-@pytest.mark.parametrize(
-    "body", ["echo boom >&2; exit 1", "echo boom >&2; kill -SEGV $$", "echo boom >&2; exit 0"]
-)
+@pytest.mark.parametrize("body", ["echo boom >&2; exit 1", "echo boom >&2; kill -SEGV $$", "echo boom >&2; exit 0"])
 def test_a_crash_is_one_error_with_the_last_line_and_the_log(prefix: Path, body: str) -> None:
     _python(prefix, body)
     with pytest.raises(VerifyError, match=r"no result: boom\..*full log"):

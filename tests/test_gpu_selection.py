@@ -78,8 +78,6 @@ def test_a_gpu_that_no_package_has_code_for_is_refused_with_the_reason(packages:
 
 def test_a_wrong_build_for_a_known_gpu_is_refused(packages: Path) -> None:
     virtual = virtual_packages(cuda="13.0", cuda_arch="12.0")
-    request = Request(
-        specs=("kernels 1.0 sm90_*",), channels=(packages.as_uri(),), virtual=virtual, snapshot=packages
-    )
+    request = Request(specs=("kernels 1.0 sm90_*",), channels=(packages.as_uri(),), virtual=virtual, snapshot=packages)
     with pytest.raises(SolveError, match="__cuda_arch"):
         solve(request)

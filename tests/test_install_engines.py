@@ -13,9 +13,7 @@ from ssm_forge.install import Installed, install, is_foreign, read_marker
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import open_log
 
-OURS = Installed(
-    variant="cu130", python="3.12", source="conda", packages=("tool-1.0-h1_0.conda",), created=True
-)
+OURS = Installed(variant="cu130", python="3.12", source="conda", packages=("tool-1.0-h1_0.conda",), created=True)
 
 
 @pytest.fixture(params=["relocating engine", "in place"])

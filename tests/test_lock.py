@@ -56,9 +56,7 @@ class TestCommittedLock:
     def test_is_version_7_with_all_environments(self, manifest: manifests.Manifest) -> None:
         assert (ROOT / "pixi.lock").read_text().startswith(f"version: {locks.VERSION}\n")
         locked = {e.name for e in locks.read(ROOT / "pixi.lock")}
-        assert (
-            locked == {e.name for e in manifest.environments} == {"default", "dev", "cu118", "cu129", "cu130"}
-        )
+        assert locked == {e.name for e in manifest.environments} == {"default", "dev", "cu118", "cu129", "cu130"}
 
     def test_every_package_is_an_https_url_of_a_named_channel_with_a_hash(self) -> None:
         for environment in locks.read(ROOT / "pixi.lock"):
@@ -72,9 +70,7 @@ class TestCommittedLock:
 
     def test_cu118_is_the_classic_stack_to_the_letter(self) -> None:
         found = records("cu118")
-        versions = {
-            name: str(found[name].version) for name in ("pytorch", "cuda-nvcc", "cudnn", "gxx_linux-64")
-        }
+        versions = {name: str(found[name].version) for name in ("pytorch", "cuda-nvcc", "cudnn", "gxx_linux-64")}
         assert versions == {
             "pytorch": "2.3.0",
             "cuda-nvcc": "11.8.89",
@@ -117,9 +113,7 @@ class TestManifest:
         schema = json.loads((SHARED / "schemas" / "pixi-manifest.schema.json").read_text())
         jsonschema.validate(manifests.tomllib.loads((ROOT / "pixi.toml").read_text()), schema)
 
-    def test_platforms_declare_drivers_instead_of_system_requirements(
-        self, manifest: manifests.Manifest
-    ) -> None:
+    def test_platforms_declare_drivers_instead_of_system_requirements(self, manifest: manifests.Manifest) -> None:
         assert "system-requirements" not in (ROOT / "pixi.toml").read_text()
         drivers = {
             e.name: [str(v) for p in e.platforms for v in p.virtual if v.name == "__cuda"]
@@ -180,9 +174,7 @@ class TestCheck:
         problems = locks.check(manifest, lock)["cu118"]
         assert {"numpy", "transformers"} <= {p.package for p in problems}
 
-    def test_a_missing_or_broken_lock_is_a_usage_error(
-        self, tmp_path: Path, manifest: manifests.Manifest
-    ) -> None:
+    def test_a_missing_or_broken_lock_is_a_usage_error(self, tmp_path: Path, manifest: manifests.Manifest) -> None:
         with pytest.raises(UsageError, match="does not exist"):
             locks.check(manifest, tmp_path / "pixi.lock")
         (tmp_path / "pixi.lock").write_text("version: 7\nplatforms: nonsense\n")
@@ -193,9 +185,7 @@ class TestCheck:
 class TestWrite:
     pytestmark = needs_snapshot
 
-    def test_same_input_same_bytes_and_the_committed_lock(
-        self, tmp_path: Path, manifest: manifests.Manifest
-    ) -> None:
+    def test_same_input_same_bytes_and_the_committed_lock(self, tmp_path: Path, manifest: manifests.Manifest) -> None:
         first, second = tmp_path / "first.lock", tmp_path / "second.lock"
         locks.write(manifest, first, snapshot=SNAPSHOT)
         locks.write(manifest, second, snapshot=SNAPSHOT)
@@ -210,9 +200,7 @@ class TestWrite:
         assert lock.read_bytes() == (ROOT / "pixi.lock").read_bytes()
         assert not list(tmp_path.glob(".lock-*"))
 
-    def test_a_folder_without_the_channels_is_a_usage_error(
-        self, tmp_path: Path, manifest: manifests.Manifest
-    ) -> None:
+    def test_a_folder_without_the_channels_is_a_usage_error(self, tmp_path: Path, manifest: manifests.Manifest) -> None:
         with pytest.raises(UsageError, match="no recorded repodata"):
             locks.write(manifest, tmp_path / "pixi.lock", snapshot=tmp_path)
 

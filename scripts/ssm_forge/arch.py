@@ -128,7 +128,7 @@ class ArchList:
             if match is None:
                 raise UsageError(
                     f"'{item}' in --cuda-arch '{text}' is not a compute capability.",
-                    fix="Use native, families, all, or a list such as 9.0 or \"8.0;9.0+PTX\".",
+                    fix='Use native, families, all, or a list such as 9.0 or "8.0;9.0+PTX".',
                 )
             capability = Capability(int(match.group(1)), int(match.group(2)))
             sass.add(capability)

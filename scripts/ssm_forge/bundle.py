@@ -91,9 +91,7 @@ def installed_packages(prefix: Path, place: Workspace) -> list[Path]:
         path = channel.find(place.channel, name) if name else None
         if path is None:
             what = f"{name} is not in {place.channel}" if name else f"{project} is not installed in {prefix}"
-            raise InstallError(
-                f"{what}.", fix=f"Run '{launcher()} install-mamba' first, or name --package FILE."
-            )
+            raise InstallError(f"{what}.", fix=f"Run '{launcher()} install-mamba' first, or name --package FILE.")
         found.append(path)
     return found
 
@@ -120,9 +118,7 @@ def make(
     read = [Package.read(path) for path in packages]
     names = sorted(str(p.index["name"]) for p in read)
     if names != sorted(PROJECTS):
-        raise UsageError(
-            f"a bundle holds one package of each of {', '.join(PROJECTS)}, not {', '.join(names)}."
-        )
+        raise UsageError(f"a bundle holds one package of each of {', '.join(PROJECTS)}, not {', '.join(names)}.")
     needs = _common(read)
     if target.is_dir():
         tag = f"py{needs['python'].replace('.', '')}-torch{needs['torch']}-cuda{needs['cuda']}"
@@ -154,9 +150,7 @@ def _common(packages: Sequence[Package]) -> dict[str, str]:
         values = sorted({needs[key] for needs in every})
         if len(values) > 1:
             raise UsageError(f"the packages are for different {key} versions: {', '.join(values)}.")
-    newest = max(
-        (needs["glibc"] for needs in every), key=lambda text: [int(part) for part in text.split(".")]
-    )
+    newest = max((needs["glibc"] for needs in every), key=lambda text: [int(part) for part in text.split(".")])
     return {**every[0], "glibc": newest}
 
 
@@ -265,8 +259,6 @@ def parse_others(values: Sequence[str]) -> dict[str, list[Path]]:
     for text in values:
         label, equals, path = text.partition("=")
         if not (equals and label.isidentifier() and Path(path).exists()):
-            raise UsageError(
-                f"--also '{text}' is not LABEL=PATH with an existing path and a plain word as label."
-            )
+            raise UsageError(f"--also '{text}' is not LABEL=PATH with an existing path and a plain word as label.")
         found.setdefault(label, []).append(Path(path))
     return found

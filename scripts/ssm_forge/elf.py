@@ -96,9 +96,7 @@ def read(path: Path) -> Library:
             undefined = frozenset(_undefined(symbols)) if isinstance(symbols, SymbolTableSection) else frozenset()
     except (ELFError, StopIteration, OSError) as error:
         raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
-    return Library(
-        path, tuple(needed), tuple(rpaths), undefined, {k: frozenset(v) for k, v in versions.items()}
-    )
+    return Library(path, tuple(needed), tuple(rpaths), undefined, {k: frozenset(v) for k, v in versions.items()})
 
 
 def _undefined(symbols: SymbolTableSection) -> Iterable[str]:

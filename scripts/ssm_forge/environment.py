@@ -43,9 +43,7 @@ def create(
     """
     finished = prefix.exists() and not (prefix / UNFINISHED).exists()
     if finished and any(prefix.iterdir()) and not force:
-        raise UsageError(
-            f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix."
-        )
+        raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
     files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
     require_all_intact(files)
     _require_hashes(locked)
@@ -83,9 +81,7 @@ def _install_and_verify(
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for meta in (prefix / "conda-meta").glob("*.json"):
             meta.unlink()
-    raise InstallError(
-        f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations)."
-    )
+    raise InstallError(f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations).")
 
 
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
@@ -133,13 +129,8 @@ def _explain(message: str) -> ForgeError:
     if "hash mismatch" in message:
         mismatch = next(line for line in lines if "hash mismatch" in line)
         return IntegrityError(f"a package is not the locked one: {mismatch}. Nothing was installed.")
-    if any(
-        word in message
-        for word in ("error sending request", "lookup address", "status client error", "timed out")
-    ):
-        return NetworkError(
-            f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package."
-        )
+    if any(word in message for word in ("error sending request", "lookup address", "status client error", "timed out")):
+        return NetworkError(f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package.")
     return InstallError(f"the environment could not be made: {reason}.")
 
 

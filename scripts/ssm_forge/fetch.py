@@ -160,8 +160,7 @@ def _fetch(
             partial.unlink(missing_ok=True)
             if error.errno == errno.ENOSPC:
                 raise MachineError(
-                    f"the disk of {workspace.downloads} is full; {artifact.name} needs "
-                    f"{human_bytes(artifact.size)}.",
+                    f"the disk of {workspace.downloads} is full; {artifact.name} needs {human_bytes(artifact.size)}.",
                     fix="Free space, or set SSM_FORGE_CACHE_DIR to a folder on a larger disk.",
                 ) from error
             raise

@@ -33,9 +33,7 @@ PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 _ENDED_WELL = (0, 3, 9)
 
 
-def kernels(
-    prefix: Path, command: str, arguments: Sequence[str] = (), *, python_path: Sequence[Path] = ()
-) -> Document:
+def kernels(prefix: Path, command: str, arguments: Sequence[str] = (), *, python_path: Sequence[Path] = ()) -> Document:
     """Run ``python -m ssm_forge.kernels COMMAND`` in an environment.
 
     Its messages are shown as they come, and kept in a log.

@@ -104,9 +104,7 @@ def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: It
     try:
         installed = records_of(prefix)
     except ValueError as error:
-        raise InstallError(
-            f"a package record in {prefix / 'conda-meta'} is not readable ({error})."
-        ) from error
+        raise InstallError(f"a package record in {prefix / 'conda-meta'} is not readable ({error}).") from error
     locked = {r.name.normalized: r for r in records}
     for name, record in locked.items():
         if name not in installed:
@@ -126,16 +124,12 @@ def _check_package(
         if allowed and str(meta.get("url", "")).startswith(allowed):
             tally.on_top.append(have)
         else:
-            tally.deviations.append(
-                Deviation("extra package", name, "", f"{have} from {meta.get('url', 'nowhere')}")
-            )
+            tally.deviations.append(Deviation("extra package", name, "", f"{have} from {meta.get('url', 'nowhere')}"))
         return
     algorithm, expected = digest(record)
     found = str(meta.get(algorithm) or "")
     if have != describe(record):
-        tally.deviations.append(
-            Deviation("other package", name, "", f"{describe(record)} is locked, {have} found")
-        )
+        tally.deviations.append(Deviation("other package", name, "", f"{describe(record)} is locked, {have} found"))
     elif found != expected:
         detail = f"{algorithm} {expected} is locked, {found or 'none'} recorded"
         tally.deviations.append(Deviation("other package", name, "", detail))
@@ -178,9 +172,7 @@ def _check_file(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool
         return False, None
     found = file_digest(path, "sha256")
     if found != expected:
-        return True, Deviation(
-            "modified file", package, relative, f"sha256 {expected} is recorded, {found} found"
-        )
+        return True, Deviation("modified file", package, relative, f"sha256 {expected} is recorded, {found} found")
     return True, None
 
 
@@ -191,9 +183,7 @@ def _check_link(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool
     if not path.is_symlink():
         return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
     target = str(path.readlink())
-    wrong = Deviation(
-        "modified file", package, relative, f"is a link to {target}, which is not what is recorded"
-    )
+    wrong = Deviation("modified file", package, relative, f"is a link to {target}, which is not what is recorded")
     if entry.get("sha256_in_prefix"):
         same = hashlib.sha256(target.encode()).hexdigest() == entry["sha256_in_prefix"]
         return True, None if same else wrong
@@ -215,11 +205,7 @@ def _find_extra_files(prefix: Path, tally: _Tally) -> None:
         links = [n for n in names if (Path(folder) / n).is_symlink()]
         for name in sorted([*files, *links]):
             relative = (here / name).as_posix()
-            if (
-                relative in tally.owned
-                or relative in _INSTALLERS_OWN
-                or _is_bytecode_of_owned(relative, tally.owned)
-            ):
+            if relative in tally.owned or relative in _INSTALLERS_OWN or _is_bytecode_of_owned(relative, tally.owned):
                 continue
             tally.deviations.append(Deviation("extra file", "", relative, "no package has it"))
 

@@ -55,9 +55,7 @@ def write(
 def write_locked(environments: tuple[LockedEnvironment, ...], path: Path) -> None:
     """Write environments that are solved already."""
     used = list(dict.fromkeys(e.platform for e in environments))
-    platforms = {
-        p.name: LockPlatform(p.name, subdir_type(p.subdir), [str(v) for v in p.virtual]) for p in used
-    }
+    platforms = {p.name: LockPlatform(p.name, subdir_type(p.subdir), [str(v) for v in p.virtual]) for p in used}
     lock = LockFile(list(platforms.values()))
     for environment in environments:
         lock.set_channels(environment.name, [LockChannel(url) for url in environment.channels])
@@ -178,9 +176,7 @@ def _compare(wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironmen
 
     problems = []
     if have.channels != wanted.channels:
-        problems.append(
-            about("", f"channels are {_names(have.channels)}, pixi.toml has {_names(wanted.channels)}")
-        )
+        problems.append(about("", f"channels are {_names(have.channels)}, pixi.toml has {_names(wanted.channels)}"))
     if have.platform.subdir != platform.subdir or set(have.platform.virtual) != set(platform.virtual):
         locked_for, asked = _names(map(str, have.platform.virtual)), _names(map(str, platform.virtual))
         problems.append(about("", f"locked for a machine with {locked_for}, pixi.toml has {asked}"))
@@ -191,22 +187,16 @@ def _compare(wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironmen
         if name not in by_name:
             problems.append(about(name, f"pixi.toml asks for '{text}', the lock has no {name}"))
         elif not satisfies(by_name[name], spec):
-            problems.append(
-                about(name, f"pixi.toml asks for '{text}', the lock has {describe(by_name[name])}")
-            )
+            problems.append(about(name, f"pixi.toml asks for '{text}', the lock has {describe(by_name[name])}"))
     for text in wanted.constraints:
         spec = MatchSpec(text)
         record = by_name.get(_name(spec))
         if record is not None and not satisfies(record, spec):
-            problems.append(
-                about(_name(spec), f"pixi.toml allows only '{text}', the lock has {describe(record)}")
-            )
+            problems.append(about(_name(spec), f"pixi.toml allows only '{text}', the lock has {describe(record)}"))
     return problems + [about(*p) for p in _unsound(have, by_name, wanted)]
 
 
-def _unsound(
-    have: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec
-) -> list[tuple[str, str]]:
+def _unsound(have: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec) -> list[tuple[str, str]]:
     """What no solve would have written: unmet dependencies, packages nothing needs, missing hashes."""
     problems: list[tuple[str, str]] = []
     virtual = {v.name: v for v in have.platform.virtual}
@@ -222,9 +212,7 @@ def _unsound(
             target = _name(spec)
             if target.startswith("__"):
                 if not _machine_has(virtual.get(target), spec):
-                    problems.append(
-                        (name, f"needs '{depend}' of the machine, which {have.platform.name} lacks")
-                    )
+                    problems.append((name, f"needs '{depend}' of the machine, which {have.platform.name} lacks"))
             elif target not in by_name or not satisfies(by_name[target], spec):
                 got = describe(by_name[target]) if target in by_name else f"no {target}"
                 problems.append((name, f"needs '{depend}', the lock has {got}"))

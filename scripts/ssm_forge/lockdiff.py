@@ -98,9 +98,7 @@ def _compare_environment(
     if set(old.platform.virtual) != set(new.platform.virtual):
         gone = sorted(set(old.platform.virtual) - set(new.platform.virtual))
         come = sorted(set(new.platform.virtual) - set(old.platform.virtual))
-        notes.append(
-            f"machine: {', '.join(map(str, gone)) or 'nothing'} -> {', '.join(map(str, come)) or 'nothing'}"
-        )
+        notes.append(f"machine: {', '.join(map(str, gone)) or 'nothing'} -> {', '.join(map(str, come)) or 'nothing'}")
     before: dict[str, Any] = {r.name.normalized: r for r in old.records}
     after: dict[str, Any] = {r.name.normalized: r for r in new.records}
     changes = []

@@ -111,10 +111,7 @@ def load(path: Path) -> Manifest:
     return Manifest(
         path,
         platforms,
-        tuple(
-            _environment(name, entry, features, workspace, platforms, path)
-            for name, entry in environments.items()
-        ),
+        tuple(_environment(name, entry, features, workspace, platforms, path) for name, entry in environments.items()),
     )
 
 
@@ -132,9 +129,7 @@ def _environment(
         names.append("default")
     missing = [n for n in names if n not in features]
     if missing:
-        raise UsageError(
-            f"environment {name} in {path} names the feature {missing[0]}, which does not exist."
-        )
+        raise UsageError(f"environment {name} in {path} names the feature {missing[0]}, which does not exist.")
     inline = {k: v for k, v in table.items() if k not in ("features", "no-default-feature", "solve-group")}
     parts = [inline, *(features[n] for n in names)] if inline else [features[n] for n in names]
     for part in parts:
@@ -193,9 +188,7 @@ def _channels(parts: Iterable[Table], workspace: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys(channel_url(name) for _, name in entries))
 
 
-def _platforms(
-    parts: list[dict[str, Any]] | list[Table], platforms: tuple[Platform, ...]
-) -> tuple[Platform, ...]:
+def _platforms(parts: list[dict[str, Any]] | list[Table], platforms: tuple[Platform, ...]) -> tuple[Platform, ...]:
     named = {name for part in parts for name in part.get("platforms", ())}
     exact = {p.subdir for p in platforms if p.name in named}
 
@@ -204,9 +197,7 @@ def _platforms(
         return wanted is None or platform.name in wanted or platform.subdir in wanted
 
     return tuple(
-        p
-        for p in platforms
-        if all(supported(p, part) for part in parts) and (p.name in named or p.subdir not in exact)
+        p for p in platforms if all(supported(p, part) for part in parts) and (p.name in named or p.subdir not in exact)
     )
 
 
@@ -214,9 +205,7 @@ def _strict(parts: Iterable[Table], workspace: Table) -> bool:
     declared = {part["channel-priority"] for part in parts if "channel-priority" in part}
     priority = declared.pop() if declared else workspace.get("channel-priority", "strict")
     if declared or priority not in ("strict", "disabled"):
-        raise UsageError(
-            f"channel-priority must be strict or disabled, the same in all features, not {priority}."
-        )
+        raise UsageError(f"channel-priority must be strict or disabled, the same in all features, not {priority}.")
     return bool(priority == "strict")
 
 

@@ -89,9 +89,7 @@ def require_intact(record: RepoDataRecord, path: Path) -> None:
     try:
         found = file_digest(path, algorithm)
     except OSError as error:
-        raise IntegrityError(
-            f"{path} can't be read ({error.strerror}); {record.file_name} is locked."
-        ) from error
+        raise IntegrityError(f"{path} can't be read ({error.strerror}); {record.file_name} is locked.") from error
     if found != expected:
         raise IntegrityError(
             f"{path} is not the locked package: {algorithm} {expected} is locked, {found} was found. "

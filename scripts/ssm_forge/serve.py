@@ -263,7 +263,11 @@ async def _explain(request: Request, error: Exception) -> Response:
     """Errors as one line of text; the connection ends, because a body may be left unread."""
     if isinstance(error, HTTPException):
         # An answer to HEAD has no body to say it in.
-        headers = {"Connection": "close", REASON: error.detail.encode("ascii", "replace").decode(), **(error.headers or {})}
+        headers = {
+            "Connection": "close",
+            REASON: error.detail.encode("ascii", "replace").decode(),
+            **(error.headers or {}),
+        }
         return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
     status = {"IntegrityError": 422, "MachineError": 507}.get(type(error).__name__, 500)
     return PlainTextResponse(f"{error}\n", status, {"Connection": "close"})

@@ -76,9 +76,7 @@ def solve_recipes(
                 extra=made if kind == "run" else {},
                 purpose=f"the {kind} environment of {project} for {variant.name} with Python {python}",
             )
-            solved.append(
-                SolvedEnvironment(project, rendered.filename, kind, specs[kind], tuple(solve(request)))
-            )
+            solved.append(SolvedEnvironment(project, rendered.filename, kind, specs[kind], tuple(solve(request))))
     return solved
 
 

@@ -150,9 +150,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
             if request.snapshot is None:
                 records = asyncio.run(_solve_online(sources, request.subdir, common))
             else:
-                repodata = [
-                    sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)
-                ]
+                repodata = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
                 records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=repodata, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
@@ -167,9 +165,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
     return sorted(records, key=lambda r: r.name.normalized)
 
 
-async def _solve_online(
-    sources: Sequence[str], subdir: str, common: Mapping[str, Any]
-) -> list[RepoDataRecord]:
+async def _solve_online(sources: Sequence[str], subdir: str, common: Mapping[str, Any]) -> list[RepoDataRecord]:
     cache = workspace().cache / "repodata"
     cache.mkdir(parents=True, exist_ok=True)
     from rattler.networking import Client
@@ -245,9 +241,7 @@ def _extra_channel(request: Request) -> Iterator[tuple[str, ...]]:
         return
     with tempfile.TemporaryDirectory(prefix="ssm-forge-records-") as folder:
         for part in (request.subdir, "noarch"):
-            mine = {
-                name: dict(r) for name, r in request.extra.items() if r.get("subdir", request.subdir) == part
-            }
+            mine = {name: dict(r) for name, r in request.extra.items() if r.get("subdir", request.subdir) == part}
             path = Path(folder) / part / "repodata.json"
             path.parent.mkdir()
             content = {

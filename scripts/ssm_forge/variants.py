@@ -170,7 +170,5 @@ def load(path: Path) -> Matrix:
         source = row["forge_source"]
         if source not in SOURCES:
             raise UsageError(f"{path}: forge_source must be one of {', '.join(SOURCES)}, not '{source}'.")
-        rows.append(
-            Variant(name=row["forge_variant"], source=source, row=row, common=common, python_specs=pythons)
-        )
+        rows.append(Variant(name=row["forge_variant"], source=source, row=row, common=common, python_specs=pythons))
     return Matrix(tuple(rows))

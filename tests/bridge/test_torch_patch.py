@@ -91,10 +91,7 @@ def test_a_torch_whose_table_changed_is_refused_by_file_and_hunk(tmp_path: Path)
     site = site_packages(tmp_path / "site", text=changed)
     done = run(patches(tmp_path / "patches"), site)
     assert done.returncode == 1
-    assert (
-        "2.3.0/0001-bounds.patch does not fit torch/utils/cpp_extension.py of torch 2.3.0: hunk 2"
-        in done.stderr
-    )
+    assert "2.3.0/0001-bounds.patch does not fit torch/utils/cpp_extension.py of torch 2.3.0: hunk 2" in done.stderr
     assert (site / MEMBER).read_text() == changed
 
 
@@ -141,9 +138,7 @@ def environment(channel: Path, prefix: Path, cache: Path) -> Path:
     async def make() -> None:
         (channel / "noarch").mkdir(exist_ok=True)
         await index_fs(channel, write_zst=False, write_shards=False)
-        records = await rattler.solve(
-            sources=[channel.as_uri()], specs=["pytorch"], platforms=["linux-64", "noarch"]
-        )
+        records = await rattler.solve(sources=[channel.as_uri()], specs=["pytorch"], platforms=["linux-64", "noarch"])
         await rattler.install(records=records, target_prefix=prefix, cache_dir=cache, show_progress=False)
 
     asyncio.run(make())

@@ -83,9 +83,7 @@ def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Wor
     )
 
 
-def _find_compiler(
-    variant: Variant, wanted: str, workspace: Workspace
-) -> host.HostCompiler | gcc.BundledCompiler:
+def _find_compiler(variant: Variant, wanted: str, workspace: Workspace) -> host.HostCompiler | gcc.BundledCompiler:
     """The compiler that ``wanted`` names; ``auto``: the machine's if nvcc accepts one, else the bridge's."""
     low, high = (int(bound) for bound in variant.row["host_compiler_range"].split("-"))
     allowed = range(low, high + 1)
@@ -166,9 +164,7 @@ def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
     ]
 
 
-def _compiler_packages(
-    compiler: host.HostCompiler | gcc.BundledCompiler, workspace: Workspace
-) -> list[BridgePackage]:
+def _compiler_packages(compiler: host.HostCompiler | gcc.BundledCompiler, workspace: Workspace) -> list[BridgePackage]:
     if isinstance(compiler, gcc.BundledCompiler):
         return gcc.bundled_packages(compiler, workspace)
     return host.system_compiler_packages(compiler)

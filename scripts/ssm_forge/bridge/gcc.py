@@ -119,9 +119,7 @@ def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[Br
             summary=f"GCC {version} and binutils, relocatable, from Debian {compiler.debs[0].suite}",
             size=sum(deb.size for deb in programs),
         ),
-        _activation(
-            "gcc_linux-64", version, _ACTIVATE_GCC, ("CC", "AR"), (f"gcc_impl_linux-64 =={version}",)
-        ),
+        _activation("gcc_linux-64", version, _ACTIVATE_GCC, ("CC", "AR"), (f"gcc_impl_linux-64 =={version}",)),
         _activation(
             "gxx_linux-64",
             version,
@@ -177,9 +175,7 @@ def _activation(
     )
 
 
-def _runtime(
-    name: str, package: str, library: str, compiler: BundledCompiler, workspace: Workspace
-) -> BridgePackage:
+def _runtime(name: str, package: str, library: str, compiler: BundledCompiler, workspace: Workspace) -> BridgePackage:
     deb = next(d for d in compiler.debs if d.package == package)
     version = re.split(r"[-+]", deb.version)[0]
 

@@ -72,9 +72,7 @@ def read(path: Path, python: str) -> list[LockedWheel]:
         MachineError: when a package has no wheel for this platform.
     """
     if not path.exists():
-        raise UsageError(
-            f"there is no bridge lock {path.name}.", fix=f"Make it with '{launcher()} bump bridge'."
-        )
+        raise UsageError(f"there is no bridge lock {path.name}.", fix=f"Make it with '{launcher()} bump bridge'.")
     major, minor = (int(part) for part in python.split("."))
     ranking = {
         tag: rank
@@ -99,7 +97,5 @@ def _best(package: dict[str, Any], ranking: dict[Tag, int], path: Path) -> Locke
     if not candidates:
         raise MachineError(f"{path.name} has no wheel of {package['name']} for this platform.")
     _, name, wheel = min(candidates, key=lambda c: c[:2])
-    artifact = Artifact(
-        url=wheel["url"], sha256=wheel["hashes"]["sha256"], size=int(wheel.get("size", 0)), name=name
-    )
+    artifact = Artifact(url=wheel["url"], sha256=wheel["hashes"]["sha256"], size=int(wheel.get("size", 0)), name=name)
     return LockedWheel(name=package["name"], version=package["version"], artifact=artifact)

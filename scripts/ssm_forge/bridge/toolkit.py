@@ -203,9 +203,7 @@ def _take(source: Path, target: Path) -> None:
         shutil.move(source, target)
 
 
-def _stage_compiler(
-    folder: Path, wheels: Sequence[LockedWheel], debs: Sequence[Deb], workspace: Workspace
-) -> None:
+def _stage_compiler(folder: Path, wheels: Sequence[LockedWheel], debs: Sequence[Deb], workspace: Workspace) -> None:
     scratch = folder / ".unpacked"
     root = _unpack(wheels, scratch, workspace)
     _take(root / "bin", folder / "bin")

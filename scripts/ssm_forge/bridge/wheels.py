@@ -17,7 +17,7 @@ from ssm_forge.paths import Workspace
 _PLACEHOLDER = "/ssm-forge-interpreter/bin/python"
 
 # Starts the python beside the script, wherever the prefix is: sh runs line 2, Python sees a string.
-_LAUNCHER = "#!/bin/sh\n'''exec' \"$(dirname \"$(readlink -f \"$0\")\")/python\" \"$0\" \"$@\"\n' '''\n"
+_LAUNCHER = '#!/bin/sh\n\'\'\'exec\' "$(dirname "$(readlink -f "$0")")/python" "$0" "$@"\n\' \'\'\'\n'
 
 
 def distributions(wheels: Sequence[LockedWheel], workspace: Workspace) -> dict[str, Distribution]:

@@ -12,9 +12,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option(
-    "--prefix", type=click.Path(path_type=Path), help="Environment to measure.  [default: the last one]"
-)
+@click.option("--prefix", type=click.Path(path_type=Path), help="Environment to measure.  [default: the last one]")
 @click.option("--small", is_flag=True, help="A few sizes only.")
 @click.option(
     "--other",
@@ -22,9 +20,7 @@ def bench() -> None:
     metavar="LABEL=DIR",
     help="Another build of the extensions to compare with, such as upstream's own.  May be repeated.",
 )
-@click.option(
-    "--first-use", type=float, metavar="SECONDS", help="Measure the wait before the first call, too."
-)
+@click.option("--first-use", type=float, metavar="SECONDS", help="Measure the wait before the first call, too.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="DIR", help="Write PNG charts here.")
 @click.option("--limit", type=float, metavar="SECONDS", help="Leave out what does not fit in this time.")
 @click.option("--allow-missing-gpu", is_flag=True, help="Exit 0 where there is no GPU.")
@@ -47,9 +43,7 @@ def kernels(
     for text in other:
         label, equals, folder = text.partition("=")
         if not (label.isidentifier() and equals and Path(folder).is_dir()):
-            raise UsageError(
-                f"--other '{text}' is not LABEL=DIR with an existing folder and a plain word as label."
-            )
+            raise UsageError(f"--other '{text}' is not LABEL=DIR with an existing folder and a plain word as label.")
         arguments += ["--other", f"{label}={Path(folder).absolute()}"]
     for name, value in (("--first-use", first_use), ("--limit", limit)):
         if value is not None:

@@ -28,18 +28,14 @@ if TYPE_CHECKING:
 )
 @click.option("--python", "python_version", help="Python version; default: 3.12 where the variant has it.")
 @click.option("--cuda-arch", help='native, families, all, or a list such as "8.0;9.0+PTX".')
-@click.option(
-    "--solve-only", is_flag=True, help="Render the recipes and solve their environments, build nothing."
-)
+@click.option("--solve-only", is_flag=True, help="Render the recipes and solve their environments, build nothing.")
 @click.option(
     "--snapshot",
     envvar="SSM_FORGE_SNAPSHOT",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Solve offline from a folder of recorded repodata.",
 )
-@click.option(
-    "--all", "show_all", is_flag=True, help="Print every package, not only those that the recipes name."
-)
+@click.option("--all", "show_all", is_flag=True, help="Print every package, not only those that the recipes name.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def build(
     variant: str,

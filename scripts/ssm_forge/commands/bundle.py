@@ -6,9 +6,7 @@ import click
 
 
 @click.command()
-@click.option(
-    "--prefix", type=click.Path(path_type=Path), help="Environment to take.  [default: the last one]"
-)
+@click.option("--prefix", type=click.Path(path_type=Path), help="Environment to take.  [default: the last one]")
 @click.option(
     "--package",
     "packages",

@@ -20,9 +20,7 @@ from ssm_forge.ui import say
     show_default=True,
     help="explicit: URLs and hashes for conda; environment: environment.yml; cyclonedx: bill of materials.",
 )
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: stdout."
-)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: stdout.")
 @click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
 def export(name: str, form: str, output: Path | None, lock_file: Path | None) -> None:
     """Write what is locked for environment NAME in another tool's format."""

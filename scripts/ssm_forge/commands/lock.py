@@ -57,8 +57,7 @@ def _check(manifest: Manifest, path: Path, as_json: bool) -> None:
     result = locks.check(manifest, path)
     if as_json:
         listed = {
-            name: [{"package": p.package, "reason": p.reason} for p in problems]
-            for name, problems in result.items()
+            name: [{"package": p.package, "reason": p.reason} for p in problems] for name, problems in result.items()
         }
         out.print_json(json.dumps({"agree": not any(result.values()), "environments": listed}))
     else:
@@ -72,9 +71,7 @@ def _check(manifest: Manifest, path: Path, as_json: bool) -> None:
     wrong = [problem for problems in result.values() for problem in problems]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise VerifyError(
-            f"{path.name} does not match pixi.toml: {wrong[0]}{more}.", fix=f"Run '{launcher()} lock'."
-        )
+        raise VerifyError(f"{path.name} does not match pixi.toml: {wrong[0]}{more}.", fix=f"Run '{launcher()} lock'.")
 
 
 def _diff(manifest: Manifest, revision: str, as_json: bool) -> None:
