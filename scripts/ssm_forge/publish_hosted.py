@@ -28,7 +28,7 @@ class Hosted:
         login_url: whose credentials are meant.
         variable: environment variable that holds a key, where the engine's own stores do not.
         upload: sends files, given a key or None for the engine's own stores.
-        takes: kinds of credential that the server's upload takes; others are no use to it.
+        takes: kinds of credential that the server's upload takes, the usual one first.
     """
 
     read_url: str
@@ -113,7 +113,7 @@ class HostedTarget:
         self._hosted = hosted
         self._reader = Client(hosted.read_url)
         if not self._reader.has_credential and (key := self._key()):
-            self._reader.use(Credential("", key, "bearer", hosted.variable))
+            self._reader.use(Credential("", key, hosted.takes[0], hosted.variable))
 
     def present(self, package: Package) -> str | None:
         return compare(package, self._reader.records(package.subdir).get(package.filename))
@@ -145,14 +145,13 @@ class HostedTarget:
         return found.secret if found and found.kind in self._hosted.takes else None
 
     def _explained(self, error: Exception, package: Package) -> NetworkError:
-        text = " ".join(redact(str(error)).split())
-        what = f"{self._hosted.read_url} did not take {package.filename}: {text}"
-        lower = text.lower()
-        if any(word in lower for word in ("authentication", "api key", "unauthorized", "forbidden", "401", "403")):
-            return NetworkError(
-                what,
-                fix=f"Put the key for {self._hosted.login_url} into RATTLER_AUTH_FILE or {self._hosted.variable}.",
-            )
-        if any(word in lower for word in ("conflict", "client error", "already exists", "422")):
-            return NetworkError(what)
-        return TransientError(what)
+        """The engine's error; it has tried passing failures three times itself, and often tells no more than that."""
+        text = redact(" ".join(str(error).split()))
+        what = f"{self._hosted.read_url} did not take {package.filename}: {text.rstrip('.')}."
+        if any(word in text.lower() for word in ("connect", "timed out", "dns", "sending request")):
+            return TransientError(what)
+        return NetworkError(
+            what,
+            fix=f"Check that the channel exists, and that the key for {self._hosted.login_url} (RATTLER_AUTH_FILE or "
+            f"{self._hosted.variable}) may write to it.",
+        )
