@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bump": ("bump", "For maintainers: newer releases and parts, patches re-applied."),
     "check-toolchain": ("check_toolchain", "Check glibc, g++, nvcc, cuDNN and torch of a variant."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
-    "build": ("build", "Show that the recipes fit the channels (--solve-only)."),
+    "build": ("build", "Build what the channel lacks, install nothing; or only solve it (--solve-only)."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
     "bench": ("bench", "Measure the kernels (bench kernels) against this GPU and plain PyTorch."),
     "bundle": ("bundle", "Pack packages and checks for a machine with only Python, torch and a GPU."),

@@ -58,6 +58,34 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
 
 
+def build_packages(options: Options, *, as_json: bool) -> None:
+    """Build what the channel lacks, and install nothing.
+
+    Raises:
+        ForgeError: whatever the step that failed says.
+    """
+    place = workspace()
+    sweep(place)
+    work = plan.make(options, place)
+    if work.to_build:
+        with open_log(place.logs, "build") as log:
+            say(f"Full log: {log.path}")
+            _announce(work)
+            log(json.dumps(work.as_dict(), indent=2))
+            if work.parts is not None:
+                from ssm_forge.bridge.assemble import assemble
+
+                assemble(work.parts, place, log)
+            make_packages(work, place, log)
+    else:
+        say("Nothing to build: the channel has both packages.")
+    packages = [str(place.channel / channel.SUBDIR / package.filename) for package in work.packages]
+    if as_json:
+        out.print_json(json.dumps({**work.as_dict(), "files": packages}))
+    else:
+        out.print("\n".join(packages), markup=False)
+
+
 def make_packages(work: Plan, place: Workspace, log: Log) -> None:
     """Build what the channel lacks, in dependency order."""
     channel.ensure_indexed(place.channel)

@@ -32,6 +32,7 @@ class Options:
     Attributes:
         channels: folders, URLs or names of channels to take built packages from, the first that has one wins.
         trust: policy file on signed statements.
+        for_this_machine: whether the packages are to run here, and not only to be built here.
     """
 
     variant: str = variants.DEFAULT_VARIANT
@@ -43,6 +44,7 @@ class Options:
     host_compiler: str = "auto"
     channels: tuple[str, ...] = ()
     trust: Path | None = None
+    for_this_machine: bool = True
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def make(options: Options, workspace: Workspace) -> Plan:
         gpus=[gpu.capability for gpu in machine.gpus()],
     )
     variant.check_archs(archs, matrix)
-    _check_gpus(archs)
+    if options.for_this_machine:
+        _check_gpus(archs)
     prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
     install.check_target(prefix)
 

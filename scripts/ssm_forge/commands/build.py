@@ -1,5 +1,3 @@
-"""``build``: so far only whether the recipes fit the channels; ``install-mamba`` builds."""
-
 from __future__ import annotations
 
 import json
@@ -8,54 +6,74 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssm_forge.commands.install_mamba import target_options
 from ssm_forge.errors import UsageError
-from ssm_forge.paths import launcher, workspace
+from ssm_forge.paths import workspace
 from ssm_forge.ui import open_log, out, say
-from ssm_forge.variants import DEFAULT_VARIANT, SOURCES
 
 if TYPE_CHECKING:
     from ssm_forge.solve_only import SolvedEnvironment
 
 
 @click.command()
-@click.option("--variant", default=DEFAULT_VARIANT, show_default=True, help="Row of the build matrix.")
-@click.option(
-    "--source",
-    type=click.Choice(SOURCES),
-    default="conda",
-    show_default=True,
-    help="Where its parts come from.",
-)
-@click.option("--python", "python_version", help="Python version; default: 3.12 where the variant has it.")
-@click.option("--cuda-arch", help='native, families, all, or a list such as "8.0;9.0+PTX".')
+@target_options
 @click.option("--solve-only", is_flag=True, help="Render the recipes and solve their environments, build nothing.")
 @click.option(
     "--snapshot",
     envvar="SSM_FORGE_SNAPSHOT",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Solve offline from a folder of recorded repodata.",
+    help="With --solve-only: solve offline from a folder of recorded repodata.",
 )
-@click.option("--all", "show_all", is_flag=True, help="Print every package, not only those that the recipes name.")
+@click.option("--all", "show_all", is_flag=True, help="With --solve-only: print every package.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def build(
     variant: str,
-    source: str,
-    python_version: str | None,
+    python: str | None,
     cuda_arch: str | None,
+    source: str,
+    jobs: int | None,
+    host_compiler: str,
     solve_only: bool,
     snapshot: Path | None,
     show_all: bool,
     as_json: bool,
 ) -> None:
-    """Solve what a build of a variant needs, from the real channels or their record."""
+    """Build what the channel lacks of a variant, for any GPU, and install nothing; or only solve what it needs."""
+    if solve_only:
+        if source == "bridge":
+            raise UsageError(
+                "--solve-only is for the conda channels; the bridge has what its locks name.",
+                fix="Leave --source bridge out.",
+            )
+        _solve_only(variant, python, cuda_arch, snapshot, show_all=show_all, as_json=as_json)
+        return
+    from ssm_forge import pipeline
+    from ssm_forge.plan import Options
+
+    options = Options(
+        variant=variant,
+        python=python,
+        cuda_arch=cuda_arch,
+        source=source,  # type: ignore[arg-type]
+        jobs=jobs,
+        host_compiler=host_compiler,
+        for_this_machine=False,
+    )
+    pipeline.build_packages(options, as_json=as_json)
+
+
+def _solve_only(
+    variant: str,
+    python_version: str | None,
+    cuda_arch: str | None,
+    snapshot: Path | None,
+    *,
+    show_all: bool,
+    as_json: bool,
+) -> None:
     from ssm_forge import arch, variants
     from ssm_forge import solve_only as solving
 
-    if not solve_only or source != "conda":
-        raise UsageError(
-            "build does only --source conda --solve-only so far.",
-            fix=f"'{launcher()} install-mamba' builds and installs.",
-        )
     place = workspace()
     row = variants.load(place.variants).get(variant, "conda")
     default = variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in row.pythons else row.pythons[-1]
