@@ -28,4 +28,4 @@ def bump(what: str, check: bool) -> None:
         say(f"{len(update.files)} files would change; without --check they are written.")
         return
     update.write()
-    say(f"Wrote {len(update.files)} files. Build and test them: {launcher()} test --slow")
+    say(f"Wrote {len(update.files)} files. Build and test them: {launcher()} test")
