@@ -8,7 +8,7 @@ import pytest
 
 from conda_channel import demo_channel, solve_channel
 from ssm_forge import install as installing
-from ssm_forge.errors import InstallError
+from ssm_forge.errors import IntegrityError
 from ssm_forge.install import Installed, install, is_foreign, read_marker
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import open_log
@@ -53,7 +53,7 @@ def test_a_failure_leaves_the_old_prefix_as_it_was(tmp_path: Path) -> None:
         for cached in place.package_cache.glob("tool-*"):
             if cached.is_dir():
                 (cached / "info/index.json").unlink()
-        with pytest.raises(InstallError):
+        with pytest.raises(IntegrityError):
             install(records, prefix, OURS, place, log)
     assert (prefix / "bin/tool").exists()
     assert read_marker(prefix) == OURS
