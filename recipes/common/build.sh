@@ -2,9 +2,10 @@
 # Compiles one project's CUDA extension; both recipes run it, with their settings in the environment.
 set -euo pipefail
 
-# conda-forge keeps the toolkit's headers under targets/, NVIDIA's 11.8 packages under include/.
+# conda-forge keeps the toolkit's headers under targets/, NVIDIA's 11.8 packages under include/. The paths are those
+# that compile.sh works with: the compile cache compares this variable too.
 export CUDA_HOME="${BUILD_PREFIX}"
-export CPATH="${PREFIX}/targets/x86_64-linux/include:${PREFIX}/targets/x86_64-linux/include/cccl:${PREFIX}/include:${BUILD_PREFIX}/targets/x86_64-linux/include:${BUILD_PREFIX}/include${CPATH:+:$CPATH}"
+export CPATH=".host/targets/x86_64-linux/include:.host/targets/x86_64-linux/include/cccl:.host/include:.build/targets/x86_64-linux/include:.build/include"
 export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/targets/x86_64-linux/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 export MAX_JOBS="${CPU_COUNT}"
 
@@ -14,14 +15,15 @@ ln -sfn "${BUILD_PREFIX}" "${SRC_DIR}/.build"
 ln -sfn "${SP_DIR}" "${SRC_DIR}/.site"
 ln -sfn "$(dirname "$(find "${PREFIX}/include" -maxdepth 2 -path '*/python3*/Python.h')")" "${SRC_DIR}/.python"
 mkdir -p "${SRC_DIR}/.tools"
-printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${RECIPE_DIR}/../common/compile.sh" "${BUILD_PREFIX}/bin/nvcc" >"${SRC_DIR}/.tools/nvcc"
-printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${RECIPE_DIR}/../common/compile.sh" "${CXX}" >"${SRC_DIR}/.tools/g++"
-chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++"
-export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
-
 # Temporary files beside the objects have constant names, and names of temporary files get into the objects.
 # Uncompressed GPU code makes a package four times smaller: zstd sees what the kernels have in common.
-export NVCC_APPEND_FLAGS="-objtemp -no-compress"
+# As arguments, not in NVCC_APPEND_FLAGS, so that the compile cache sees them; torch passes -ccbin itself.
+unset NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS
+compile="${RECIPE_DIR}/../common/compile.sh"
+printf '#!/bin/sh\nexec "%s" "%s" -objtemp -no-compress "$@"\n' "${compile}" "${BUILD_PREFIX}/bin/nvcc" >"${SRC_DIR}/.tools/nvcc"
+printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
+chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++"
+export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
 
 "${BUILD_PREFIX}/bin/nvcc" --version
 "${CXX}" --version | head -n 1
