@@ -102,9 +102,11 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
     for package in sorted((workspace.channel / SUBDIR).glob("*.conda")):
         try:
             made = finalize.provenance(package)
-        except (IntegrityError, KeyError):
-            continue  # Not one of ours; `channel check` reports what is damaged.
-        values = made.get("variant", {})
+        except IntegrityError:
+            continue  # `channel check` reports what is damaged.
+        if not made:
+            continue  # Not one of ours.
+        values = made["variant"]
         python = str(values.get("python", "")).partition(".*")[0]
         key = (values.get("forge_variant"), values.get("forge_source"), python, values.get("cuda_arch_list"))
         projects[key].add(made["name"])

@@ -57,7 +57,8 @@ def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
     """
     variant, python = origin.variant, origin.python
     channel.ensure_indexed(workspace.channel)
-    prefix = workspace.envs / f"{variant.name}-toolchain-py{python.replace('.', '')}"
+    # Not among the environments: those are what `verify` and `python` choose from.
+    prefix = workspace.state / "toolchains" / f"{variant.name}-py{python.replace('.', '')}"
     wanted = (*specs(variant), f"python {python}.*", f"pytorch {variant.torch}.* *cuda*")
     records = install.solve_for_prefix(wanted, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
