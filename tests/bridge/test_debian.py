@@ -4,7 +4,10 @@ import hashlib
 import http.server
 import io
 import lzma
+import shutil
+import subprocess
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -118,6 +121,61 @@ def test_a_package_is_found_downloaded_and_unpacked(archive: Archive, place: Wor
 def test_a_signature_that_cannot_be_checked_is_reported_as_not_checked(archive: Archive, place: Workspace) -> None:
     archive.publish("1.0", make_deb("hello"))
     assert archive.index(place).signature.startswith("not checked: ")
+
+
+@pytest.fixture
+def signed(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    """The archive, signed with a key that is in the keyring."""
+    home = Path(tempfile.mkdtemp(prefix="gpg", dir="/tmp"))  # gpg's socket paths must be short
+    gpg = ["gpg", "--homedir", str(home), "--batch", "--yes", "--pinentry-mode", "loopback", "--passphrase", ""]
+    archive.publish("1.0", make_deb("hello"))
+    release = archive.root / "debian/dists/tin/InRelease"
+    text = release.read_text().split("\n\n", 1)[1].split("-----BEGIN PGP SIGNATURE")[0]
+    (tmp_path / "Release").write_text(text)
+    for command in (
+        ["--quick-generate-key", "tin@example.org", "ed25519", "sign", "never"],
+        ["--clearsign", "--output", str(release), str(tmp_path / "Release")],
+        ["--output", str(tmp_path / "keyring.gpg"), "--export"],
+    ):
+        subprocess.run([*gpg, *command], check=True, capture_output=True)
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "keyring.gpg")
+    yield archive
+    shutil.rmtree(home)
+
+
+_NEEDS_GPG = pytest.mark.skipif(
+    not (shutil.which("gpg") and shutil.which("gpgv")), reason="gpg and gpgv are not on this machine"
+)
+
+
+@_NEEDS_GPG
+def test_a_good_signature_is_reported_as_checked(signed: Archive, place: Workspace) -> None:
+    assert signed.index(place).signature == "checked"
+    assert signed.locked(place).version == "1.0"
+
+
+@_NEEDS_GPG
+def test_a_bad_signature_is_refused(signed: Archive, place: Workspace) -> None:
+    release = signed.root / "debian/dists/tin/InRelease"
+    release.write_text(release.read_text().replace("Version: 1.2", "Version: 1.3"))
+    with pytest.raises(IntegrityError, match="bad signature"):
+        signed.index(place)
+
+
+@_NEEDS_GPG
+def test_what_stands_outside_the_signed_text_is_not_read(signed: Archive, place: Workspace) -> None:
+    release = signed.root / "debian/dists/tin/InRelease"
+    release.write_text("Version: 6.6\n\n" + release.read_text())
+    assert signed.index(place).release == "1.2"
+
+
+@_NEEDS_GPG
+def test_a_key_that_the_keyring_lacks_is_reported_as_not_checked(
+    signed: Archive, place: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.gpg").touch()
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "empty.gpg")
+    assert signed.index(place).signature.startswith("not checked: ")
 
 
 def test_an_index_other_than_inrelease_names_is_refused(archive: Archive, place: Workspace) -> None:
