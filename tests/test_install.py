@@ -303,3 +303,11 @@ def test_pixi_makes_its_environment_and_its_failure_is_one_line(
         assert (tmp_path / "asked").read_text().startswith("install --locked -e cu130")
         with pytest.raises(InstallError, match="failed: exit code 1"):
             install.pixi_environment("cu999", place, log)
+
+
+def test_what_was_added_with_pip_is_named(own: Path) -> None:
+    for name in ("einops-0.8.2", "wandb-1.0"):
+        (own / SITE / f"{name}.dist-info").mkdir(parents=True)
+        (own / SITE / f"{name}.dist-info/METADATA").write_text("Metadata-Version: 2.1\n")
+    assert install.added_by_hand(own) == ["einops-0.8.2", "wandb-1.0"]
+    assert install.added_by_hand(own.with_name("nothing")) == []

@@ -298,6 +298,18 @@ def _locked(prefix: Path) -> Iterator[None]:
         yield
 
 
+def added_by_hand(prefix: Path) -> list[str]:
+    """Python packages in the prefix that no conda package brought: what a user installed there with pip."""
+    known = {
+        entry["_path"]
+        for record in records(prefix).values()
+        for entry in record.get("paths_data", {}).get("paths", [])
+        if entry["_path"].endswith(".dist-info/METADATA")
+    }
+    found = prefix.glob("lib/python*/site-packages/*.dist-info/METADATA")
+    return sorted(p.parent.name.removesuffix(".dist-info") for p in found if str(p.relative_to(prefix)) not in known)
+
+
 def is_foreign(prefix: Path) -> bool:
     """Whether the prefix existed before ssm-forge put anything there."""
     if not (prefix / "conda-meta").is_dir() or (prefix / UNFINISHED).exists():

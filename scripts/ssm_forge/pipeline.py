@@ -121,6 +121,9 @@ def install_packages(work: Plan, place: Workspace, log: Log) -> None:
     checked = policy.enforce(records, work.trust, log)
     if checked:
         say(f"{checked} packages come with the signed statements that the trust policy asks for")
+    lost = [] if foreign else install.added_by_hand(work.prefix)
+    if lost:
+        say(f"[yellow]note:[/] the environment is made anew, without what was added by hand: {', '.join(lost)}")
     installed = install.Installed(
         variant=work.variant.name,
         python=work.python,
