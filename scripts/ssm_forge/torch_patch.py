@@ -29,10 +29,10 @@ _OLDEST_GCC = "(6, 0, 0)"
 _OLDEST_CLANG = "MINIMUM_CLANG_VERSION"
 
 _HEADER = """\
-Add the CUDA releases that torch {version} does not list to CUDA_GCC_VERSIONS and CUDA_CLANG_VERSIONS, with
-the bounds of each toolkit's own crt/host_config.h, and widen what torch has stricter than the toolkit itself
-(such as g++ 14 for CUDA 12.8 and 12.9). torch then enforces its check of the host compiler, instead of warning
-that there are no version bounds defined.
+Add the CUDA releases that torch {version} does not list to CUDA_GCC_VERSIONS and CUDA_CLANG_VERSIONS, with the
+bounds of each toolkit's own crt/host_config.h, and widen what torch has stricter than the toolkit itself (g++ 14
+for 12.8 and 12.9). torch then enforces its check of the host compiler, instead of warning that there are no
+version bounds defined.
 
 Upstream: '11.8' is missing in every release so far, and every table ends with the release of its day.
 
