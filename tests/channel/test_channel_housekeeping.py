@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
 from conftest import Lab
 from lab import check_folder, make_package
+
 from ssm_forge import channel as channels
 from ssm_forge import channel_tasks, coverage, trust, variants
 from ssm_forge.channel_source import open_source
@@ -137,9 +137,7 @@ def test_prune_takes_away_what_no_index_names(channel: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "server"])
-def test_a_mirror_is_a_whole_channel(
-    request: pytest.FixtureRequest, channel: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_mirror_is_a_whole_channel(request: pytest.FixtureRequest, channel: Path, tmp_path: Path, kind: str) -> None:
     source = str(channel)
     if kind == "server":
         lab: Lab = request.getfixturevalue("lab")
