@@ -69,7 +69,12 @@ def make_package(
             "glibc": "2.28",
             "materials": [{"uri": "https://example.org/tool.tar.gz", "sha256": "cd" * 32, "role": "source"}],
         }
-        rewrite_info(made, target, lambda files: {**files, PROVENANCE: dump_json(told)} if provenance else files)
+        # The engine's uploads read about.json, which assembled packages lack.
+        extra = {
+            "info/about.json": dump_json({"summary": name}),
+            **({PROVENANCE: dump_json(told)} if provenance else {}),
+        }
+        rewrite_info(made, target, lambda files: {**files, **extra})
     return target
 
 
