@@ -182,6 +182,30 @@ def test_children_are_stopped_even_where_the_worker_is_gone(place: Workspace) ->
     assert alive(group) == []
 
 
+def test_a_compiler_in_a_process_group_of_its_own_is_stopped_too(place: Workspace) -> None:
+    """As ninja starts them."""
+    code = (
+        "import os, subprocess, time\n"
+        "subprocess.Popen(['sleep', '300'], preexec_fn=os.setpgrp)\n"
+        "print('started', flush=True)\n"
+        "time.sleep(300)"
+    )
+    staging = place.cache / f"build/demo-{dead_pid()}"
+    staging.mkdir(parents=True)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code, str(staging / "spec.json")],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    )
+    (staging / "worker.pgid").write_text(str(worker.pid))
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    child = next(iter(psutil.Process(worker.pid).children()))
+    sweep(place)
+    worker.wait(10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_running_builds_folder_is_left_alone(place: Workspace) -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
         time.sleep(0.1)

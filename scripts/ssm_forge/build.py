@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -124,11 +125,11 @@ def _kill_leftover(group: int, staging: Path) -> None:
     try:
         ours = str(staging / "spec.json") in psutil.Process(group).cmdline()
     except psutil.NoSuchProcess:
-        ours = True  # As long as one of its processes is left, a group's number is not used again.
+        ours = True  # As long as one of its processes is left, a session's number is not used again.
     except psutil.Error:
         ours = False
     if ours:
-        _kill_group(group)
+        _kill_session(group)
 
 
 def _staging(workspace: Workspace) -> Path:
@@ -178,10 +179,10 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         outcome = _follow(process, request.project, log)
         process.wait()
     except BaseException:
-        _kill_group(process.pid)
+        _kill_session(process.pid)
         raise
     if "package" not in outcome:
-        _kill_group(process.pid)
+        _kill_session(process.pid)
         # The engine's errors have one line for each cause.
         reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
         raise BuildError(
@@ -234,13 +235,23 @@ def _hint(tail: str) -> str:
     return ""
 
 
-def _kill_group(group: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(group, number)
-        except ProcessLookupError:
+def _kill_session(leader: int) -> None:
+    """Stop every process of the session that a worker leads: ninja puts each compiler in a group of its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        members = [pid for pid in psutil.pids() if _session(pid) == leader]
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        if not members:
             return
         time.sleep(0.2)
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def channel_urls(folders: Sequence[Path]) -> tuple[str, ...]:
