@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import make_package
-from ssm_forge import elf, recipe
+from ssm_forge import elf, recipe, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_info, read_json, rewrite_info
 from ssm_forge.errors import BuildError
@@ -19,7 +19,8 @@ from ssm_forge.paths import Workspace, workspace
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc on this machine to make a library with")
 
-VALUES = {"cuda_arch_list": ["8.0;9.0+PTX"], "python": ["3.12.* *_cpython"], "cuda_compiler_version": ["13.0"]}
+VARIANT = variants.load(workspace().variants).get("cu130", "bridge")
+VALUES = VARIANT.render_values("3.12", ArchList.parse("8.0;9.0+PTX"))
 SITE = "lib/python3.12/site-packages"
 
 
@@ -97,6 +98,12 @@ def test_the_package_says_what_it_was_made_from(tmp_path: Path, place: Workspace
     assert said["recipe_sha256"] == recipe.digest("causal-conv1d", place)
     assert said["cuda_arch_list"] == "8.0;9.0+PTX"
     assert said["variant"]["cuda_compiler_version"] == "13.0"
+    assert {item["role"] for item in said["materials"]} == {"source", "patch", "toolchain lock"}
+    bill = read_json(finished, "sbom.cdx.json")
+    assert bill["metadata"]["component"]["name"] == read_json(finished, "index.json")["name"]
+    assert {item["sha256"] for item in said["materials"] if item["role"] == "source"} <= {
+        content["content"] for item in bill["components"] for content in item.get("hashes", [])
+    }
 
 
 def test_a_package_made_elsewhere_has_no_provenance(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import elf, recipe
+from ssm_forge import elf, materials, recipe
 from ssm_forge.arch import ArchList
 from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, repack
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
 
 PROVENANCE = "info/ssm-forge.json"
+SBOM = "info/sbom.cdx.json"
 
 # Raised when finished packages change without their recipe changing; older ones are then built anew.
 FORMAT = 2
@@ -41,6 +42,7 @@ def finalize(package: Path, project: str, values: dict[str, list[str]], workspac
         "name": project,
         "recipe_sha256": recipe.digest(project, workspace),
         "variant": {key: found[0] for key, found in sorted(values.items())},
+        "materials": materials.collect(project, values, workspace),
         **facts,
     }
     target = package.parent.parent / package.name
@@ -83,6 +85,7 @@ def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     about.setdefault("extra", {})["ssm-forge"] = {"cuda_arch_list": provenance["cuda_arch_list"]}
     edited["info/about.json"] = dump_json(about)
     edited[PROVENANCE] = dump_json(provenance)
+    edited[SBOM] = dump_json(materials.sbom(index, provenance["materials"]))
     return edited
 
 
