@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from ssm_forge import channel as channels
 from ssm_forge import compile_cache
+from ssm_forge.arch import ArchList
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
 from ssm_forge.machine import cores, free_memory
@@ -162,8 +163,9 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         "CPU_COUNT": str(jobs),
         "RATTLER_CACHE_DIR": str(workspace.rattler_cache),
         **compile_cache.environment(workspace),
-        # Nothing here runs on a GPU, and conda-forge's torch asks for a driver.
+        # Nothing here runs on a GPU, but conda-forge's torch asks for a driver, and our packages for their GPU.
         "CONDA_OVERRIDE_CUDA": request.values["cuda_compiler_version"][0],
+        "CONDA_OVERRIDE_CUDA_ARCH": str(ArchList.parse(request.values["cuda_arch_list"][0]).sass[0]),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "ssm_forge.build_worker", spec],
