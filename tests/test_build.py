@@ -241,7 +241,7 @@ def test_our_own_number_on_a_leftover_does_not_stop_the_build(place: Workspace) 
     assert not staging.exists()
 
 
-REQUEST = BuildRequest("demo", {"cuda_compiler_version": ["13.0"]}, "demo-1-0.conda", ())
+REQUEST = BuildRequest("demo", {"cuda_compiler_version": ["13.0"], "cuda_arch_list": ["9.0"]}, "demo-1-0.conda", ())
 
 
 def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
