@@ -195,6 +195,27 @@ def test_a_step_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "was stopped after 1 s, and left no result" in document["checks"][0]["detail"]
 
 
+def test_timing_has_the_machine_for_itself_and_the_rest_runs_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import json, sys, time; from pathlib import Path; out = Path(sys.argv[sys.argv.index('--output') + 1]);"
+        "began = time.time(); time.sleep(1);"
+        "out.write_text(json.dumps({'checks': [], 'device': [began, time.time()]}))"
+    )
+
+    def arguments(step: str, folder: Path, output: Path, manifest: object, seconds: float) -> list[str]:
+        return [sys.executable, "-c", script, "--output", str(output / f"{step}.json")]
+
+    monkeypatch.setattr(bundle_main, "arguments", arguments)
+    manifest = {"needs": _needs(), "packages": [], "others": [], "tests": []}
+    bundle_main.run_steps(list(bundle_main.STEPS), tmp_path, tmp_path, manifest, 120)
+    spans = {step: json.loads((tmp_path / f"{step}.json").read_text())["device"] for step in bundle_main.STEPS}
+    others = [span for step, span in spans.items() if step != bundle_main.ALONE]
+    assert spans[bundle_main.ALONE][1] <= min(began for began, _ in others)
+    assert max(began for began, _ in others) < min(ended for _, ended in others)
+
+
 def test_without_time_nothing_passes(tmp_path: Path) -> None:
     manifest = {"needs": _needs(), "packages": [], "others": [], "tests": []}
     summary = bundle_main.run_steps(list(bundle_main.STEPS), tmp_path, tmp_path, manifest, 1)

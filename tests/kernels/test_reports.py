@@ -47,6 +47,16 @@ def test_upstream_tests_are_reported_one_by_one_and_summed_up_by_function(tests:
     assert checks["test_good"].status == "pass"
 
 
+def test_every_file_of_every_project_is_run(tests: Path, tmp_path: Path) -> None:
+    (tests / "more").mkdir()
+    (tests / "more" / "test_other.py").write_text("def test_other(): pass\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    checks, every = upstream.run_projects({"one": tests, "two": empty}, select="not slow")
+    assert [r.status for r in every["one"]] == ["pass", "pass", "not-run", "fail", "pass"]
+    assert [c.status for c in checks if c.name.startswith("two")] == ["fail"]
+
+
 def test_an_interrupted_run_keeps_what_ran_and_says_so(tests: Path) -> None:
     results, problem = upstream.run(tests, limit=6)
     assert "interrupted" in problem

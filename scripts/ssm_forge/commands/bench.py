@@ -15,6 +15,13 @@ def bench() -> None:
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to measure.  [default: the last one]")
 @click.option("--small", is_flag=True, help="A few sizes only.")
 @click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Only this precision.  May be repeated.",
+)
+@click.option(
     "--other",
     multiple=True,
     metavar="LABEL=DIR",
@@ -28,6 +35,7 @@ def bench() -> None:
 def kernels(
     prefix: Path | None,
     small: bool,
+    dtypes: tuple[str, ...],
     other: tuple[str, ...],
     first_use: float | None,
     plot: Path | None,
@@ -40,6 +48,8 @@ def kernels(
     from ssm_forge.errors import UsageError
 
     arguments: list[str] = ["--small"] if small else []
+    for name in dtypes:
+        arguments += ["--dtype", name]
     for text in other:
         label, equals, folder = text.partition("=")
         if not (label.isidentifier() and equals and Path(folder).is_dir()):

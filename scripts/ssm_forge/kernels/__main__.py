@@ -105,7 +105,14 @@ def bench(options: argparse.Namespace) -> Document:
         waits.append(first_use.measure(label, folder, limit=options.first_use))
         _say(f"first use of {label}: {waits[-1]}")
     others = [extensions.load(label, folder) for label, folder in named]
-    document = bench.run(extensions.installed(), others, small=options.small, deadline=deadline, say=_say)
+    document = bench.run(
+        extensions.installed(),
+        others,
+        small=options.small,
+        dtypes=options.dtype,
+        deadline=deadline,
+        say=_say,
+    )
     document["first_use"] = waits
     if options.plot:
         missing = plot.missing()
@@ -182,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     made["check"].add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
 
     made["bench"].add_argument("--small", action="store_true", help="a few sizes only")
+    made["bench"].add_argument(
+        "--dtype", action="append", default=[], choices=("fp32", "fp16", "bf16"), help="only this precision"
+    )
     made["bench"].add_argument(
         "--other", action="append", default=[], metavar="LABEL=DIR", help="another build to compare with"
     )

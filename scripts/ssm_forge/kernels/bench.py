@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -179,11 +179,11 @@ class Versus:
         return {**asdict(self.point), **rest}
 
 
-def compare_builds(mine: Build, other: Build, clock: Clock) -> Iterator[Versus]:
+def compare_builds(mine: Build, other: Build, clock: Clock, dtypes: Sequence[str]) -> Iterator[Versus]:
     """Both kernels, both directions, at sizes that fill the chip."""
     points = [
-        *(Point("causal_conv1d", dtype, 8, 4096, 4096, 4, last) for dtype in DTYPES for last in (False, True)),
-        *(Point("selective_scan", dtype, 2, 2048, 4096, 16) for dtype in DTYPES),
+        *(Point("causal_conv1d", dtype, 8, 4096, 4096, 4, last) for dtype in dtypes for last in (False, True)),
+        *(Point("selective_scan", dtype, 2, 2048, 4096, 16) for dtype in dtypes),
     ]
     for point in points:
         if point.kernel not in other.modules:
@@ -220,12 +220,14 @@ def run(
     others: list[Build],
     *,
     small: bool = False,
+    dtypes: Sequence[str] = (),
     deadline: float | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Measure everything.
 
     Args:
+        dtypes: only these; all when empty.
         deadline: ``time.monotonic()`` after which the sizes that are left are listed as not run.
     """
     device = torch.device("cuda")
@@ -236,10 +238,12 @@ def run(
     with torch.no_grad():
         # Two builds against each other first: few sizes, and what the defaults stand on.
         for other in others:
-            for result in compare_builds(mine, other, clock):
+            for result in compare_builds(mine, other, clock, dtypes or tuple(DTYPES)):
                 versus.append(result)
                 say(f"{result.other}: {result.point} {result.direction} {result.ratio:.3f}")
         for point in grid(small=small):
+            if dtypes and point.dtype not in dtypes:
+                continue
             reason = _why_not(point, deadline)
             if reason:
                 left.append({**asdict(point), "reason": reason})

@@ -96,6 +96,15 @@ def _half_written(out: Tensor) -> Tensor:
     return fresh
 
 
+def _wrong_before_a_short_rest(gradient: Tensor) -> Tensor:
+    """Wrong where a chunk of 64 tokens ends and one to three tokens follow."""
+    rest = gradient.shape[2] % 64
+    if gradient.shape[2] > 64 and 0 < rest < 4:
+        gradient = gradient.clone()
+        gradient[:, :, -rest - 1] *= 0.9
+    return gradient
+
+
 def _shifted(out: Tensor) -> Tensor:
     return torch.roll(out, 1, dims=-1)
 
@@ -133,6 +142,11 @@ def _leaks_between_sequences(x: Tensor, cu_seqlens: Tensor, state_len: int) -> T
     ends = cu_seqlens[1:].tolist()
     padded = torch.cat([x.new_zeros(state_len, x.shape[1]), x])
     return torch.stack([padded[end : end + state_len].T for end in ends])
+
+
+def _state_without_b(*args: Any, **kwargs: Any) -> Any:
+    got = backends.parallel_scan(*args, **kwargs)
+    return (got[0], got[1] / kwargs["B"]) if kwargs["B"].dim() == 2 else got
 
 
 def _previous_state(**kwargs: Any) -> Any:
@@ -179,6 +193,7 @@ def every() -> list[Fault]:
     last = ConvCase(channel_last=True)
     states = replace(last, initial=True, final=True)
     update = UpdateCase(gather=True)
+    constant_b = ScanCase(constant_b=True, constant_c=True)
     return [
         Fault("conv: NaN in one place", "conv", _on_output(conv, lambda o: _put(o, torch.nan)), last, "out"),
         Fault("conv: infinity", "conv", _on_output(conv, lambda o: _put(o, torch.inf)), last, "out"),
@@ -216,6 +231,14 @@ def every() -> list[Fault]:
             last,
             "dx",
             "length=2",
+        ),
+        Fault(
+            "conv: a short rest lacks the tokens before it",
+            "conv",
+            _on_gradient(conv, "x", _wrong_before_a_short_rest),
+            replace(last, length=258),
+            "dx",
+            "length=129",
         ),
         Fault("conv: raises", "conv", _raises, last, "call"),
         Fault("update: state not written", "conv_update", _forgets_state, update, "conv_state"),
@@ -256,6 +279,22 @@ def every() -> list[Fault]:
             "da",
             "complex_a=True",
         ),
+        Fault(
+            "scan: gradient of A off by a thousandth",
+            "scan",
+            _on_gradient(scan, "A", lambda g: g + 1e-3),
+            ScanCase(dtype="bf16", length=3),
+            "da",
+        ),
+        Fault(
+            "scan: second group's gradient at another place",
+            "scan",
+            _on_gradient(scan, "B", lambda g: g if g.dim() < 4 else g.roll(1, dims=1)),
+            ScanCase(groups=2, complex_a=True),
+            "db",
+            "groups=2",
+        ),
+        Fault("scan: constant B left out of the last state", "scan", _state_without_b, constant_b, "last_state"),
         Fault(
             "scan: gradient of B of half size",
             "scan",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+COLOURS = {"fp32": "#777777", "fp16": "#e08214", "bf16": "#2166ac"}
+Line = dict[str, list[tuple[int, float]]]
 
 
 def missing() -> str:
@@ -29,67 +34,99 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    return [_bandwidth(document, folder), _speedup(document, folder)]
+    charts = [_bandwidth(document, folder), _speedup(document, folder)]
+    return charts + ([_builds(document, folder)] if document.get("builds") else [])
+
+
+def _figure(document: dict[str, Any], title: str, columns: int, **options: Any) -> tuple[Any, Any]:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, columns, figsize=(11, 4.6), layout="constrained", **options)
+    device, versions = document["device"] or {}, document["versions"]
+    machine = f"{device.get('name', 'no GPU')}, torch {versions['torch']}, {document['date'][:10]}"
+    figure.suptitle(f"{title}\n{machine}", fontsize=11)
+    return figure, axes
 
 
 def _save(figure: Any, path: Path) -> Path:
     from matplotlib import pyplot
 
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
 
 
-def _title(document: dict[str, Any], text: str) -> str:
-    device, versions = document["device"] or {}, document["versions"]
-    name = device.get("name", "no GPU")
-    return f"{text}\n{name}, torch {versions['torch']}, {document['date'][:10]}"
+def _lengths(axis: Any, lengths: Iterable[int]) -> None:
+    """Sequence lengths as people write them, one tick each."""
+    ticks = sorted(set(lengths))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{t // 1024}K" if t >= 1024 else str(t) for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("sequence length")
+    axis.grid(alpha=0.3)
+
+
+def _legend(figure: Any, axis: Any, columns: int) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _bandwidth(document: dict[str, Any], folder: Path) -> Path:
     """Fraction of copy bandwidth that causal_conv1d reaches, by length."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    title = "causal_conv1d, width 4, bias and SiLU: share of the measured copy bandwidth"
+    figure, axes = _figure(document, title, 2, sharey=True)
     for axis, direction in zip(axes, ("forward", "backward"), strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
+        lines: defaultdict[tuple[str, bool], list[tuple[int, float]]] = defaultdict(list)
         for row in document["rows"]:
             if row["kernel"] == "causal_conv1d" and row["direction"] == direction and row["size"] == 4:
-                layout = "channel-last" if row["channel_last"] else "channel-first"
-                lines.setdefault(f"{row['dtype']} {layout}", []).append((row["length"], row["fraction"]))
-        for label, points in sorted(lines.items()):
-            style = "--" if "last" in label else "-"
-            axis.plot(*zip(*sorted(points), strict=True), style, marker="o", markersize=3, label=label)
-        axis.axhline(1.0, color="grey", linewidth=0.8)
-        axis.set(xscale="log", xlabel="sequence length", title=direction, ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("fraction of measured copy bandwidth")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(_title(document, "causal_conv1d, width 4, bias and SiLU"), fontsize=10)
+                lines[row["dtype"], row["channel_last"]].append((row["length"], 100 * row["fraction"]))
+        for (dtype, last), points in sorted(lines.items()):
+            label = f"{dtype} {'channel-last' if last else 'channel-first'}"
+            style = {"color": COLOURS[dtype], "linestyle": "--" if last else "-"}
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=label, **style)
+        axis.axhline(100, color="black", linewidth=0.8)
+        axis.set(title=direction, ylim=(0, 108))
+        _lengths(axis, (length for points in lines.values() for length, _ in points))
+    axes[0].set_ylabel("% of copy bandwidth")
+    _legend(figure, axes[0], 3)
     return _save(figure, folder / "conv-bandwidth.png")
 
 
 def _speedup(document: dict[str, Any], folder: Path) -> Path:
     """How many times faster than each plain PyTorch way, forward, by length."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    for axis, kernel in zip(axes, ("causal_conv1d", "selective_scan"), strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
+    figure, axes = _figure(document, "Forward: times faster than plain PyTorch", 3)
+    panels = (
+        ("causal_conv1d", "nn.Conv1d + SiLU"),
+        ("selective_scan", "sequential scan"),
+        ("selective_scan", "parallel scan"),
+    )
+    for axis, (kernel, way) in zip(axes, panels, strict=True):
+        lines: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
         for row in document["rows"]:
-            if row["kernel"] != kernel or row["direction"] != "forward" or row["channel_last"]:
-                continue
-            if kernel == "causal_conv1d" and row["size"] != 4:
-                continue
-            for way, times in row["speedup"].items():
-                lines.setdefault(f"{row['dtype']} over {way}", []).append((row["length"], times))
-        for label, points in sorted(lines.items()):
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=label)
-        axis.set(xscale="log", yscale="log", xlabel="sequence length", title=f"{kernel} forward")
-        axis.set_ylabel("times faster")
-        axis.grid(alpha=0.3, which="both")
-        if lines:
-            axis.legend(fontsize=8)
-    figure.suptitle(_title(document, "Speed-up over plain PyTorch"), fontsize=10)
+            fits = row["kernel"] == kernel and row["direction"] == "forward" and not row["channel_last"]
+            if fits and way in row["speedup"] and (kernel != "causal_conv1d" or row["size"] == 4):
+                lines[row["dtype"]].append((row["length"], row["speedup"][way]))
+        for dtype, points in sorted(lines.items()):
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=dtype, color=COLOURS[dtype])
+        axis.set(title=f"{kernel}\nover {way}", ylim=(0, None))
+        _lengths(axis, (length for points in lines.values() for length, _ in points))
+    _legend(figure, axes[0], 3)
     return _save(figure, folder / "speedup.png")
+
+
+def _builds(document: dict[str, Any], folder: Path) -> Path:
+    """The installed build's time against each other build's, at the same moment on the same inputs."""
+    figure, axis = _figure(document, "Time of the installed build against another's, one dot a size", 1)
+    rows = sorted({(row["other"], row["kernel"], row["direction"]) for row in document["builds"]})
+    for place, (other, kernel, direction) in enumerate(reversed(rows)):
+        for row in document["builds"]:
+            if (row["other"], row["kernel"], row["direction"]) == (other, kernel, direction):
+                axis.plot(100 * (row["ratio"] - 1), place, "o", color=COLOURS[row["dtype"]], alpha=0.7)
+    for dtype, colour in COLOURS.items():
+        axis.plot([], [], "o", color=colour, label=dtype)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.axvline(1, color="#b2182b", linewidth=0.8, linestyle="--", label="1 % slower")
+    axis.set_yticks(range(len(rows)), [f"{k} {d}, against {o}" for o, k, d in reversed(rows)])
+    axis.set_xlabel("% more time than the other build (left of 0: faster)")
+    axis.grid(alpha=0.3, axis="x")
+    _legend(figure, axis, 4)
+    return _save(figure, folder / "builds.png")

@@ -164,6 +164,7 @@ def selective_scan(
     *,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    nudge: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t];  y[t] = C[t] h[t] + D u[t], gated by silu(z).
 
@@ -175,6 +176,8 @@ def selective_scan(
         b, c: constant (D, N) with A's dtype, or varying with time: (B, N, L), (B, G, N, L), and for a
             complex A the last axis is 2L, real and imaginary parts in turn.
         d, delta_bias: (D,).
+        nudge: zeros (D, N) with A's dtype, which change nothing; their gradient is the sum over b and t of
+            dh[t] delta[t]^2 B[t] u[t], the part of dA that :mod:`tolerance` speaks of.
 
     Returns:
         y (B, D, L) and the last state (B, D, N).
@@ -193,7 +196,10 @@ def selective_scan(
         b_t = b[..., t if b.shape[-1] > 1 else 0]
         c_t = c[..., t if c.shape[-1] > 1 else 0]
         step = delta[:, :, t, None]
-        state = torch.exp(step * a) * state + step * b_t * u[:, :, t, None]
+        taken = step * b_t * u[:, :, t, None]
+        if nudge is not None:
+            taken = taken * (1 + nudge * step)
+        state = torch.exp(step * a) * state + taken
         y = (c_t * state).sum(dim=-1)
         outputs.append(2 * y.real if y.is_complex() else y)
     out = torch.stack(outputs, dim=2)

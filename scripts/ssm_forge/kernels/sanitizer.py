@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 
@@ -44,30 +45,66 @@ def worker() -> None:
 
     build = extensions.installed()
     for dtype in (torch.float32, torch.bfloat16):
-        for last, length in ((False, 131), (True, 131), (False, 64)):
+        for last, length in ((False, 131), (True, 131), (False, 64), (False, 1025)):
             conv = extensions.ConvInputs.make(1, 40, length, 4, dtype, channel_last=last)
             conv.forward(build)()
             conv.backward(build)()
-        for length in (131, 128):
+        for length in (131, 128, 2049):
             scan = extensions.ScanInputs.make(1, 4, length, 3, dtype)
             scan.forward(build)()
             scan.backward(build)()
-        _update(build, dtype)
+        _sequences(build.modules["causal_conv1d"], dtype)
+        _complex(build.modules["selective_scan"], dtype)
+        _update(build.modules["causal_conv1d"], dtype)
     torch.cuda.synchronize()
 
 
-def _update(build: object, dtype: object) -> None:
+def _sequences(module: Any, dtype: Any) -> None:
+    """Channel-last with seq_idx, and with states before and after, forward and backward."""
     import torch
 
-    from ssm_forge.kernels.extensions import Build
+    batch, dim, length, width = 2, 40, 131, 4
 
-    assert isinstance(build, Build)
+    def plane(tokens: int) -> Any:
+        return torch.randn(batch, tokens, dim, device="cuda").to(dtype).transpose(1, 2)
+
+    weight, bias = torch.randn(dim, width, device="cuda"), torch.randn(dim, device="cuda")
+    owners = (torch.arange(length, device="cuda") // 50).to(torch.int32).repeat(batch, 1)
+    for seq_idx in (owners, None):
+        x, out, grad, dx = (plane(length) for _ in range(4))
+        initial, d_initial = plane(width - 1), plane(width - 1)
+        # Final states exist without seq_idx only.
+        final, d_final = (None, None) if seq_idx is not None else (plane(width - 1), plane(width - 1))
+        module.causal_conv1d_fwd(x, weight, bias, seq_idx, initial, out, final, True)
+        sums = torch.zeros_like(weight), torch.zeros_like(bias)
+        module.causal_conv1d_bwd(x, weight, bias, grad, seq_idx, initial, d_final, dx, *sums, d_initial, True)
+
+
+def _complex(module: Any, dtype: Any) -> None:
+    """A complex A with two groups, without gate, forward and backward."""
+    import torch
+
+    batch, dim, length, states, groups = 2, 4, 131, 3, 2
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(*shape, device="cuda").to(dtype)
+
+    u, delta, grad = normal(batch, dim, length), normal(batch, dim, length).abs(), normal(batch, dim, length)
+    a = torch.complex(-torch.rand(dim, states, device="cuda"), torch.rand(dim, states, device="cuda"))
+    b, c = normal(batch, groups, states, 2 * length), normal(batch, groups, states, 2 * length)
+    inputs = u, delta, a, b, c, torch.ones(dim, device="cuda"), None, None
+    out, kept, *_ = module.fwd(*inputs, True)
+    module.bwd(*inputs, grad, kept, out, None, True, False)
+
+
+def _update(module: Any, dtype: Any) -> None:
+    import torch
+
     x = torch.randn(2, 40, 1, device="cuda").to(dtype)
     state = torch.randn(2, 40, 4, device="cuda").to(dtype)
     weight, bias = torch.randn(40, 4, device="cuda"), torch.randn(40, device="cuda")
     out = torch.zeros_like(x)
-    run = build.modules["causal_conv1d"].causal_conv1d_update
-    run(x, state, weight, bias, out, True, None, None)
+    module.causal_conv1d_update(x, state, weight, bias, out, True, None, None)
 
 
 def run(tool: str, *, limit: float = 300.0) -> Check:

@@ -155,6 +155,14 @@ def tolerance_follows_the_dtype() -> None:
         assert not tolerance.compare("t", off.to(dtype), exact, terms=1).ok
 
 
+def differences_are_judged_by_what_was_taken_off() -> None:
+    exact = torch.zeros(4, dtype=torch.float64)
+    rounded = torch.full((4,), 2.0**-24)
+    assert not tolerance.compare("t", rounded, exact, terms=1).ok
+    assert tolerance.compare("t", rounded, exact, terms=1, cancelled=1.0).ok
+    assert not tolerance.compare("t", rounded * 64, exact, terms=1, cancelled=1.0).ok
+
+
 def unwritten_memory_is_poisoned() -> None:
     with backends.poisoned(CPU) as how:
         if how == "torch":
@@ -218,6 +226,7 @@ def tests() -> dict[str, Callable[[], None]]:
         references_have_right_gradients,
         nan_never_passes,
         tolerance_follows_the_dtype,
+        differences_are_judged_by_what_was_taken_off,
         unwritten_memory_is_poisoned,
         correct_kernels_pass,
         correct_kernels_pass_in_every_mode,

@@ -11,12 +11,15 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 
 GRACE_SECONDS = 10.0
+# Test files at the same time: what takes long is Triton compiling on one core each.
+PROCESSES = 4
 STATUS = {"failure": FAIL, "error": FAIL, "skipped": NOT_RUN}
 
 
@@ -60,10 +63,10 @@ def read_junit(path: Path) -> list[Result]:
 
 
 def run(tests: Path, *, limit: float | None = None, select: str = "") -> tuple[list[Result], str]:
-    """Run every test file under a folder, in a process of its own.
+    """Run every test under a folder, or of one file, in a process of its own.
 
     Args:
-        tests: the ``tests`` folder of an unpacked sdist.
+        tests: the ``tests`` folder of an unpacked sdist, or a file in it.
         limit: seconds; then pytest is interrupted, and what ran until then is reported.
         select: pytest's ``-k``.
 
@@ -75,7 +78,8 @@ def run(tests: Path, *, limit: float | None = None, select: str = "") -> tuple[l
         # Started elsewhere and by import mode: the sdist's own source must not hide the installed packages.
         command = [sys.executable, "-P"] if sys.version_info >= (3, 11) else [sys.executable]
         command += ["-m", "pytest", "-q", "--tb=short", "--import-mode=importlib", "-p", "no:cacheprovider"]
-        command += [f"--junitxml={junit}", f"--rootdir={tests}", "-c", os.devnull, str(tests)]
+        command += [f"--junitxml={junit}", f"--rootdir={tests if tests.is_dir() else tests.parent}"]
+        command += ["-c", os.devnull, str(tests)]
         if select:
             command += ["-k", select]
         # Plugins that happen to be installed are none of upstream's business.
@@ -122,7 +126,7 @@ def summarize(project: str, results: list[Result], problem: str, seconds: float)
         took = sum(r.seconds for r in group)
         checks.append(Check(f"{project} {function}", status, detail, len(group), seconds=took))
     if problem or not results:
-        status = NOT_RUN if problem.startswith("interrupted") else FAIL
+        status = NOT_RUN if "interrupted after" in problem else FAIL
         checks.append(Check(f"{project} complete run", status, problem or "no tests found", seconds=seconds))
     return checks
 
@@ -130,17 +134,25 @@ def summarize(project: str, results: list[Result], problem: str, seconds: float)
 def run_projects(
     folders: dict[str, Path], *, limit: float | None = None, select: str = ""
 ) -> tuple[list[Check], dict[str, list[Result]]]:
-    """Run several projects' tests one after the other within one limit.
+    """Run several projects' tests within one limit, some files at a time.
 
     Args:
         folders: project -> its ``tests`` folder.
     """
     checks: list[Check] = []
-    every: dict[str, list[Result]] = {}
+    every: dict[str, list[Result]] = {project: [] for project in folders}
     deadline = None if limit is None else time.monotonic() + limit
-    for project, folder in folders.items():
+
+    def run_file(file: Path) -> tuple[list[Result], str, float]:
         started = time.monotonic()
         left = None if deadline is None else max(1.0, deadline - started)
-        every[project], problem = run(folder, limit=left, select=select)
-        checks += summarize(project, every[project], problem, time.monotonic() - started)
+        return *run(file, limit=left, select=select), time.monotonic() - started
+
+    # A folder without test files is pytest's to report.
+    files = [(p, file) for p, folder in folders.items() for file in sorted(folder.rglob("test_*.py")) or [folder]]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        for (project, file), done in zip(files, pool.map(run_file, [file for _, file in files]), strict=True):
+            results, problem, seconds = done
+            every[project] += results
+            checks += summarize(project, results, f"{file.name}: {problem}" if problem else "", seconds)
     return checks, every
