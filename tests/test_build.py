@@ -307,3 +307,14 @@ def test_ctrl_c_stops_the_compilers(
         builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
     assert alive(groups[0]) == []
     assert list((place.cache / "build").iterdir()) == []
+
+
+def test_a_recipe_that_changed_during_the_build_gives_no_package(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "demo-1-1.conda"
+    other.write_bytes(b"")
+    monkeypatch.setattr("ssm_forge.build._run_worker", lambda *args: other)
+    with open_log(tmp_path, "build") as log, pytest.raises(BuildError, match=r"demo-1-0\.conda was planned"):
+        builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
+    assert not (tmp_path / "channel").exists()

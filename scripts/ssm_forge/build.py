@@ -87,6 +87,12 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
     try:
         started = time.monotonic()
         package = _run_worker(request, staging, jobs, workspace, log)
+        if package.name != request.filename:
+            raise BuildError(
+                f"the recipe gave {package.name}, but {request.filename} was planned: it changed during the build.",
+                fix="Run the same command again.",
+                log=log.path,
+            )
         finished = finalize(package, request.project, request.values, workspace)
         target = channels.add(channel, finished)
         seconds = human_seconds(time.monotonic() - started)
