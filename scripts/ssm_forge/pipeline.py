@@ -39,13 +39,6 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         return
     started = time.monotonic()
     with open_log(place.logs, "install-mamba") as log:
-        say(f"Full log: {log.path}")
-        _announce(work)
-        log(json.dumps(work.as_dict(), indent=2))
-        if work.parts is not None:
-            from ssm_forge.bridge.assemble import assemble
-
-            assemble(work.parts, place, log)
         make_packages(work, place, log)
         install_packages(work, place, log)
         failed = _verify(work, place, log, as_json)
@@ -69,13 +62,6 @@ def build_packages(options: Options, *, as_json: bool) -> None:
     work = plan.make(options, place)
     if work.to_build:
         with open_log(place.logs, "build") as log:
-            say(f"Full log: {log.path}")
-            _announce(work)
-            log(json.dumps(work.as_dict(), indent=2))
-            if work.parts is not None:
-                from ssm_forge.bridge.assemble import assemble
-
-                assemble(work.parts, place, log)
             make_packages(work, place, log)
     else:
         say("Nothing to build: the channel has both packages.")
@@ -87,7 +73,14 @@ def build_packages(options: Options, *, as_json: bool) -> None:
 
 
 def make_packages(work: Plan, place: Workspace, log: Log) -> None:
-    """Build what the channel lacks, in dependency order."""
+    """Say what is planned, assemble the bridge where it is used, and build what the channel lacks, in order."""
+    say(f"Full log: {log.path}")
+    _announce(work)
+    log(json.dumps(work.as_dict(), indent=2))
+    if work.parts is not None:
+        from ssm_forge.bridge.assemble import assemble
+
+        assemble(work.parts, place, log)
     channel.ensure_indexed(place.channel)
     if work.to_build:
         # One quick, clear error where the engine would retry for minutes.
