@@ -38,8 +38,27 @@ def _listed(channel: Path) -> set[str]:
     return set(json.loads(index.read_text())["packages.conda"]) if index.exists() else set()
 
 
-def test_killed_while_building_nothing_reaches_the_channel(forge: Forge) -> None:
-    _kill(forge, 45, *_args(forge))
+def _kill_when_said(forge: Forge, words: str, *args: str) -> None:
+    """Kill it half a minute after it said ``words``, however long what came before took."""
+    process = forge.start(*args)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if words in line:
+            break
+    else:
+        pytest.fail(f"'{words}' was never said: {''.join(said)[-3000:]}")
+    time.sleep(30)
+    assert process.poll() is None, "it was done before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_killed_while_building_nothing_reaches_the_channel(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With a warm compile cache there would be a package before anyone can kill its build.
+    monkeypatch.setenv("SSM_FORGE_CCACHE", "off")
+    _kill_when_said(forge, "Building causal-conv1d", *_args(forge))
     assert not list(forge.channel.glob("linux-64/*.conda"))
     assert not _listed(forge.channel)
     assert not (forge.folder / VARIANT).exists()
