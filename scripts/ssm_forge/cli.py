@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check-toolchain": ("check_toolchain", "Check glibc, g++, nvcc, cuDNN and torch of a variant."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
     "build": ("build", "Build what the channel lacks, install nothing; or only solve it (--solve-only)."),
+    "reproduce": ("reproduce", "Rebuild a package from its own metadata and show where the two differ."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
     "bench": ("bench", "Measure the kernels (bench kernels) against this GPU and plain PyTorch."),
     "bundle": ("bundle", "Pack packages and checks for a machine with only Python, torch and a GPU."),

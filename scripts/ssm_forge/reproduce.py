@@ -1,0 +1,370 @@
+"""Builds a package a second time from what it says it was made from, and compares the two.
+
+A package holds its variant and the sha256 of its recipe, patches and toolchain locks. A rebuild proves something
+only if this checkout has the very same ones; else it is refused, with what differs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssm_forge import build as builds
+from ssm_forge import finalize, materials, package_diff, pipeline, plan, recipe, solver, variants
+from ssm_forge.arch import ArchList
+from ssm_forge.archive import read_json
+from ssm_forge.errors import ForgeError, IntegrityError, MachineError, UsageError
+from ssm_forge.fetch import sha256_of
+from ssm_forge.package_diff import Comparison, Difference
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.ui import Log, open_log, say
+
+_VARIANT_KEYS = ("forge_variant", "forge_source", "python", "cuda_arch_list", "cxx_compiler_version")
+
+# Commits looked at for one that has a package's inputs.
+_HISTORY = 200
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a package says it was made from.
+
+    Attributes:
+        filename: the name that it was built under, whatever the file is called now.
+        requires: packages of ours that it depends on.
+        variant: the values that its recipe was rendered with.
+    """
+
+    filename: str
+    project: str
+    requires: frozenset[str]
+    format: int
+    recipe_sha256: str
+    variant: dict[str, str]
+    materials: tuple[materials.Material, ...]
+
+    @property
+    def python(self) -> str:
+        return self.variant["python"].split(".*")[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A package and its rebuild.
+
+    Attributes:
+        kept: the rebuilt package, where it was to be kept.
+    """
+
+    package: Path
+    rebuilt: str
+    comparison: Comparison
+    kept: Path | None
+    log: Path
+
+
+def reproduce(
+    package: Path, place: Workspace, *, jobs: int | None = None, cache: bool = True, keep: Path | None = None
+) -> Outcome:
+    """Build ``package`` again, whatever channels hold, and compare.
+
+    Args:
+        cache: whether objects may come from the compile cache.
+        keep: folder for the rebuilt package; None to drop it.
+
+    Raises:
+        UsageError: when it is no package of ours, or ``keep`` holds a file of its name.
+        IntegrityError: when it was made from other inputs than this checkout has.
+        MachineError: when this machine has no compiler of the major that was used, or too little memory.
+        BuildError: when the rebuild fails.
+    """
+    recorded = read(package)
+    check_inputs(recorded, place)
+    builds.sweep(place)
+    with (
+        tempfile.TemporaryDirectory(prefix="ssm-forge-reproduce-") as scratch,
+        open_log(place.logs, "reproduce") as log,
+    ):
+        work = plan.make(_options(recorded, Path(scratch) / "prefix", jobs, place), place)
+        request = next(p.request for p in work.packages if p.name == recorded.project)
+        _check_kept(keep, {recorded.filename, request.filename})
+        if request.filename != recorded.filename:
+            say(f"[yellow]note:[/] the recipe now gives {request.filename}: the packages can't be the same.")
+        _make_needed(work, recorded, builds.choose_jobs(jobs), place, log)
+        rebuilt = _rebuild(work, request, Path(scratch) / "channel", jobs, cache=cache, place=place, log=log)
+        comparison = _compare(package, rebuilt, recorded)
+        for difference in comparison.differences:
+            log("\n".join([f"{difference.where}: {difference.what}", *difference.detail]))
+        return Outcome(package, rebuilt.name, comparison, _keep(rebuilt, keep), log.path)
+
+
+def read(package: Path) -> Recorded:
+    """What the package says of itself.
+
+    Raises:
+        UsageError: when it was not made by ssm-forge.
+        IntegrityError: when it is not a whole .conda package.
+    """
+    index = _json(package, "index.json")
+    said = _json(package, finalize.PROVENANCE.removeprefix("info/"))
+    variant, listed = said.get("variant", {}), said.get("materials")
+    if not (
+        said.get("name") in recipe.PROJECTS
+        and isinstance(listed, list)
+        and _is_of_texts(variant, _VARIANT_KEYS)
+        and all(_is_of_texts(item, ("uri", "sha256", "role")) for item in listed)
+    ):
+        found = f"it has no {finalize.PROVENANCE}" if not said else f"its {finalize.PROVENANCE} is for something else"
+        raise UsageError(
+            f"{package} is not a package that ssm-forge made: {found}, and it is {_name(index) or 'nameless'}.",
+            fix=f"Name one that '{launcher()} build' made, of {' or '.join(recipe.PROJECTS)}.",
+        )
+    depends = {str(spec).split()[0] for spec in index.get("depends", [])}
+    return Recorded(
+        filename=f"{_name(index)}.conda",
+        project=said["name"],
+        requires=frozenset(depends & set(recipe.PROJECTS)),
+        format=said.get("format", 0),
+        recipe_sha256=str(said.get("recipe_sha256", "")),
+        variant=variant,
+        materials=tuple(listed),
+    )
+
+
+def _is_of_texts(value: object, keys: tuple[str, ...]) -> bool:
+    return isinstance(value, dict) and set(keys) <= set(value) and all(isinstance(v, str) for v in value.values())
+
+
+def _json(package: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the package's info; empty where it has none."""
+    try:
+        found = read_json(package, name)
+    except KeyError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _name(index: dict[str, Any]) -> str:
+    return "-".join(str(index[key]) for key in ("name", "version", "build") if key in index)
+
+
+def check_inputs(recorded: Recorded, place: Workspace) -> None:
+    """
+    Raises:
+        IntegrityError: when the package was made from other inputs than ``place`` has; names them.
+    """
+    if recorded.format != finalize.FORMAT:
+        raise IntegrityError(
+            f"{recorded.filename} is finished in format {recorded.format}, and this checkout writes format "
+            f"{finalize.FORMAT}, so a rebuild here can't give the same bytes.",
+            fix="Check out the version of ssm-forge that built it (git log -S 'FORMAT = "
+            f"{recorded.format}' -- scripts/ssm_forge/finalize.py).",
+        )
+    found = _other_inputs(recorded, place)
+    if found:
+        raise IntegrityError(
+            f"{recorded.filename} was not made from what this checkout has, so a rebuild would prove nothing: "
+            f"{'; '.join(found)}.",
+            fix=_where_they_are(recorded, place),
+        )
+
+
+def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:
+    """What of the package's inputs ``place`` lacks or has otherwise; empty when all are the same."""
+    found = [told for item in recorded.materials if (told := _other_file(item, place))]
+    digest = recipe.digest(recorded.project, place)
+    if digest != recorded.recipe_sha256 and not any(told.startswith("patches/") for told in found):
+        found.append(
+            f"recipes/{recorded.project}, recipes/common or patches differ (sha256 over them {digest[:12]} here, "
+            f"{recorded.recipe_sha256[:12] or 'none'} in the package)"
+        )
+    found += _other_values(recorded, place)
+    if found:
+        return found
+    values = {key: [value] for key, value in recorded.variant.items()}
+    here = {item["uri"]: item["sha256"] for item in materials.collect(recorded.project, values, place)}
+    there = {item["uri"]: item["sha256"] for item in recorded.materials}
+    found += [f"{uri} is an input here, and none of the package's" for uri in sorted(here.keys() - there.keys())]
+    found += [f"{uri} is an input of the package, and none here" for uri in sorted(there.keys() - here.keys())]
+    found += [
+        f"{uri} has sha256 {here[uri][:12]} here, {there[uri][:12]} in the package"
+        for uri in sorted(here.keys() & there.keys())
+        if here[uri] != there[uri]
+    ]
+    return found
+
+
+def _other_file(item: materials.Material, place: Workspace) -> str:
+    """How a patch or lock differs here; empty when it is the same, or something to download."""
+    if item["role"] == "source":
+        return ""
+    path = place.root / item["uri"]
+    if not path.resolve().is_relative_to(place.root.resolve()) or not path.is_file():
+        return f"{item['uri']} ({item['role']}) is not here"
+    sha256 = sha256_of(path)
+    if sha256 == item["sha256"]:
+        return ""
+    return f"{item['uri']} ({item['role']}) differs (sha256 {sha256[:12]} here, {item['sha256'][:12]} in the package)"
+
+
+def _other_values(recorded: Recorded, place: Workspace) -> list[str]:
+    """Values of the build matrix that are others here. The compiler is the machine's, not the matrix's."""
+    matrix = variants.load(place.variants)
+    name, source = recorded.variant["forge_variant"], recorded.variant["forge_source"]
+    row = next((v for v in matrix.variants if (v.name, v.source) == (name, source)), None)
+    if row is None or recorded.python not in row.pythons:
+        return [f"recipes/variants.yaml has no {name} ({source}) for Python {recorded.python}"]
+    archs = ArchList.parse(recorded.variant["cuda_arch_list"])
+    values = {key: value[0] for key, value in row.render_values(recorded.python, archs).items()}
+    if source == "bridge":
+        values["cxx_compiler_version"] = recorded.variant["cxx_compiler_version"]
+    return [
+        f"recipes/variants.yaml: {key} is {values.get(key, 'nothing')} here, "
+        f"{recorded.variant.get(key, 'nothing')} in the package"
+        for key in sorted(values.keys() | recorded.variant.keys())
+        if values.get(key) != recorded.variant.get(key)
+    ]
+
+
+def _where_they_are(recorded: Recorded, place: Workspace) -> str:
+    """Which commit has the package's inputs, as something to do."""
+    paths = ("recipes", "patches", "pixi.lock")
+    for commit in _git(place.root, "log", f"-{_HISTORY}", "--format=%h", "--", *paths).decode().split():
+        with tempfile.TemporaryDirectory(prefix="ssm-forge-history-") as folder:
+            archive = _git(place.root, "archive", commit)
+            subprocess.run(["tar", "-x", "-C", folder, *paths], input=archive, capture_output=True, check=False)
+            try:
+                same = not _other_inputs(recorded, Workspace(Path(folder), place.cache))
+            except (ForgeError, OSError, ValueError, KeyError, TypeError, IndexError):
+                # The files of then need not be readable by the code of now.
+                continue
+        if same:
+            # Stashed first: restore drops what was changed and not committed.
+            restore = f"git stash && git restore --source={commit} {' '.join(paths)}"
+            return f"Commit {commit} has them: bring them here with '{restore}', and run it again."
+    return "No commit of this checkout has them; check out the one that the package was built from."
+
+
+def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int, place: Workspace, log: Log) -> None:
+    """The bridge, and what the recipe's tests install beside the package: built as by the build task if missing."""
+    needed = tuple(p for p in work.packages if p.name in recorded.requires)
+    memory = builds.MEMORY_BASE + jobs * builds.MEMORY_PER_JOB
+    pipeline.make_packages(replace(work, packages=needed, jobs=jobs, memory=memory), place, log)
+
+
+def _rebuild(
+    work: plan.Plan,
+    request: builds.BuildRequest,
+    channel: Path,
+    jobs: int | None,
+    *,
+    cache: bool,
+    place: Workspace,
+    log: Log,
+) -> Path:
+    solver.require_reachable(work.channels)
+    # Counted anew: what is needed has been built, and memory is what it was.
+    chosen = builds.choose_jobs(jobs)
+    say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")
+    with _compile_cache(on=cache):
+        return builds.build(request, channel=channel, jobs=chosen, workspace=place, log=log)
+
+
+def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspace) -> plan.Options:
+    options = plan.Options(
+        variant=recorded.variant["forge_variant"],
+        python=recorded.python,
+        cuda_arch=recorded.variant["cuda_arch_list"],
+        source=recorded.variant["forge_source"],  # type: ignore[arg-type]
+        prefix=prefix,
+        jobs=jobs,
+        for_this_machine=False,
+    )
+    if options.source == "conda":
+        return options
+    return _with_compiler(options, recorded.variant["cxx_compiler_version"], place)
+
+
+def _with_compiler(options: plan.Options, major: str, place: Workspace) -> plan.Options:
+    """The options with a C++ compiler of the major that the package was made with.
+
+    Raises:
+        MachineError: when there is none.
+    """
+    found = []
+    for choice in ("auto", f"g++-{major}", "g++", "bridge"):
+        tried = replace(options, host_compiler=choice)
+        try:
+            parts = plan.origin(tried, place).parts
+        except MachineError:
+            if choice == "auto":
+                raise  # It takes any compiler, so that something else is missing.
+            continue
+        assert parts is not None
+        if str(parts.compiler.major) == major:
+            return tried
+        found.append(f"{parts.compiler.origin} {parts.compiler.version}")
+    raise MachineError(
+        f"the package was compiled with g++ {major}, and this machine has none (found: "
+        f"{', '.join(dict.fromkeys(found))}).",
+        fix=f"Install it, e.g. 'apt install g++-{major}'.",
+    )
+
+
+@contextmanager
+def _compile_cache(*, on: bool) -> Iterator[None]:
+    """The build's setting for the compile cache, which its worker takes from the environment."""
+    before = os.environ.get("SSM_FORGE_CCACHE")
+    if not on:
+        os.environ["SSM_FORGE_CCACHE"] = "off"
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["SSM_FORGE_CCACHE"] = before
+        elif not on:
+            del os.environ["SSM_FORGE_CCACHE"]
+
+
+def _compare(package: Path, rebuilt: Path, recorded: Recorded) -> Comparison:
+    comparison = package_diff.compare(package, rebuilt)
+    if rebuilt.name == recorded.filename:
+        return comparison
+    what = f"the recipe gave {recorded.filename}, {package_diff.NEW} {rebuilt.name}"
+    detail = (
+        "The recipe and the values are the same, so the build string's hash was made by another rattler-build.",
+        "Every name below that holds it follows from that.",
+    )
+    return replace(comparison, differences=(Difference("build string", what, detail), *comparison.differences))
+
+
+def _check_kept(folder: Path | None, names: set[str]) -> None:
+    """
+    Raises:
+        UsageError: when the rebuilt package would replace a file; above all the one that it is compared with.
+    """
+    there = sorted(name for name in names if folder is not None and (folder / name).exists())
+    if there:
+        raise UsageError(f"{folder} has a file {there[0]} already.", fix="Name another folder with --keep.")
+
+
+def _keep(rebuilt: Path, folder: Path | None) -> Path | None:
+    if folder is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(rebuilt, folder / rebuilt.name))
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    """git's answer; empty without git or outside of a repository."""
+    try:
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, check=False).stdout
+    except OSError:
+        return b""
