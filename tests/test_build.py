@@ -16,10 +16,11 @@ import pytest
 
 from ssm_forge import build as builds
 from ssm_forge import machine
-from ssm_forge.build import MEMORY_BASE, MEMORY_PER_JOB, BuildRequest, choose_jobs, sweep
+from ssm_forge.build import MEMORY_BASE, MEMORY_MARGIN, BuildRequest, choose_jobs, memory_needed, sweep
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.paths import Workspace
-from ssm_forge.ui import Log, human_bytes, open_log
+from ssm_forge.schedule import Job
+from ssm_forge.ui import Log, open_log
 
 GB = 1_000_000_000
 
@@ -41,41 +42,54 @@ def have(monkeypatch: pytest.MonkeyPatch, *, memory: int, cores: int) -> None:
     monkeypatch.setattr(builds, "cores", lambda: cores)
 
 
+# Four files; with the margin they take 3, 2, 1 and 1 GB.
+COSTS = [Job(f"{i}.cu", 10.0, round(size * GB / MEMORY_MARGIN)) for i, size in enumerate((1, 3, 1, 2))]
+
+
 @pytest.mark.parametrize(
     ("memory", "cores", "requested", "expected"),
     [
         (64 * GB, 2, None, 2),
-        (64 * GB, 16, None, 16),
-        (MEMORY_BASE + 3 * MEMORY_PER_JOB, 16, None, 3),
-        (MEMORY_BASE + 3 * MEMORY_PER_JOB - 1, 16, None, 2),
-        (MEMORY_BASE + MEMORY_PER_JOB, 16, None, 1),
+        (64 * GB, 16, None, 4),
+        (MEMORY_BASE + 6 * GB, 16, None, 3),
+        (MEMORY_BASE + 6 * GB - 10, 16, None, 2),
+        (MEMORY_BASE + 3 * GB, 16, None, 1),
         (64 * GB, 2, 5, 5),
-        (MEMORY_BASE + MEMORY_PER_JOB, 1, 1, 1),
+        (MEMORY_BASE + 3 * GB, 1, 1, 1),
     ],
 )
-def test_as_many_jobs_as_cores_and_memory_allow(
+def test_as_many_jobs_as_cores_files_and_memory_allow(
     monkeypatch: pytest.MonkeyPatch, memory: int, cores: int, requested: int | None, expected: int
 ) -> None:
     have(monkeypatch, memory=memory, cores=cores)
-    assert choose_jobs(requested) == expected
+    assert choose_jobs(requested, COSTS) == expected
+
+
+def test_the_files_that_take_most_may_run_side_by_side() -> None:
+    assert memory_needed(2, COSTS) == MEMORY_BASE + 5 * GB
+    assert memory_needed(9, COSTS) == MEMORY_BASE + 7 * GB
 
 
 def test_too_many_jobs_are_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MEMORY_BASE + 2 * MEMORY_PER_JOB + GB
-    have(monkeypatch, memory=memory, cores=16)
+    have(monkeypatch, memory=MEMORY_BASE + 5 * GB, cores=16)
     with pytest.raises(MachineError) as error:
-        choose_jobs(4)
-    assert (
-        f"4 compile jobs need {human_bytes(MEMORY_BASE)} + 4 x {human_bytes(MEMORY_PER_JOB)} = "
-        f"{human_bytes(MEMORY_BASE + 4 * MEMORY_PER_JOB)} of memory, and {human_bytes(memory)} are free."
-    ) in error.value.what
+        choose_jobs(4, COSTS)
+    sums = "800.0 MB + 3.0 GB + 2.0 GB + 1.0 GB + 1.0 GB = 7.8 GB"
+    assert error.value.what == f"4 compile jobs need {sums} of memory, and 5.8 GB are free."
     assert error.value.fix == "Use --jobs 2."
+
+
+def test_many_jobs_are_summed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, memory=GB, cores=16)
+    with pytest.raises(MachineError, match=r"\+ 1\.0 GB \+ 2\.0 GB for 2 more = 9\.8 GB of memory") as error:
+        choose_jobs(6, [*COSTS, *COSTS[:1], *COSTS[:1]])
+    assert "Free memory" in error.value.fix
 
 
 def test_too_little_for_one_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, memory=GB // 2, cores=16)
     with pytest.raises(MachineError, match=r"1 compile job need.* 500\.0 MB are free") as error:
-        choose_jobs(None)
+        choose_jobs(None, COSTS)
     assert "--jobs" not in error.value.fix
 
 

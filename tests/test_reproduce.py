@@ -151,7 +151,7 @@ def rebuild(place: Workspace, package: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(plan, "origin", compilers(auto=12))
     monkeypatch.setattr(pipeline, "make_packages", fake.make_packages)
     monkeypatch.setattr(builds, "build", fake.build)
-    monkeypatch.setattr(builds, "choose_jobs", lambda requested: requested or 2)
+    monkeypatch.setattr(builds, "choose_jobs", lambda requested, costs: requested or 2)
     monkeypatch.setattr(command, "workspace", lambda: place)
     return fake
 

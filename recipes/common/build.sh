@@ -22,7 +22,14 @@ unset NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS
 compile="${RECIPE_DIR}/../common/compile.sh"
 printf '#!/bin/sh\nexec "%s" "%s" -objtemp -no-compress "$@"\n' "${compile}" "${BUILD_PREFIX}/bin/nvcc" >"${SRC_DIR}/.tools/nvcc"
 printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
-chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++"
+# torch writes build.ninja and starts the first ninja on PATH; this one orders the files before it starts the real one.
+order="${RECIPE_DIR}/../common/order.py"
+costs="${RECIPE_DIR}/../compile-costs.txt"
+mkdir -p "${SRC_DIR}/.tools/path"
+printf '#!/bin/sh\n[ ! -f build.ninja ] || "%s" "%s" "%s" "%s" build.ninja || exit\nexec "%s" "$@"\n' \
+    "${PYTHON}" "${order}" "${costs}" "${EXTENSION}" "${BUILD_PREFIX}/bin/ninja" >"${SRC_DIR}/.tools/path/ninja"
+chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++" "${SRC_DIR}/.tools/path/ninja"
+export PATH="${SRC_DIR}/.tools/path:${PATH}"
 export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
 
 "${BUILD_PREFIX}/bin/nvcc" --version

@@ -9,6 +9,10 @@ set -euo pipefail
 work="$(cd "${SRC_DIR}" && pwd -P)"
 args=()
 for arg in "$@"; do
+    # A conda compiler's LDFLAGS name the prefix here. The recipe sets the rpaths; a relative one would stay beside them.
+    if [[ "${arg}" == -Wl,-rpath,* ]]; then
+        continue
+    fi
     arg="${arg//"${SP_DIR}"/.site}"
     arg="${arg//"${PREFIX}/include/python${PY_VER}"/.python}"
     arg="${arg//"${PREFIX}"/.host}"

@@ -25,12 +25,13 @@ from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
 from ssm_forge.machine import cores, free_memory
 from ssm_forge.paths import Workspace
+from ssm_forge.schedule import Job
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, say
 
-# Peak resident memory of the compiler's processes for the largest source file, measured with nvcc 13.0
-# (causal_conv1d_bwd.cu, 2.1 GB), rounded up; and what the rest of a build takes.
-MEMORY_PER_JOB = 2_600_000_000
+# What a build takes beside its compilers: the engine, pip, the tests' Python.
 MEMORY_BASE = 800_000_000
+# Other toolkits and more capabilities than the costs were measured with take somewhat more.
+MEMORY_MARGIN = 1.25
 
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _SOURCE = re.compile(r"([\w./-]+\.(?:cu|cpp))\b(?! *:)")
@@ -53,22 +54,38 @@ class BuildRequest:
     channels: tuple[str, ...]
 
 
-def choose_jobs(requested: int | None) -> int:
+def memory_needed(jobs: int, costs: Sequence[Job]) -> int:
+    """Bytes that a build with ``jobs`` compilers may take: with the files that take most side by side."""
+    return MEMORY_BASE + sum(_largest(jobs, costs))
+
+
+def _largest(jobs: int, costs: Sequence[Job]) -> list[int]:
+    each = sorted((round(job.memory * MEMORY_MARGIN) for job in costs), reverse=True)
+    return each[:jobs]
+
+
+def choose_jobs(requested: int | None, costs: Sequence[Job]) -> int:
     """Parallel compilers: as many as there are cores and memory for.
+
+    Args:
+        costs: of the files that are compiled.
 
     Raises:
         MachineError: when the memory is too small for the jobs asked for, or for a single one.
     """
     have = free_memory()
-    fitting = (have - MEMORY_BASE) // MEMORY_PER_JOB
+    # More compilers than files are of no use.
+    fitting = max((n for n in range(1, len(costs) + 1) if memory_needed(n, costs) <= have), default=0)
     wanted = requested or max(1, min(cores(), fitting))
-    needed = MEMORY_BASE + wanted * MEMORY_PER_JOB
-    if needed > have:
-        fix = f"Use --jobs {fitting}." if fitting >= 1 else "Free memory, or build on a larger machine."
+    if wanted > fitting and memory_needed(wanted, costs) > have:
+        largest = _largest(wanted, costs)
+        sums = f"{human_bytes(MEMORY_BASE)} + {' + '.join(map(human_bytes, largest[:4]))}"
+        sums += f" + {human_bytes(sum(largest[4:]))} for {len(largest) - 4} more" if len(largest) > 4 else ""
+        needed = human_bytes(memory_needed(wanted, costs))
         raise MachineError(
-            f"{wanted} compile job{'s' if wanted > 1 else ''} need {human_bytes(MEMORY_BASE)} + {wanted} x "
-            f"{human_bytes(MEMORY_PER_JOB)} = {human_bytes(needed)} of memory, and {human_bytes(have)} are free.",
-            fix=fix,
+            f"{wanted} compile job{'s' if wanted > 1 else ''} need {sums} = {needed} of memory, and "
+            f"{human_bytes(have)} are free.",
+            fix=f"Use --jobs {fitting}." if fitting >= 1 else "Free memory, or build on a larger machine.",
         )
     return wanted
 

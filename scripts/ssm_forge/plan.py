@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import channel as channels
-from ssm_forge import finalize, install, machine, policy, recipe, remote, variants
+from ssm_forge import compile_costs, finalize, install, machine, policy, recipe, remote, variants
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
-from ssm_forge.build import MEMORY_BASE, MEMORY_PER_JOB, BuildRequest, channel_urls, choose_jobs
+from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_needed
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace
@@ -348,9 +348,11 @@ def _with_needs(
     download, disk = (0, 0)
     if parts is not None and needs_environment:
         download, disk = assemble.bytes_needed(parts, workspace)
-    jobs = 0
+    jobs, memory = 0, 0
     if builds:
-        jobs = choose_jobs(requested_jobs)
+        costs = compile_costs.load(workspace, [p.name for p in builds])
+        jobs = choose_jobs(requested_jobs, costs)
+        memory = memory_needed(jobs, costs)
         disk += len(builds) * _DISK_PER_BUILD * max(1, len(archs.sass))
     if needs_environment:
         disk += _DISK_FOR_ENVIRONMENT
@@ -366,7 +368,7 @@ def _with_needs(
         jobs=jobs,
         download=download,
         disk=disk,
-        memory=MEMORY_BASE + jobs * MEMORY_PER_JOB if builds else 0,
+        memory=memory,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge import build as builds
-from ssm_forge import finalize, materials, package_diff, pipeline, plan, recipe, solver, variants
+from ssm_forge import compile_costs, finalize, materials, package_diff, pipeline, plan, recipe, solver, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.archive import read_json
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, UsageError
@@ -97,7 +97,7 @@ def reproduce(
         _check_kept(keep, {recorded.filename, request.filename})
         if request.filename != recorded.filename:
             say(f"[yellow]note:[/] the recipe now gives {request.filename}: the packages can't be the same.")
-        _make_needed(work, recorded, builds.choose_jobs(jobs), place, log)
+        _make_needed(work, recorded, jobs, place, log)
         rebuilt = _rebuild(work, request, Path(scratch) / "channel", jobs, cache=cache, place=place, log=log)
         comparison = _compare(package, rebuilt, recorded)
         for difference in comparison.differences:
@@ -252,11 +252,13 @@ def _where_they_are(recorded: Recorded, place: Workspace) -> str:
     return "No commit of this checkout has them; check out the one that the package was built from."
 
 
-def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int, place: Workspace, log: Log) -> None:
+def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, place: Workspace, log: Log) -> None:
     """The bridge, and what the recipe's tests install beside the package: built as by the build task if missing."""
     needed = tuple(p for p in work.packages if p.name in recorded.requires)
-    memory = builds.MEMORY_BASE + jobs * builds.MEMORY_PER_JOB
-    pipeline.make_packages(replace(work, packages=needed, jobs=jobs, memory=memory), place, log)
+    costs = compile_costs.load(place, [p.name for p in needed] or [recorded.project])
+    chosen = builds.choose_jobs(jobs, costs)
+    memory = builds.memory_needed(chosen, costs)
+    pipeline.make_packages(replace(work, packages=needed, jobs=chosen, memory=memory), place, log)
 
 
 def _rebuild(
@@ -271,7 +273,7 @@ def _rebuild(
 ) -> Path:
     solver.require_reachable(work.channels)
     # Counted anew: what is needed has been built, and memory is what it was.
-    chosen = builds.choose_jobs(jobs)
+    chosen = builds.choose_jobs(jobs, compile_costs.load(place, [request.project]))
     say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")
     with _compile_cache(on=cache):
         return builds.build(request, channel=channel, jobs=chosen, workspace=place, log=log)

@@ -1,0 +1,66 @@
+"""What the compile wrapper of the recipes hands to a compiler: nothing of it tells where the build is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "recipes/common/compile.sh"
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> dict[str, str]:
+    """The environment variables of a build whose compiler prints its folder and its arguments."""
+    host = tmp_path / "host_env"
+    work = tmp_path / "work"
+    work.mkdir()
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
+    compiler.chmod(0o755)
+    return {
+        **os.environ,
+        "SRC_DIR": str(work),
+        "PREFIX": str(host),
+        "BUILD_PREFIX": str(tmp_path / "build_env"),
+        "SP_DIR": str(host / "lib/python3.12/site-packages"),
+        "PY_VER": "3.12",
+        "COMPILER": str(compiler),
+    }
+
+
+def run(build: dict[str, str], *arguments: str) -> list[str]:
+    command = ["bash", SCRIPT, build["COMPILER"], *arguments]
+    return subprocess.run(command, env=build, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_every_path_is_relative_to_the_sources(build: dict[str, str]) -> None:
+    folder, *arguments = run(
+        build,
+        f"-I{build['SP_DIR']}/torch/include",
+        f"-I{build['PREFIX']}/include/python3.12",
+        f"-I{build['PREFIX']}/include",
+        f"-I{build['BUILD_PREFIX']}/include",
+        "-c",
+        f"{build['SRC_DIR']}/csrc/a.cu",
+        "two words",
+    )
+    assert folder == build["SRC_DIR"]
+    expected = ["-I.site/torch/include", "-I.python", "-I.host/include", "-I.build/include", "-c", "csrc/a.cu"]
+    assert arguments == [*expected, "two words"]
+
+
+def test_a_compilers_own_rpath_does_not_get_into_what_is_linked(build: dict[str, str]) -> None:
+    """conda's compilers set one in LDFLAGS; made relative, it would stay in the extension."""
+    flags = [f"-Wl,-rpath,{build['PREFIX']}/lib", f"-Wl,-rpath-link,{build['PREFIX']}/lib", f"-L{build['PREFIX']}/lib"]
+    assert run(build, "-shared", *flags)[1:] == ["-shared", "-Wl,-rpath-link,.host/lib", "-L.host/lib"]
+
+
+def test_the_compile_cache_starts_the_compiler_where_there_is_one(build: dict[str, str], tmp_path: Path) -> None:
+    cache = tmp_path / "ccache"
+    cache.write_text('#!/bin/sh\necho cached\nexec "$@"\n')
+    cache.chmod(0o755)
+    build["CCACHE"] = str(cache)
+    assert run(build, "-c")[0] == "cached"
