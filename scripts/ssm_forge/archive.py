@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -66,11 +66,18 @@ def rewrite_info(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles
         _write(target, payload, info_files)
 
 
-def repack(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles]) -> None:
+def repack(
+    path: Path,
+    target: Path,
+    edit: Callable[[InfoFiles], InfoFiles],
+    replaced: Mapping[str, bytes] | None = None,
+) -> None:
     """Like :func:`rewrite_info`, with a payload that depends on nothing but the files' names, modes and bytes.
 
-    Compressed at zstd's highest level, whose window is as large as the binaries: compiled kernels resemble each
-    other. ``target`` appears whole or not at all.
+    ``target`` appears whole or not at all.
+
+    Args:
+        replaced: files of the payload that get other bytes, by their path in it.
     """
     info_files = edit(read_info(path))
     with (
@@ -81,16 +88,24 @@ def repack(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles]) -> 
         with _opened(path) as old, old.open(_member(old, "pkg-")) as source:
             zstandard.ZstdDecompressor().copy_stream(source, plain)
         plain.seek(0)
-        _normalise(plain, normal)
+        _normalise(plain, normal, replaced or {})
         # The size is part of the frame, so that the window is chosen for it.
         size = normal.seek(0, io.SEEK_END)
         normal.seek(0)
-        zstandard.ZstdCompressor(level=22).copy_stream(normal, packed, size=size)
+        zstandard.ZstdCompressor(compression_params=_parameters(size)).copy_stream(normal, packed, size=size)
         packed.seek(0)
         _write(target, packed, info_files)
 
 
-def _normalise(source: IO[bytes], sink: IO[bytes]) -> None:
+def _parameters(size: int) -> zstandard.ZstdCompressionParameters:
+    """Compiled kernels resemble each other over long distances: the window is as large as every zstd reads.
+
+    Beyond level 16 it takes five times as long for a twentieth of the size.
+    """
+    return zstandard.ZstdCompressionParameters.from_level(16, source_size=size, window_log=27, enable_ldm=True)
+
+
+def _normalise(source: IO[bytes], sink: IO[bytes], replaced: Mapping[str, bytes]) -> None:
     """The same tar with members in order of name, and fixed times and owners."""
     with tarfile.open(fileobj=source) as old, tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as new:
         for member in sorted(old.getmembers(), key=lambda m: m.name):
@@ -98,7 +113,11 @@ def _normalise(source: IO[bytes], sink: IO[bytes]) -> None:
             member.uid = member.gid = 0
             member.uname = member.gname = ""
             member.pax_headers = {}
-            new.addfile(member, old.extractfile(member) if member.isfile() else None)
+            if member.name in replaced:
+                member.size = len(replaced[member.name])
+                new.addfile(member, io.BytesIO(replaced[member.name]))
+            else:
+                new.addfile(member, old.extractfile(member) if member.isfile() else None)
 
 
 def _write(target: Path, payload: IO[bytes], info_files: InfoFiles) -> None:

@@ -22,7 +22,7 @@ PROVENANCE = "info/ssm-forge.json"
 SBOM = "info/sbom.cdx.json"
 
 # Raised when finished packages change without their recipe changing; older ones are then built anew.
-FORMAT = 2
+FORMAT = 3
 
 
 def finalize(package: Path, project: str, values: dict[str, list[str]], workspace: Workspace) -> Path:
