@@ -35,14 +35,16 @@ def _gpu_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elf, "gpu_code", lambda path: ArchList.parse("8.0;9.0+PTX"))
 
 
-def built(folder: Path, *, when: int, where: str, extension: str = "causal_conv1d_cuda") -> Path:
+def built(
+    folder: Path, *, when: int, where: str, extension: str = "causal_conv1d_cuda", flags: tuple[str, ...] = ()
+) -> Path:
     """A package as the engine leaves it: with the time, the channel and the recipe's folder in it."""
     out = folder / "out"
     content = folder / "content"
     (content / SITE).mkdir(parents=True)
     code = b'#include <stdlib.h>\nint f(void) { return atoi(getenv("X")); }'
     library = content / SITE / f"{extension}.so.x.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=code, check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", *flags, "-x", "c", "-", "-o", library], input=code, check=True)
     from rattler_build import assemble_package
 
     made = assemble_package(
@@ -124,6 +126,15 @@ def test_other_gpu_code_than_asked_for_is_refused(
     package = built(tmp_path / "a", when=1, where="x")
     with pytest.raises(BuildError, match=f"holds {found.tag}, but sm80_sm90ptx was asked for"):
         finalize(package, "causal-conv1d", VALUES, place)
+
+
+def test_an_extension_that_looks_for_libraries_in_the_build_is_refused(tmp_path: Path, place: Workspace) -> None:
+    package = built(tmp_path, when=1, where="x", flags=("-Wl,-rpath,.host/lib",))
+    with pytest.raises(BuildError, match=r"would look for libraries in \.host/lib"):
+        finalize(package, "causal-conv1d", VALUES, place)
+    finalize(
+        built(tmp_path / "good", when=1, where="x", flags=("-Wl,-rpath,$ORIGIN/x",)), "causal-conv1d", VALUES, place
+    )
 
 
 def test_the_digest_follows_recipe_and_patches(tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ class Library:
     versions: dict[str, frozenset[str]]
 
     @property
+    def foreign_rpaths(self) -> tuple[str, ...]:
+        """Where it looks for libraries that is not beside it: a folder of the machine that built it."""
+        return tuple(rpath for rpath in self.rpaths if not rpath.startswith(("$ORIGIN", "${ORIGIN}")))
+
+    @property
     def glibc(self) -> str:
         """The highest GLIBC symbol version needed, ``2.32``; ``2.2.5`` when none is."""
         found = [

@@ -65,10 +65,18 @@ def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, A
             f"{extension} holds {found.tag}, but {wanted.tag} was asked for.",
             fix="The recipe's patches no longer set the compute capabilities; please report this.",
         )
-    needs = [elf.read(path).glibc for path in libraries]
+    read = [elf.read(path) for path in libraries]
+    for library in read:
+        if library.foreign_rpaths:
+            raise BuildError(
+                f"{library.path.name} would look for libraries in {library.foreign_rpaths[0]}, a folder of this build.",
+                fix="A flag of the compiler got past recipes/common/compile.sh; please report this.",
+            )
     return {
         "cuda_arch_list": str(found),
-        "glibc": max(needs, key=lambda version: [int(part) for part in version.split(".")]),
+        "glibc": max(
+            (library.glibc for library in read), key=lambda version: [int(part) for part in version.split(".")]
+        ),
     }
 
 

@@ -190,10 +190,9 @@ def _library_checks(extension: str, path: Path, record: dict[str, Any], prefix: 
 
 def _links(path: Path, prefix: Path) -> tuple[bool, str]:
     library = elf.read(path)
-    absolute = [rpath for rpath in library.rpaths if not rpath.startswith("$ORIGIN")]
     found = elf.resolve(library, prefix, _preloaded(prefix))
     problems = [
-        *(f"rpath {rpath} is a path of the build machine" for rpath in absolute),
+        *(f"rpath {rpath} is a path of the build machine" for rpath in library.foreign_rpaths),
         *(f"{name} is not in the prefix" for name in found.missing_libraries),
         *(f"{name} is outside the prefix" for name in found.outside),
         *(f"undefined symbol {name}" for name in found.missing_symbols[:5]),

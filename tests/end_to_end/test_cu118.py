@@ -91,3 +91,11 @@ def test_the_installed_torch_is_pristine(bare: Bare) -> None:
     """The build's patch reached neither the package cache nor an environment made from it."""
     (file,) = (bare.folder / VARIANT).glob("lib/python3.10/site-packages/torch/utils/cpp_extension.py")
     assert "'11.8'" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("project", ["causal-conv1d", "mamba-ssm"])
+def test_the_same_bytes_come_again_in_another_folder_with_one_job_and_a_warm_cache(bare: Bare, project: str) -> None:
+    (package,) = bare.channel.glob(f"linux-64/{project}-*cuda118*.conda")
+    done = bare("reproduce", str(package), "--jobs", "1", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.json["reproduced"]

@@ -159,6 +159,14 @@ def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(forge: Forge, be
         install.solve_for_prefix(["mamba-ssm", beside], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH))
 
 
+@pytest.mark.parametrize("project", ["causal-conv1d", "mamba-ssm"])
+def test_the_same_bytes_come_again_in_another_folder_with_one_job_and_a_warm_cache(forge: Forge, project: str) -> None:
+    (package,) = forge.channel.glob(f"linux-64/{project}-*.conda")
+    done = forge("reproduce", str(package), "--jobs", "1", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.json["reproduced"]
+
+
 def test_the_kernel_references_and_checks_hold_on_the_cpu(forge: Forge) -> None:
     """The references agree with each other, and every injected fault is caught, under the environment's torch."""
     python = forge.folder / VARIANT / "bin/python"
