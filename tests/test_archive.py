@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ssm_forge.archive import InfoFiles, dump_json, read_info, read_json, rewrite_info
+from ssm_forge.archive import InfoFiles, dump_json, read_info, read_json, repack, rewrite_info
 from ssm_forge.errors import IntegrityError
 
 PAYLOAD = b"payload, whatever it is" * 1000
@@ -76,6 +76,39 @@ def test_the_engine_reads_what_was_rewritten(tmp_path: Path) -> None:
     extract(target, tmp_path / "out")
     assert (tmp_path / "out/share/demo.txt").read_text() == "demo\n"
     assert json.loads((tmp_path / "out/info/extra.json").read_text()) == {"a": 2, "b": 1}
+
+
+def test_a_replaced_file_has_the_other_bytes_and_every_other_one_its_own(tmp_path: Path) -> None:
+    from rattler.package_streaming import extract
+
+    from conda_channel import make_package
+
+    files = {"bin/tool": "#!/bin/sh\n", "lib/demo.so": "library\n" * 100, "share/demo.txt": "demo\n"}
+    made = make_package(tmp_path / "channel", "demo", files)
+    before = made.read_bytes()
+    for number, data in enumerate((b"", b"short", b"longer than before\n" * 1000)):
+        target = tmp_path / str(number) / made.name
+        target.parent.mkdir()
+        repack(made, target, add_extra, {"lib/demo.so": data})
+        extract(target, target.parent / "out")
+        assert (target.parent / "out/lib/demo.so").read_bytes() == data
+        assert (target.parent / "out/share/demo.txt").read_text() == "demo\n"
+        assert (target.parent / "out/bin/tool").read_text() == "#!/bin/sh\n"
+        assert read_json(target, "extra.json") == {"a": 2, "b": 1}
+    assert made.read_bytes() == before
+
+
+def test_a_file_replaced_by_its_own_bytes_gives_the_same_package(tmp_path: Path) -> None:
+    from conda_channel import make_package
+
+    made = make_package(tmp_path / "channel", "demo", {"lib/demo.so": "library\n", "share/demo.txt": "demo\n"})
+    packages = []
+    for folder, replaced in (("plain", None), ("none", {}), ("own", {"lib/demo.so": b"library\n"})):
+        target = tmp_path / folder / made.name
+        target.parent.mkdir()
+        repack(made, target, add_extra, replaced)
+        packages.append(target.read_bytes())
+    assert packages[0] == packages[1] == packages[2]
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, -1])

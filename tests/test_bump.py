@@ -3,18 +3,20 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 from packaging.version import Version
 
-from ssm_forge import bump, bump_parts
-from ssm_forge.errors import BuildError
+from ssm_forge import bump, bump_parts, sdists, variants
+from ssm_forge.errors import BuildError, IntegrityError, UsageError
 from ssm_forge.fetch import Artifact
 from ssm_forge.package_index import Release
-from ssm_forge.patching import reapply
-from ssm_forge.paths import Workspace
+from ssm_forge.patching import HunkResult, patched, reapply
+from ssm_forge.paths import Workspace, workspace
+from ssm_forge.recipe import PROJECTS
 from ssm_forge.torch_patch import MEMBER, read_bounds
 
 _ROOT = Path(__file__).parents[1]
@@ -137,6 +139,99 @@ def test_the_new_patches_fit_the_new_release(place: Workspace, tmp_path: Path) -
     write(tmp_path / "tree/setup.py", "# moved\n" + _SETUP)
     _, results = reapply([place.patches / "mamba-ssm/3.0/0001-x.patch"], tmp_path / "tree")
     assert all(result.found == result.line for result in results)
+
+
+_NEXT = """\
+--- a/setup.py
++++ b/setup.py
+@@ -3 +3 @@
+-FORCE = True
++FORCE = None
+--- a/csrc/more.cu
++++ b/csrc/more.cu
+@@ -1 +1,2 @@
+ // more
++// and more
+"""
+
+
+def patches(folder: Path, *texts: str) -> list[Path]:
+    found = []
+    for number, text in enumerate(texts, 1):
+        found.append(folder / f"{number:04}-x.patch")
+        write(found[-1], text)
+    return found
+
+
+def test_patched_files_are_as_all_patches_together_leave_them(tmp_path: Path) -> None:
+    write(tmp_path / "tree/setup.py", "# moved\n" + _SETUP)
+    write(tmp_path / "tree/other.py", "kept\n")
+    before = {path: path.read_text() for path in (tmp_path / "tree").iterdir()}
+    files, results = patched(patches(tmp_path, _PATCH, _NEXT), tmp_path / "tree")
+    setup = _SETUP.replace('os.getenv("FORCE")', "None").replace('    "ninja",\n', "")
+    assert files == {"setup.py": "# moved\n" + setup, "csrc/more.cu": "// more\n// and more\n"}
+    assert [result.found is not None for result in results] == [True] * 5
+    # In memory only.
+    assert {path: path.read_text() for path in (tmp_path / "tree").iterdir()} == before
+
+
+def test_patched_is_what_patch_itself_makes_of_the_same_files(tmp_path: Path) -> None:
+    if shutil.which("patch") is None:
+        pytest.skip("no patch on this machine to compare with")
+    write(tmp_path / "tree/setup.py", "# moved\n" + _SETUP)
+    files, _ = patched(patches(tmp_path, _PATCH, _NEXT), tmp_path / "tree")
+    for path in patches(tmp_path, _PATCH, _NEXT):
+        subprocess.run(["patch", "-p1", "-s", "-i", path], cwd=tmp_path / "tree", check=True)
+    assert {name: (tmp_path / "tree" / name).read_text() for name in files} == files
+
+
+def test_patched_tells_what_does_not_fit_and_why(tmp_path: Path) -> None:
+    write(tmp_path / "tree/setup.py", _SETUP.replace('    "ninja",\n', ""))
+    first, second = patches(tmp_path, _PATCH, _NEXT.replace("FORCE = True", "FORCE = False"))
+    _, results = patched([first, second], tmp_path / "tree")
+    assert [result for result in results if result.found is None] == [
+        HunkResult(first.name, "setup.py", 2, 10, None, "'\"ninja\",' is gone"),
+        HunkResult(second.name, "setup.py", 1, 3, None, "'FORCE = False' is gone"),
+    ]
+
+
+def test_what_is_no_patch_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"0001-x\.patch is not a unified diff"):
+        patched(patches(tmp_path, "Why this is.\n"), tmp_path)
+
+
+def test_an_sdist_is_unpacked_and_its_top_folder_returned(place: Workspace, tmp_path: Path) -> None:
+    top = sdists.unpack(release(place).artifact, tmp_path / "new/folder", place)
+    assert top == tmp_path / "new/folder/mamba_ssm-3.0"
+    assert (top / "setup.py").read_text() == _SETUP
+    assert (top / "csrc/scan.cu").read_text() == "//\n"
+
+
+def test_a_damaged_sdist_in_the_cache_is_refused_and_nothing_of_it_is_unpacked(
+    place: Workspace, tmp_path: Path
+) -> None:
+    artifact = release(place).artifact
+    damaged = release(place, setup=_SETUP + "import evil\n").artifact
+    shutil.copy(place.downloads / damaged.sha256 / damaged.name, place.downloads / artifact.sha256 / artifact.name)
+    with pytest.raises(IntegrityError, match="the lock says"):
+        sdists.unpack(artifact, tmp_path / "folder", place)
+    assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("project", PROJECTS)
+def test_every_version_of_the_matrix_is_found_where_its_recipe_takes_it_from(project: str) -> None:
+    here = workspace()
+    text = (here.recipes / project / "recipe.yaml").read_text(encoding="utf-8")
+    for version in {row.projects[project] for row in variants.load(here.variants).variants}:
+        found = sdists.find(project, version, here)
+        assert found.name == f"{project.replace('-', '_')}-{version}.tar.gz"
+        assert found.url.endswith(f"/{found.name}")
+        assert f"url: {found.url}\n      sha256: {found.sha256}\n" in text
+
+
+def test_a_version_that_no_recipe_builds_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"no recipe here builds mamba-ssm 0\.1; they build 2\.[\d.]+"):
+        sdists.find("mamba-ssm", "0.1", workspace())
 
 
 def test_a_patch_that_no_longer_fits_is_reported_hunk_by_hunk_and_nothing_is_written(place: Workspace) -> None:

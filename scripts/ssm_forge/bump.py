@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tarfile
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from ssm_forge import sdists
 from ssm_forge.errors import BuildError, UsageError
-from ssm_forge.fetch import Artifact, fetch_all
+from ssm_forge.fetch import Artifact
 from ssm_forge.package_index import Release, releases
 from ssm_forge.patching import HunkResult, reapply
 from ssm_forge.paths import Workspace
@@ -74,7 +74,7 @@ def update_project(project: str, old: str, newest: Release, workspace: Workspace
     folder = written if written.is_dir() else workspace.patches / project / old
     patches = sorted(folder.glob("*.patch"))
     with tempfile.TemporaryDirectory() as scratch:
-        tree = _unpack(newest.artifact, Path(scratch), workspace)
+        tree = sdists.unpack(newest.artifact, Path(scratch), workspace)
         _check_kernels(project, new, tree)
         texts, results = reapply(patches, tree)
     if misfits := [str(result) for result in results if result.found is None]:
@@ -96,13 +96,6 @@ def update_project(project: str, old: str, newest: Release, workspace: Workspace
 def _moved(results: list[HunkResult]) -> list[str]:
     moved = [str(result) for result in results if result.found != result.line]
     return [f"all {len(results)} hunks of the patches fit", *moved]
-
-
-def _unpack(artifact: Artifact, scratch: Path, workspace: Workspace) -> Path:
-    archive = fetch_all([artifact], workspace)[artifact]
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
-    return next(path for path in scratch.iterdir() if path.is_dir())
 
 
 def _check_kernels(project: str, version: str, tree: Path) -> None:

@@ -25,7 +25,8 @@ _SIZE = "10G"
 def environment(workspace: Workspace) -> dict[str, str]:
     """Variables that switch the cache on in a build; empty when there is no ccache or the user wants none.
 
-    ``SSM_FORGE_CCACHE=off`` disables it. ``SSM_FORGE_CCACHE_REMOTE`` names a shared cache as ccache writes it:
+    ``SSM_FORGE_CCACHE=off`` disables it, ``SSM_FORGE_CCACHE_DIR`` is its folder. ``SSM_FORGE_CCACHE_REMOTE`` names a
+    shared cache as ccache writes it:
     ``redis://host``, ``http://host/path`` or ``file:///folder``.
     """
     choice = os.environ.get("SSM_FORGE_CCACHE", "")
@@ -34,7 +35,7 @@ def environment(workspace: Workspace) -> dict[str, str]:
     tool = choice or shutil.which("ccache") or _from_debian(workspace)
     if not tool:
         return {"SSM_FORGE_CCACHE": ""}
-    folder = workspace.cache / "ccache"
+    folder = Path(os.environ.get("SSM_FORGE_CCACHE_DIR") or workspace.cache / "ccache").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "ccache.conf"
     if not settings.exists():

@@ -18,11 +18,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ssm_forge import install, recipe, variants
+from ssm_forge import install, recipe, sdists
 from ssm_forge.activation import activated_environment
-from ssm_forge.arch import ArchList
 from ssm_forge.errors import InstallError, UsageError, VerifyError
-from ssm_forge.fetch import Artifact, checked, fetch_all
+from ssm_forge.fetch import checked, fetch_all
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.ui import human_bytes, open_log, out, say
 
@@ -135,29 +134,12 @@ def upstream_tests(versions: dict[str, str], place: Workspace) -> dict[str, Path
         UsageError: when no recipe of this checkout has that version.
         NetworkError, IntegrityError: from the download.
     """
-    sdists = {project: sdist(project, version, place) for project, version in versions.items()}
-    fetch_all(list(sdists.values()), place)
+    artifacts = {project: sdists.find(project, version, place) for project, version in versions.items()}
+    fetch_all(list(artifacts.values()), place)
     return {
         project: _unpack_tests(checked(artifact, place), place.state / "upstream" / artifact.sha256[:16])
-        for project, artifact in sdists.items()
+        for project, artifact in artifacts.items()
     }
-
-
-def sdist(project: str, version: str, place: Workspace) -> Artifact:
-    """Where the recipe takes a project's source from.
-
-    Raises:
-        UsageError: when no row of the build matrix has that version.
-    """
-    matrix = variants.load(place.variants)
-    for row in matrix.variants:
-        if row.projects[project] == version:
-            values = row.render_values(row.pythons[-1], ArchList.parse(row.default_archs))
-            source = recipe.sources(recipe.render(project, values, place))[0]
-            url = str(source["url"])
-            return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
-    known = sorted({row.projects[project] for row in matrix.variants})
-    raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(known)}.")
 
 
 def _unpack_tests(archive: Path, folder: Path) -> Path:

@@ -62,6 +62,21 @@ def reapply(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[H
     Raises:
         BuildError: when a file is not a unified diff.
     """
+    _, texts, results = _apply_all(patches, tree)
+    return texts, results
+
+
+def patched(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[HunkResult]]:
+    """The files of ``tree`` that ``patches`` change, as they are after all of them, by path in it.
+
+    Raises:
+        BuildError: when a file is not a unified diff.
+    """
+    files, _, results = _apply_all(patches, tree)
+    return files, results
+
+
+def _apply_all(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], dict[str, str], list[HunkResult]]:
     state: dict[str, str] = {}
     texts: dict[str, str] = {}
     results: list[HunkResult] = []
@@ -79,7 +94,7 @@ def reapply(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[H
             old, new = before.splitlines(True), after.splitlines(True)
             text += "".join(difflib.unified_diff(old, new, "/dev/null" if is_new else f"a/{name}", f"b/{name}"))
         texts[patch.name] = text
-    return texts, results
+    return state, texts, results
 
 
 def _read(path: Path) -> str:

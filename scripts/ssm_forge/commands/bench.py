@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import click
+
+from ssm_forge.commands.install_mamba import target_options
 
 
 @click.group()
@@ -66,3 +69,73 @@ def kernels(
     else:
         gpu.show_bench(document)
     raise SystemExit(gpu.exit_code(document, allow_missing_gpu=allow_missing_gpu))
+
+
+@bench.command()
+@target_options
+@click.option("--second-python", default="3.11", show_default=True, metavar="X.Y", help="Build for this one, too.")
+@click.option("--baseline", is_flag=True, help="Upstream's own build, too: an hour on two cores.")
+@click.option(
+    "--same-capability",
+    is_flag=True,
+    help="Upstream's flags for the one capability, too: sizes, and whether the SASS is the same.",
+)
+@click.option("--record", is_flag=True, help="For maintainers: write what each file took to recipes/compile-costs.txt.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Work here, and keep what was built.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png", help="Draw a chart.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def build(
+    variant: str,
+    python: str | None,
+    cuda_arch: str | None,
+    source: str,
+    jobs: int | None,
+    host_compiler: str,
+    second_python: str,
+    baseline: bool,
+    same_capability: bool,
+    record: bool,
+    keep: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Time builds: cold, warm, for a second Python, from the channel; memory, sizes, and where the time goes."""
+    from importlib.util import find_spec
+
+    from ssm_forge import build_baseline, build_bench, build_report, compile_costs
+    from ssm_forge.errors import UsageError
+    from ssm_forge.paths import workspace
+    from ssm_forge.ui import open_log, out, say
+
+    if plot is not None and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib.", fix="Leave --plot out, or draw it from the JSON elsewhere.")
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        raise UsageError(f"{keep} is not empty.", fix="Name another folder with --keep.")
+    place = workspace()
+    place.cache.mkdir(parents=True, exist_ok=True)
+    target = build_bench.Target(
+        variant, python or "3.12", second_python, cuda_arch or "9.0", source, jobs, host_compiler
+    )
+    kinds: list[build_baseline.Kind] = ["same capability"] if same_capability or baseline else []
+    kinds += ["default"] if baseline else []
+    with open_log(place.logs, "bench-build") as log, tempfile.TemporaryDirectory(dir=place.cache) as scratch:
+        say(f"Full log: {log.path}")
+        results = log.path.with_suffix(".json")
+
+        def save(document: build_bench.Document) -> None:
+            results.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+        folder = keep.absolute() if keep is not None else Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        document = build_bench.Bench(target, folder, place, log, save).run(baseline=kinds)
+        document["ratios"] = build_report.ratios(document)
+        save(document)
+        if record:
+            say(f"Written: {compile_costs.write(place, build_bench.costs(document))}")
+        if plot is not None:
+            say(f"Chart: {build_report.draw(document, plot)}")
+        if as_json:
+            click.echo(json.dumps(document, indent=2))
+        else:
+            out.print(build_report.tables(document))
+        say(f"Figures: {results}")

@@ -1,0 +1,392 @@
+"""Measures a command with everything that it starts: CPU by kind of program, memory, and when each part ran.
+
+``/proc`` is read some twenty times a second. What a process does after it was last seen is in no sample; the kernel
+adds it to the parent that waited for it, so that the total of the whole tree is exact (``wait4``) and only its
+division among programs is sampled. A process belongs to the tree when its parent does, or when it is in a session
+that a process of the tree leads: workers are started in sessions of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+# What a command line says: the kind of program, and labels that its descendants share.
+Describe = Callable[[tuple[str, ...]], tuple[str, Mapping[str, str]]]
+
+INTERVAL = 0.05
+MEMORY_NOTE = "sum of RSS over all processes of the tree; pages that two of them share count twice"
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """What one kind of program took under one set of labels.
+
+    Attributes:
+        cpu: seconds, user and system, as far as samples saw it.
+        first: seconds from the start of the command to the first sample with such a process.
+        last: the same, of the last one.
+    """
+
+    cpu: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """All processes with the same labels.
+
+    Attributes:
+        peak_rss: bytes, the highest sum of RSS at one moment.
+    """
+
+    labels: dict[str, str]
+    tools: dict[str, ToolUse]
+    peak_rss: int
+
+    @property
+    def cpu(self) -> float:
+        return sum(use.cpu for use in self.tools.values())
+
+    @property
+    def first(self) -> float:
+        return min(use.first for use in self.tools.values())
+
+    @property
+    def last(self) -> float:
+        return max(use.last for use in self.tools.values())
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One second of the timeline.
+
+    Attributes:
+        at: seconds from the start.
+        cpu: CPU seconds by kind of program within this second.
+        rss: bytes, the highest sum of RSS in it.
+    """
+
+    at: float
+    cpu: dict[str, float]
+    rss: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command and everything it started took.
+
+    Attributes:
+        wall: seconds.
+        cpu: seconds, user and system, of the whole tree.
+        cpu_by_tool: seconds, as far as samples saw it.
+        peak_rss: bytes, the highest sum of RSS at one moment (see ``MEMORY_NOTE``).
+        largest: bytes, the highest RSS of a single process.
+        samples: how often the tree was looked at.
+        others_cpu: CPU seconds that the rest of this machine took meanwhile.
+        own_cpu: CPU seconds that measuring took.
+    """
+
+    returncode: int
+    wall: float
+    cpu: float
+    cpu_by_tool: dict[str, float]
+    peak_rss: int
+    largest: int
+    groups: tuple[Group, ...]
+    timeline: tuple[Moment, ...]
+    samples: int
+    others_cpu: float
+    own_cpu: float
+
+    @property
+    def unseen(self) -> float:
+        """CPU seconds that no sample saw: short processes, and the end of each long one."""
+        return max(0.0, self.cpu - sum(self.cpu_by_tool.values()))
+
+
+@dataclass(frozen=True)
+class _Stat:
+    name: str
+    parent: int
+    session: int
+    cpu: float
+    start: int
+    rss: int
+
+
+@dataclass
+class _Process:
+    start: int
+    parent: _Process | None
+    cpu: float = 0.0
+    command: bytes | None = None
+    tool: str = ""
+    own_labels: Mapping[str, str] = field(default_factory=dict)
+
+    def labels(self) -> dict[str, str]:
+        """The outermost program that names a source file knows its real name; what it starts has temporary ones."""
+        return {**self.own_labels, **(self.parent.labels() if self.parent else {})}
+
+
+@dataclass
+class _Tally:
+    labels: dict[str, str]
+    cpu: dict[str, float] = field(default_factory=dict)
+    spans: dict[str, tuple[float, float]] = field(default_factory=dict)
+    peak: int = 0
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The name may hold blanks and brackets.
+    head, _, tail = text.rpartition(b")")
+    fields = tail.split()
+    return _Stat(
+        name=head.partition(b"(")[2].decode(errors="replace"),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        cpu=(int(fields[11]) + int(fields[12])) / _TICKS,
+        start=int(fields[19]),
+        rss=max(0, int(fields[21])) * _PAGE,
+    )
+
+
+def _read_command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _machine_busy() -> float:
+    """CPU seconds that this machine's cores were not idle since it started."""
+    fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    user, nice, system, _idle, _wait, interrupts, soft = fields
+    return (user + nice + system + interrupts + soft) / _TICKS
+
+
+class Tree:
+    """The processes that a root process started, as samples see them."""
+
+    def __init__(self, root: int, describe: Describe, labels: Mapping[str, str]) -> None:
+        self.samples = 0
+        self.peak_rss = 0
+        self.largest = 0
+        self.timeline: dict[int, Moment] = {}
+        self._root = root
+        self._describe = describe
+        self._labels = dict(labels)
+        self._members: dict[int, _Process] = {}
+        self._sessions = {root}
+        self._foreign: set[int] = set()
+        self._tallies: dict[tuple[tuple[str, str], ...], _Tally] = {}
+
+    def sample(self, at: float) -> None:
+        """Look once; ``at`` is seconds since the command was started."""
+        self.samples += 1
+        seen = self._refresh()
+        total = 0
+        by_group: dict[tuple[tuple[str, str], ...], int] = {}
+        moment = self.timeline.setdefault(int(at), Moment(float(int(at)), {}, 0))
+        for pid, stat in seen.items():
+            self._identify(pid, stat, self._members[pid])
+        for pid, stat in seen.items():
+            process = self._members[pid]
+            labels = {**process.labels(), **self._labels}
+            key = tuple(sorted(labels.items()))
+            tally = self._tallies.setdefault(key, _Tally(labels))
+            spent = max(0.0, stat.cpu - process.cpu)
+            process.cpu = max(process.cpu, stat.cpu)
+            tally.cpu[process.tool] = tally.cpu.get(process.tool, 0.0) + spent
+            moment.cpu[process.tool] = moment.cpu.get(process.tool, 0.0) + spent
+            tally.spans[process.tool] = (tally.spans.get(process.tool, (at, at))[0], at)
+            by_group[key] = by_group.get(key, 0) + stat.rss
+            total += stat.rss
+            self.largest = max(self.largest, stat.rss)
+        for key, resident in by_group.items():
+            self._tallies[key].peak = max(self._tallies[key].peak, resident)
+        self.peak_rss = max(self.peak_rss, total)
+        self.timeline[int(at)] = replace(moment, rss=max(moment.rss, total))
+
+    def alive(self) -> list[int]:
+        """Processes of the tree that still run, those included that nobody waits for any more."""
+        return list(self._refresh())
+
+    def groups(self) -> tuple[Group, ...]:
+        return tuple(
+            Group(
+                tally.labels, {tool: ToolUse(tally.cpu[tool], *span) for tool, span in tally.spans.items()}, tally.peak
+            )
+            for tally in self._tallies.values()
+        )
+
+    def _refresh(self) -> dict[int, _Stat]:
+        """Find the tree's processes; those that are gone are forgotten."""
+        present = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - read twenty times a second
+        seen: dict[int, _Stat] = {}
+        fresh: dict[int, _Stat] = {}
+        # A process that was there before and not ours is still not ours, and there are many.
+        self._foreign &= present
+        for pid in present - self._foreign:
+            stat = _read_stat(pid)
+            if stat is None:
+                continue
+            known = self._members.get(pid)
+            (seen if known is not None and known.start == stat.start else fresh)[pid] = stat
+        self._members = {pid: process for pid, process in self._members.items() if pid in seen}
+        # A session may begin after its leader was first seen.
+        self._sessions |= {pid for pid, stat in seen.items() if stat.session == pid}
+        while found := [pid for pid, stat in fresh.items() if self._belongs(pid, stat)]:
+            for pid in found:
+                stat = fresh.pop(pid)
+                self._members[pid] = _Process(stat.start, self._members.get(stat.parent))
+                if stat.session == pid:
+                    self._sessions.add(pid)
+                seen[pid] = stat
+        self._foreign |= set(fresh)
+        return seen
+
+    def _belongs(self, pid: int, stat: _Stat) -> bool:
+        return pid == self._root or stat.parent in self._members or stat.session in self._sessions
+
+    def _identify(self, pid: int, stat: _Stat, process: _Process) -> None:
+        """Follow what the process runs: most start as a copy of their parent and become something else."""
+        command = _read_command(pid)
+        # One that has ended has no command line any more, and its last CPU belongs to what it was.
+        if process.command is not None and command in (b"", process.command):
+            return
+        process.command = command
+        argv = command.decode(errors="replace").rstrip("\0").split("\0") if command else [stat.name]
+        process.tool, process.own_labels = self._describe(tuple(argv))
+
+
+def measure(
+    command: Sequence[str | Path],
+    *,
+    describe: Describe,
+    log: Path,
+    output: Path | None = None,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    interval: float = INTERVAL,
+) -> Usage:
+    """Run a command in a session of its own until it ends, and measure its tree.
+
+    Args:
+        describe: what a command line says.
+        log: file that messages are added to.
+        output: file for its stdout; the log where there is none.
+        labels: labels of the whole tree.
+        interval: seconds between two looks.
+
+    On any exception, Ctrl-C included, every process of the tree is stopped first.
+    """
+    busy, own = _machine_busy(), time.process_time()
+    started = time.monotonic()
+    with log.open("ab") as messages, contextlib.ExitStack() as stack:
+        stdout = messages if output is None else stack.enter_context(output.open("wb"))
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=messages,
+            cwd=cwd,
+            env=None if environment is None else dict(environment),
+            start_new_session=True,
+        )
+    tree = Tree(process.pid, describe, labels or {})
+    try:
+        while True:
+            tree.sample(time.monotonic() - started)
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(interval)
+    except BaseException:
+        _stop(process, tree)
+        raise
+    wall = time.monotonic() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    by_tool: Counter[str] = Counter()
+    for group in tree.groups():
+        by_tool.update({tool: use.cpu for tool, use in group.tools.items()})
+    # What nobody waited for is in no total of the kernel's.
+    cpu = max(usage.ru_utime + usage.ru_stime, sum(by_tool.values()))
+    own_cpu = time.process_time() - own
+    return Usage(
+        returncode=process.returncode,
+        wall=wall,
+        cpu=cpu,
+        cpu_by_tool=dict(by_tool),
+        peak_rss=tree.peak_rss,
+        # Not the kernel's ru_maxrss: that counts this process too, which the command is a copy of at first.
+        largest=tree.largest,
+        groups=tree.groups(),
+        timeline=tuple(tree.timeline[second] for second in sorted(tree.timeline)),
+        samples=tree.samples,
+        others_cpu=max(0.0, _machine_busy() - busy - cpu - own_cpu),
+        own_cpu=own_cpu,
+    )
+
+
+def _stop(process: subprocess.Popen[bytes], tree: Tree) -> None:
+    """Ask the command to end, so that it can clean up, then end whatever is left of its tree."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        tree.alive()  # A process is known as long as its parent was seen.
+        time.sleep(INTERVAL)
+    for _ in range(3):
+        for pid in tree.alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(INTERVAL)
+    process.wait()
+
+
+def join(usages: Iterable[Usage]) -> Usage:
+    """Commands that ran one after the other, as one."""
+    every = list(usages)
+    shift, groups, timeline = 0.0, [], []
+    by_tool: Counter[str] = Counter()
+    for usage in every:
+        groups += [_shifted(group, shift) for group in usage.groups]
+        timeline += [replace(moment, at=moment.at + shift) for moment in usage.timeline]
+        by_tool.update(usage.cpu_by_tool)
+        shift += usage.wall
+    return Usage(
+        returncode=max((usage.returncode for usage in every), key=abs),
+        wall=shift,
+        cpu=sum(usage.cpu for usage in every),
+        cpu_by_tool=dict(by_tool),
+        peak_rss=max(usage.peak_rss for usage in every),
+        largest=max(usage.largest for usage in every),
+        groups=tuple(groups),
+        timeline=tuple(timeline),
+        samples=sum(usage.samples for usage in every),
+        others_cpu=sum(usage.others_cpu for usage in every),
+        own_cpu=sum(usage.own_cpu for usage in every),
+    )
+
+
+def _shifted(group: Group, seconds: float) -> Group:
+    tools = {t: replace(use, first=use.first + seconds, last=use.last + seconds) for t, use in group.tools.items()}
+    return replace(group, tools=tools)

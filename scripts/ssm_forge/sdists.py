@@ -1,0 +1,41 @@
+"""Upstream's source distributions: where the recipes take them from, and unpacking them."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+from ssm_forge import recipe, variants
+from ssm_forge.arch import ArchList
+from ssm_forge.errors import UsageError
+from ssm_forge.fetch import Artifact, checked, fetch_all
+from ssm_forge.paths import Workspace
+
+
+def find(project: str, version: str, place: Workspace) -> Artifact:
+    """Where the recipe takes a project's source from.
+
+    Raises:
+        UsageError: when no row of the build matrix has that version.
+    """
+    matrix = variants.load(place.variants)
+    for row in matrix.variants:
+        if row.projects[project] == version:
+            values = row.render_values(row.pythons[-1], ArchList.parse(row.default_archs))
+            source = recipe.sources(recipe.render(project, values, place))[0]
+            url = str(source["url"])
+            return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
+    known = sorted({row.projects[project] for row in matrix.variants})
+    raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(known)}.")
+
+
+def unpack(artifact: Artifact, folder: Path, place: Workspace) -> Path:
+    """Fetch an sdist and unpack it into ``folder``; returns its top folder there.
+
+    Raises:
+        NetworkError, IntegrityError: from the download.
+    """
+    fetch_all([artifact], place)
+    with tarfile.open(checked(artifact, place)) as tar:
+        tar.extractall(folder, filter="data")
+    return next(path for path in folder.iterdir() if path.is_dir())
