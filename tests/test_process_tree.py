@@ -331,3 +331,20 @@ def test_usages_one_after_the_other_are_added_and_shifted() -> None:
 def test_a_group_lasts_from_its_first_tool_to_its_last() -> None:
     whole = usage_of("a.cu", wall=2.0, cpu=4.0, memory=1).groups[0]
     assert (whole.cpu, whole.first, whole.last) == (3.0, 0.5, 1.5)
+
+
+def test_a_child_that_was_first_seen_together_with_its_parent_has_its_labels(tmp_path: Path) -> None:
+    """Whatever their numbers: a parent may have the higher one."""
+
+    def describe(argv: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+        return argv[0], {}
+
+    root = process_tree._Stat("root", 0, 1, 0.0, 1, 0)
+    inner = process_tree._Stat("inner", 9, 1, 1.0, 3, 0)
+    outer = process_tree._Stat("outer", 1, 1, 0.5, 2, 0)
+    for fresh in ({1: root, 7: inner, 9: outer}, {9: outer, 7: inner, 1: root}):
+        tree = Tree(1, describe, {})
+        assert list(tree._admit(fresh)) == [1, 9, 7]
+        assert not fresh
+        tree._members[9].own_labels = {"source": "a.cu"}
+        assert tree._members[7].labels() == {"source": "a.cu"}

@@ -43,6 +43,10 @@ export CXX="${SRC_DIR}/.tools/g++"
 export CFLAGS="${CFLAGS:-} -g0"
 export CXXFLAGS="${CXXFLAGS:-} -g0"
 
+# The wheel is unpacked at once: not worth compressing.
+printf '[bdist_wheel]\ncompression = stored\n' >"${SRC_DIR}/.tools/setup.cfg"
+export DIST_EXTRA_CONFIG="${SRC_DIR}/.tools/setup.cfg"
+
 "${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile
 
 # pip notes the work folder; bytecode is made with hashes and paths below the prefix, so that it is always the same.

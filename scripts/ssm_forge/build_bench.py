@@ -181,6 +181,7 @@ def told(usage: Usage) -> Document:
         "cpu_outside_compilers": usage.cpu - inside,
         "peak_memory": usage.peak_rss,
         "others_cpu": usage.others_cpu,
+        "measuring_cpu": usage.own_cpu,
         "compile": windows(usage.groups, machine.cores()),
         "files": sorted(files, key=lambda file: -file["cpu"]),
     }

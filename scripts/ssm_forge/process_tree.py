@@ -252,18 +252,26 @@ class Tree:
         self._members = {pid: process for pid, process in self._members.items() if pid in seen}
         # A session may begin after its leader was first seen.
         self._sessions |= {pid for pid, stat in seen.items() if stat.session == pid}
-        while found := [pid for pid, stat in fresh.items() if self._belongs(pid, stat)]:
-            for pid in found:
-                stat = fresh.pop(pid)
-                self._members[pid] = _Process(stat.start, self._members.get(stat.parent))
-                if stat.session == pid:
-                    self._sessions.add(pid)
-                seen[pid] = stat
+        seen |= self._admit(fresh)
         self._foreign |= set(fresh)
         return seen
 
-    def _belongs(self, pid: int, stat: _Stat) -> bool:
-        return pid == self._root or stat.parent in self._members or stat.session in self._sessions
+    def _admit(self, fresh: dict[int, _Stat]) -> dict[int, _Stat]:
+        """Take the tree's processes out of ``fresh``."""
+        admitted: dict[int, _Stat] = {}
+        while found := [pid for pid, stat in fresh.items() if self._belongs(pid, stat, fresh)]:
+            for pid in found:
+                stat = admitted[pid] = fresh.pop(pid)
+                self._members[pid] = _Process(stat.start, self._members.get(stat.parent))
+                if stat.session == pid:
+                    self._sessions.add(pid)
+        return admitted
+
+    def _belongs(self, pid: int, stat: _Stat, fresh: Mapping[int, _Stat]) -> bool:
+        if pid == self._root or stat.parent in self._members:
+            return True
+        # Parents first, for labels come from them; a session is for those whose parent is gone.
+        return stat.session in self._sessions and stat.parent not in fresh
 
     def _identify(self, pid: int, stat: _Stat, process: _Process) -> None:
         """Follow what the process runs: most start as a copy of their parent and become something else."""
