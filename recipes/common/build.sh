@@ -8,6 +8,9 @@ export CUDA_HOME="${BUILD_PREFIX}"
 export CPATH=".host/targets/x86_64-linux/include:.host/targets/x86_64-linux/include/cccl:.host/include:.build/targets/x86_64-linux/include:.build/include"
 export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/targets/x86_64-linux/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 export MAX_JOBS="${CPU_COUNT}"
+# The engine sets it to this build's folder, for the linker to take as rpath; replaced afterwards, it would still be
+# in the binary's build ID. These are the rpaths of the recipe.
+export LD_RUN_PATH='$ORIGIN/../..:$ORIGIN/torch/lib'
 
 # Reached through links, no folder of this build shows in what is compiled (see compile.sh).
 ln -sfn "${PREFIX}" "${SRC_DIR}/.host"
