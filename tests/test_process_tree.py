@@ -339,12 +339,21 @@ def test_a_child_that_was_first_seen_together_with_its_parent_has_its_labels(tmp
     def describe(argv: tuple[str, ...]) -> tuple[str, dict[str, str]]:
         return argv[0], {}
 
-    root = process_tree._Stat("root", 0, 1, 0.0, 1, 0)
-    inner = process_tree._Stat("inner", 9, 1, 1.0, 3, 0)
-    outer = process_tree._Stat("outer", 1, 1, 0.5, 2, 0)
+    root = process_tree._Stat("root", 0, 1, 0.0, 0.0, 1, 0)
+    inner = process_tree._Stat("inner", 9, 1, 1.0, 0.0, 3, 0)
+    outer = process_tree._Stat("outer", 1, 1, 0.5, 0.0, 2, 0)
     for fresh in ({1: root, 7: inner, 9: outer}, {9: outer, 7: inner, 1: root}):
         tree = Tree(1, describe, {})
         assert list(tree._admit(fresh)) == [1, 9, 7]
         assert not fresh
         tree._members[9].own_labels = {"source": "a.cu"}
         assert tree._members[7].labels() == {"source": "a.cu"}
+
+
+def test_what_a_process_does_after_it_was_last_seen_is_found_with_its_parent(tmp_path: Path) -> None:
+    """Looked at twice a second, half of each child's work is in no look at the child itself."""
+    script = "; ".join(shlex.join(burner(0.7, source, rest=0)) for source in ("a.cu", "b.cu", "c.cu")) + "; sleep 0.6"
+    usage = measure(["sh", "-c", script], describe=describe, log=tmp_path / "log", interval=0.5)
+    found = [group(usage, source).cpu for source in ("a.cu", "b.cu", "c.cu")]
+    assert all(0.6 < cpu < 0.95 for cpu in found), found
+    assert usage.unseen < 0.1

@@ -1,9 +1,10 @@
 """Measures a command with everything that it starts: CPU by kind of program, memory, and when each part ran.
 
 ``/proc`` is read some twenty times a second. What a process does after it was last seen is in no sample; the kernel
-adds it to the parent that waited for it, so that the total of the whole tree is exact (``wait4``) and only its
-division among programs is sampled. A process belongs to the tree when its parent does, or when it is in a session
-that a process of the tree leads: workers are started in sessions of their own.
+adds it to the parent that waited for it, where it is found at the next look. So the total of the whole tree is exact
+(``wait4``), and unseen is only what processes took that came and went between two looks. A process belongs to the
+tree when its parent does, or when it is in a session that a process of the tree leads: workers are started in
+sessions of their own.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class _Stat:
     parent: int
     session: int
     cpu: float
+    waited: float
     start: int
     rss: int
 
@@ -132,6 +134,7 @@ class _Process:
     start: int
     parent: _Process | None
     cpu: float = 0.0
+    waited: float = 0.0
     command: bytes | None = None
     tool: str = ""
     own_labels: Mapping[str, str] = field(default_factory=dict)
@@ -162,6 +165,7 @@ def _read_stat(pid: int) -> _Stat | None:
         parent=int(fields[1]),
         session=int(fields[3]),
         cpu=(int(fields[11]) + int(fields[12])) / _TICKS,
+        waited=(int(fields[13]) + int(fields[14])) / _TICKS,
         start=int(fields[19]),
         rss=max(0, int(fields[21])) * _PAGE,
     )
@@ -179,6 +183,12 @@ def _machine_busy() -> float:
     fields = [int(f) for f in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
     user, nice, system, _idle, _wait, interrupts, soft = fields
     return (user + nice + system + interrupts + soft) / _TICKS
+
+
+def _below(process: _Process, gone: Sequence[_Process]) -> list[_Process]:
+    """Those of ``gone`` that ``process`` started, and those that they started."""
+    children = [each for each in gone if each.parent is process]
+    return [*children, *(each for child in children for each in _below(child, gone))]
 
 
 class Tree:
@@ -200,7 +210,9 @@ class Tree:
     def sample(self, at: float) -> None:
         """Look once; ``at`` is seconds since the command was started."""
         self.samples += 1
+        before = self._members
         seen = self._refresh()
+        gone = [process for pid, process in before.items() if self._members.get(pid) is not process]
         total = 0
         by_group: dict[tuple[tuple[str, str], ...], int] = {}
         moment = self.timeline.setdefault(int(at), Moment(float(int(at)), {}, 0))
@@ -208,13 +220,15 @@ class Tree:
             self._identify(pid, stat, self._members[pid])
         for pid, stat in seen.items():
             process = self._members[pid]
-            labels = {**process.labels(), **self._labels}
-            key = tuple(sorted(labels.items()))
-            tally = self._tallies.setdefault(key, _Tally(labels))
-            spent = max(0.0, stat.cpu - process.cpu)
+            key, tally = self._tally(process)
+            self._add(process, max(0.0, stat.cpu - process.cpu), moment)
             process.cpu = max(process.cpu, stat.cpu)
-            tally.cpu[process.tool] = tally.cpu.get(process.tool, 0.0) + spent
-            moment.cpu[process.tool] = moment.cpu.get(process.tool, 0.0) + spent
+            ended = _below(process, gone)
+            if ended:
+                last = stat.waited - process.waited - sum(each.cpu + each.waited for each in ended)
+                for each in ended:
+                    self._add(each, max(0.0, last) / len(ended), moment)
+            process.waited = stat.waited
             tally.spans[process.tool] = (tally.spans.get(process.tool, (at, at))[0], at)
             by_group[key] = by_group.get(key, 0) + stat.rss
             total += stat.rss
@@ -223,6 +237,16 @@ class Tree:
             self._tallies[key].peak = max(self._tallies[key].peak, resident)
         self.peak_rss = max(self.peak_rss, total)
         self.timeline[int(at)] = replace(moment, rss=max(moment.rss, total))
+
+    def _tally(self, process: _Process) -> tuple[tuple[tuple[str, str], ...], _Tally]:
+        labels = {**process.labels(), **self._labels}
+        key = tuple(sorted(labels.items()))
+        return key, self._tallies.setdefault(key, _Tally(labels))
+
+    def _add(self, process: _Process, seconds: float, moment: Moment) -> None:
+        _, tally = self._tally(process)
+        tally.cpu[process.tool] = tally.cpu.get(process.tool, 0.0) + seconds
+        moment.cpu[process.tool] = moment.cpu.get(process.tool, 0.0) + seconds
 
     def alive(self) -> list[int]:
         """Processes of the tree that still run, those included that nobody waits for any more."""
