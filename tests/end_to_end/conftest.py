@@ -16,8 +16,9 @@ from forge_run import Forge
 from ssm_forge.paths import workspace
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def forge() -> Iterator[Forge]:
+    """A channel and a folder for environments; each file's own, for what is in the channel is part of its tests."""
     # Beside the caches, so that environments are hard links and not copies.
     folder = workspace().cache / "test-runs" / f"{os.getpid()}"
     folder.mkdir(parents=True)
