@@ -177,6 +177,31 @@ def test_the_kernel_references_and_checks_hold_on_the_cpu(forge: Forge) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def test_upstreams_flags_and_files_give_the_same_machine_code(forge: Forge, tmp_path: Path) -> None:
+    """Of some files, one of them split here; `bench build --same-capability` compares all of them."""
+    from ssm_forge import build_baseline, plan, sass, ui
+    from ssm_forge.paths import workspace
+
+    chosen = ("conv1d_fwd.cu", "conv1d_update.cu", "scan_fwd_fp32.cu", "scan_bwd_fp32_complex.cu")
+    place = workspace()
+    options = plan.Options(VARIANT, "3.12", ARCH, source="bridge", for_this_machine=False)
+    with ui.open_log(tmp_path, "upstream") as log:
+        prefix = build_baseline.environment(options, forge.folder / "toolchain", place, log)
+        trees = build_baseline.sources(options, "same capability", forge.folder / "upstream", place)
+        for tree in trees.values():
+            lines = (tree / "setup.py").read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if '.cu",' not in line or any(f'{name}",' in line for name in chosen)]
+            assert len(lines) - len(kept) >= 1
+            (tree / "setup.py").write_text("".join(kept), encoding="utf-8")
+        _, wheels = build_baseline.build(trees, prefix, ARCH, forge.folder / "wheels", log)
+    for wheel in wheels:
+        (ours,) = (forge.folder / VARIANT).glob(f"lib/python*/site-packages/{wheel.extension.name}")
+        found = sass.compare_libraries(ours, wheel.extension)
+        assert not found.different
+        assert not found.only_theirs
+        assert found.same_encodings == len(found.identical) >= 100
+
+
 def test_a_changed_byte_fails_verification_by_name(forge: Forge) -> None:
     prefix = forge.folder / VARIANT
     library = next(prefix.glob("lib/python*/site-packages/selective_scan_cuda.*.so"))
