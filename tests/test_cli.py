@@ -18,6 +18,7 @@ import click
 import pytest
 
 from front_door import ROOT, assert_one_line_error, run
+from ssm_forge import build as builds
 from ssm_forge import cli, errors
 from ssm_forge.errors import ForgeError
 from ssm_forge.paths import Workspace
@@ -212,18 +213,18 @@ def test_with_pixi_the_task_is_run_by_pixi(tmp_path: Path) -> None:
     assert done.stdout == f"run|--manifest-path|{ROOT}/pixi.toml|python|-c|print(1, 2)|"
 
 
-def test_too_much_memory_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
-    done = run(
-        "install-mamba",
-        "--source",
-        "bridge",
-        "--jobs",
-        "10000",
-        SSM_FORGE_CACHE_DIR=str(tmp_path),
-        SSM_FORGE_CHANNEL=str(tmp_path / "channel"),
-    )
+def test_too_much_memory_is_refused_with_the_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine with 4 GB free; what fits there follows from the costs of the recipes' own files."""
+    monkeypatch.setattr(builds, "free_memory", lambda: 4_000_000_000)
+    monkeypatch.setenv("SSM_FORGE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
+    monkeypatch.setattr(sys, "argv", ["run", "install-mamba", "--source", "bridge", "--dry-run", "--jobs", "16"])
+    code = cli.run()
+    done = subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
     skip_where_parts_are_missing(done)
-    assert_one_line_error(done, 3, "10000 compile jobs need", " x ", " = ", "are free")
+    assert_one_line_error(done, 3, "16 compile jobs need 800.0 MB + ", " for 12 more = ", "4.0 GB are free", "--jobs")
 
 
 def skip_where_parts_are_missing(done: subprocess.CompletedProcess[str]) -> None:

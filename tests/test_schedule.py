@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ssm_forge.schedule import Job, fitting, longest_first, simulate
+from ssm_forge.schedule import Job, longest_first, simulate
 
 
 def _jobs(*seconds: float) -> list[Job]:
@@ -38,8 +38,3 @@ def test_longest_first_is_never_worse_than_four_thirds_of_the_best_possible() ->
 def test_no_core_is_refused() -> None:
     with pytest.raises(ValueError, match="0 cores"):
         simulate(_jobs(1), 0)
-
-
-@pytest.mark.parametrize(("memory", "count"), [(99, 0), (100, 1), (189, 1), (190, 2), (239, 2), (240, 2), (1000, 2)])
-def test_as_many_fit_as_the_largest_ones_together_leave_room_for(memory: int, count: int) -> None:
-    assert fitting([Job("a", 1, 50), Job("b", 1, 100), Job("c", 1, 90)], 2, memory) == count

@@ -39,16 +39,3 @@ def simulate(jobs: Sequence[Job], cores: int) -> float:
     for job in jobs:
         heapq.heappush(free_at, heapq.heappop(free_at) + job.seconds)
     return max(free_at)
-
-
-def fitting(jobs: Sequence[Job], cores: int, memory: int) -> int:
-    """How many of the jobs may run at once, at most one a core: whichever run together, they fit into ``memory``.
-
-    Returns:
-        0 when not even the largest fits.
-    """
-    largest = sorted((job.memory for job in jobs), reverse=True)
-    count = 0
-    while count < cores and sum(largest[: count + 1]) <= memory:
-        count += 1
-    return count
