@@ -35,16 +35,15 @@ chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++" "${SRC_DIR}/.tools/pat
 export PATH="${SRC_DIR}/.tools/path:${PATH}"
 export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
 
-# nvcc's front end sees a constant process number, for its own gets into names of symbols. Objects that the compile
-# cache has from before have other names: what this is done with is part of its key.
+# nvcc's compilers see a constant process number: the one that reads a file first, cicc or cudafe++, puts its own into
+# names of symbols. Objects that the compile cache has from before have other names, so its key knows of this, too.
 "${CXX}" -shared -fPIC -o "${SRC_DIR}/.tools/constant_pid.so" "${RECIPE_DIR}/../common/constant_pid.cpp"
 export CCACHE_EXTRAFILES="${RECIPE_DIR}/../common/constant_pid.cpp"
-front="${BUILD_PREFIX}/bin/cudafe++"
-if [ ! -e "${front}.real" ]; then
-    mv "${front}" "${front}.real"
-    printf '#!/bin/sh\nLD_PRELOAD="%s" exec "%s.real" "$@"\n' "${SRC_DIR}/.tools/constant_pid.so" "${front}" >"${front}"
-    chmod +x "${front}"
-fi
+for tool in "${BUILD_PREFIX}/bin/cudafe++" "${BUILD_PREFIX}/nvvm/bin/cicc"; do
+    mv "${tool}" "${tool}.real"
+    printf '#!/bin/sh\nLD_PRELOAD="%s" exec "%s.real" "$@"\n' "${SRC_DIR}/.tools/constant_pid.so" "${tool}" >"${tool}"
+    chmod +x "${tool}"
+done
 
 "${BUILD_PREFIX}/bin/nvcc" --version
 "${CXX}" --version | head -n 1

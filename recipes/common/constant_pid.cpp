@@ -1,2 +1,2 @@
-// Loaded into cudafe++ (LD_PRELOAD), which names what is local to a file after its own process number, too.
+// Loaded (LD_PRELOAD) into the compilers of nvcc that name what is local to a file after their own process number.
 extern "C" int getpid() { return 1; }

@@ -35,7 +35,8 @@ def describe(argv: tuple[str, ...]) -> tuple[str, Mapping[str, str]]:
 
 
 def _tool(program: str) -> str:
-    name = PurePath(program).name
+    # The recipes start some of nvcc's compilers by a script of their name.
+    name = PurePath(program).name.removesuffix(".real")
     if name in _NAMED:
         return name
     if name in _SHELLS:
