@@ -67,7 +67,8 @@ for record in "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info/RECORD; do
     sed -i '/direct_url\.json/d' "${record}"
     rm -f "$(dirname "${record}")/direct_url.json"
 done
-"${PYTHON}" -m compileall -q --invalidation-mode unchecked-hash -s "${PREFIX}" -p / "${SP_DIR}/${PKG_NAME//-/_}"
+# A constant seed, for sets among the constants are written in the order of their hashes.
+PYTHONHASHSEED=0 "${PYTHON}" -m compileall -q --invalidation-mode unchecked-hash -s "${PREFIX}" -p / "${SP_DIR}/${PKG_NAME//-/_}"
 
 # An upstream release that silently ships without its kernels must not become a package.
 if ! ls "${SP_DIR}/${EXTENSION}".*.so >/dev/null 2>&1; then

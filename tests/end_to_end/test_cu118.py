@@ -91,15 +91,3 @@ def test_the_installed_torch_is_pristine(bare: Bare) -> None:
     """The build's patch reached neither the package cache nor an environment made from it."""
     (file,) = (bare.folder / VARIANT).glob("lib/python3.10/site-packages/torch/utils/cpp_extension.py")
     assert "'11.8'" not in file.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("project", "how"), [("causal-conv1d", ("--no-cache",)), ("mamba-ssm", ("--jobs", "1"))], ids=["cold", "warm"]
-)
-def test_the_same_bytes_come_again_in_another_folder_compiled_anew_or_with_one_job_and_a_warm_cache(
-    bare: Bare, project: str, how: tuple[str, ...]
-) -> None:
-    (package,) = bare.channel.glob(f"linux-64/{project}-*cuda118*.conda")
-    done = bare("reproduce", str(package), *how, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.json["reproduced"]
