@@ -159,14 +159,10 @@ def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(forge: Forge, be
         install.solve_for_prefix(["mamba-ssm", beside], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH))
 
 
-@pytest.mark.parametrize(
-    ("project", "how"), [("causal-conv1d", ("--no-cache",)), ("mamba-ssm", ("--jobs", "1"))], ids=["cold", "warm"]
-)
-def test_the_same_bytes_come_again_in_another_folder_compiled_anew_or_with_one_job_and_a_warm_cache(
-    forge: Forge, project: str, how: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("project", ["causal-conv1d", "mamba-ssm"])
+def test_the_same_bytes_come_again_in_another_folder_with_one_job_and_a_warm_cache(forge: Forge, project: str) -> None:
     (package,) = forge.channel.glob(f"linux-64/{project}-*.conda")
-    done = forge("reproduce", str(package), *how, "--json")
+    done = forge("reproduce", str(package), "--jobs", "1", "--json")
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.json["reproduced"]
 
