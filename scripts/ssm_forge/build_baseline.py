@@ -25,6 +25,7 @@ KINDS: tuple[Kind, ...] = ("default", "same capability")
 
 # What makes our build cheap and changes no kernel; upstream's flags are measured without.
 _OURS = ("nvcc-options", "split-backward")
+_OPTIONS = ("--no-deps", "--no-build-isolation", "--no-index", "-v")
 _TOOLS = ("ninja", "packaging", "pip", "setuptools", "wheel")
 
 
@@ -104,9 +105,6 @@ def build(trees: dict[str, Path], prefix: Path, archs: str, output: Path, log: L
         usages.append(usage)
         wheels.append(_read(project, folder))
     return process_tree.join(usages), wheels
-
-
-_OPTIONS = ("--no-deps", "--no-build-isolation", "--no-index", "-v")
 
 
 def _environment(prefix: Path, archs: str) -> dict[str, str]:

@@ -191,6 +191,11 @@ def _below(process: _Process, gone: Sequence[_Process]) -> list[_Process]:
     return [*children, *(each for child in children for each in _below(child, gone))]
 
 
+def _add(tally: _Tally, tool: str, seconds: float, moment: Moment) -> None:
+    tally.cpu[tool] = tally.cpu.get(tool, 0.0) + seconds
+    moment.cpu[tool] = moment.cpu.get(tool, 0.0) + seconds
+
+
 class Tree:
     """The processes that a root process started, as samples see them."""
 
@@ -221,13 +226,13 @@ class Tree:
         for pid, stat in seen.items():
             process = self._members[pid]
             key, tally = self._tally(process)
-            self._add(process, max(0.0, stat.cpu - process.cpu), moment)
+            _add(tally, process.tool, max(0.0, stat.cpu - process.cpu), moment)
             process.cpu = max(process.cpu, stat.cpu)
             ended = _below(process, gone)
             if ended:
                 last = stat.waited - process.waited - sum(each.cpu + each.waited for each in ended)
                 for each in ended:
-                    self._add(each, max(0.0, last) / len(ended), moment)
+                    _add(self._tally(each)[1], each.tool, max(0.0, last) / len(ended), moment)
             process.waited = stat.waited
             tally.spans[process.tool] = (tally.spans.get(process.tool, (at, at))[0], at)
             by_group[key] = by_group.get(key, 0) + stat.rss
@@ -242,11 +247,6 @@ class Tree:
         labels = {**process.labels(), **self._labels}
         key = tuple(sorted(labels.items()))
         return key, self._tallies.setdefault(key, _Tally(labels))
-
-    def _add(self, process: _Process, seconds: float, moment: Moment) -> None:
-        _, tally = self._tally(process)
-        tally.cpu[process.tool] = tally.cpu.get(process.tool, 0.0) + seconds
-        moment.cpu[process.tool] = moment.cpu.get(process.tool, 0.0) + seconds
 
     def alive(self) -> list[int]:
         """Processes of the tree that still run, those included that nobody waits for any more."""
