@@ -67,6 +67,13 @@ class Forge:
         )
         return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
+    def reproduces(self, project: str, *options: str) -> None:
+        """The channel's one package of the project comes out again byte for byte."""
+        (package,) = self.channel.glob(f"linux-64/{project}-*.conda")
+        done = self("reproduce", str(package), *options, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        assert done.json["reproduced"]
+
 
 def statuses(report: dict[str, Any]) -> dict[str, str]:
     return {check["name"]: check["status"] for check in report["checks"]}

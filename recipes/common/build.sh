@@ -35,13 +35,15 @@ chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++" "${SRC_DIR}/.tools/pat
 export PATH="${SRC_DIR}/.tools/path:${PATH}"
 export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
 
-# nvcc's compilers see a constant process number: the one that reads a file first, cicc or cudafe++, puts its own into
-# names of symbols. Objects that the compile cache has from before have other names, so its key knows of this, too.
-"${CXX}" -shared -fPIC -o "${SRC_DIR}/.tools/constant_pid.so" "${RECIPE_DIR}/../common/constant_pid.cpp"
-export CCACHE_EXTRAFILES="${RECIPE_DIR}/../common/constant_pid.cpp"
+# Objects that the compile cache has from before nvcc's compilers were run like this hold other names of symbols: its key
+# knows of both files.
+identity="${RECIPE_DIR}/../common/constant_identity.cpp"
+stage="${RECIPE_DIR}/../common/nvcc_stage.sh"
+"${CXX}" -shared -fPIC -o "${SRC_DIR}/.tools/constant_identity.so" "${identity}" -ldl
+export CCACHE_EXTRAFILES="${identity}:${stage}"
 for tool in "${BUILD_PREFIX}/bin/cudafe++" "${BUILD_PREFIX}/nvvm/bin/cicc"; do
     mv "${tool}" "${tool}.real"
-    printf '#!/bin/sh\nLD_PRELOAD="%s" exec "%s.real" "$@"\n' "${SRC_DIR}/.tools/constant_pid.so" "${tool}" >"${tool}"
+    printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${stage}" "${tool}" >"${tool}"
     chmod +x "${tool}"
 done
 

@@ -91,3 +91,10 @@ def test_the_installed_torch_is_pristine(bare: Bare) -> None:
     """The build's patch reached neither the package cache nor an environment made from it."""
     (file,) = (bare.folder / VARIANT).glob("lib/python3.10/site-packages/torch/utils/cpp_extension.py")
     assert "'11.8'" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("project", "how"), [("mamba-ssm", ("--jobs", "1")), ("causal-conv1d", ("--no-cache",))], ids=["warm", "anew"]
+)
+def test_the_same_bytes_come_again_in_another_folder(bare: Bare, project: str, how: tuple[str, ...]) -> None:
+    bare.reproduces(project, *how)
