@@ -41,6 +41,9 @@ identity="${RECIPE_DIR}/../common/constant_identity.cpp"
 stage="${RECIPE_DIR}/../common/nvcc_stage.sh"
 "${CXX}" -shared -fPIC -o "${SRC_DIR}/.tools/constant_identity.so" "${identity}" -ldl
 export CCACHE_EXTRAFILES="${identity}:${stage}"
+# A g++ of the build environment names its own headers by their absolute paths.
+CCACHE_BASEDIR="$(cd "${BUILD_PREFIX}/.." && pwd -P)"
+export CCACHE_BASEDIR
 for tool in "${BUILD_PREFIX}/bin/cudafe++" "${BUILD_PREFIX}/nvvm/bin/cicc"; do
     mv "${tool}" "${tool}.real"
     printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${stage}" "${tool}" >"${tool}"
