@@ -81,7 +81,7 @@ def test_cpu_is_what_the_children_burnt_divided_by_tool_and_label(tmp_path: Path
 
 
 def test_the_timeline_adds_up_to_the_whole(tmp_path: Path) -> None:
-    usage = measure(burner(1.0), describe=describe, log=tmp_path / "log", interval=0.02)
+    usage = measure(burner(1.5), describe=describe, log=tmp_path / "log", interval=0.02)
     seconds = [moment.at for moment in usage.timeline]
     assert seconds == sorted(set(seconds))
     assert seconds[0] == 0
