@@ -24,7 +24,7 @@ print(failed, size, times, os.getpid(), os.getcwd(), os.path.getsize(os.path.joi
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """The work folder of a build, reached through a link, with a library that changes nothing in place of ours."""
+    """The work folder of a build, reached through a link."""
     (tmp_path / "real/.tools").mkdir(parents=True)
     (tmp_path / "work").symlink_to("real")
     return tmp_path / "work"

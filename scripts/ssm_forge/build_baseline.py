@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import archive, build_tools, install, patching, plan, process_tree, recipe, sdists, toolchain
+from ssm_forge import archive, build_tools, channel, install, patching, plan, process_tree, recipe, sdists, toolchain
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
@@ -47,6 +47,7 @@ def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log)
     """Make an environment with the variant's toolchain, torch, and what upstream's setup.py needs."""
     origin = plan.origin(options, place)
     variant = origin.variant
+    channel.ensure_indexed(place.channel)
     specs = [*toolchain.specs(variant), f"python {origin.python}.*", f"pytorch {variant.torch}.* *cuda*", *_TOOLS]
     records = install.solve_for_prefix(specs, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))

@@ -118,7 +118,6 @@ class Bench:
         parts = plan.origin(options, self.place).parts
         if parts is not None:
             assemble(parts, self.place, self.log)
-        channel.ensure_indexed(self.place.channel)
 
     def _step(self, step: str) -> tuple[Usage, Path]:
         """Run the product with what the step has; returns what it took and the channel it filled."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_run import Forge, statuses
+from forge_run import REBUILDS, Forge, statuses
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -93,8 +93,7 @@ def test_the_installed_torch_is_pristine(bare: Bare) -> None:
     assert "'11.8'" not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("project", "how"), [("mamba-ssm", ("--jobs", "1")), ("causal-conv1d", ("--no-cache",))], ids=["warm", "anew"]
-)
+@pytest.mark.parametrize(("project", "how"), REBUILDS)
 def test_the_same_bytes_come_again_in_another_folder(bare: Bare, project: str, how: tuple[str, ...]) -> None:
+    """With one job and what the compile cache has, and compiled anew."""
     bare.reproduces(project, *how)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from forge_run import ARCH, ROOT, Forge, statuses
+from forge_run import ARCH, REBUILDS, ROOT, Forge, statuses
 from ssm_forge.arch import ArchList
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -159,10 +159,7 @@ def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(forge: Forge, be
         install.solve_for_prefix(["mamba-ssm", beside], channels, prefix=None, cuda="13.0", archs=ArchList.parse(ARCH))
 
 
-@pytest.mark.parametrize(
-    ("project", "how"),
-    [("causal-conv1d", ("--jobs", "1")), ("mamba-ssm", ("--jobs", "1")), ("causal-conv1d", ("--no-cache",))],
-)
+@pytest.mark.parametrize(("project", "how"), REBUILDS)
 def test_the_same_bytes_come_again_in_another_folder(forge: Forge, project: str, how: tuple[str, ...]) -> None:
     """With one job and what the compile cache has, and compiled anew."""
     forge.reproduces(project, *how)
@@ -180,12 +177,11 @@ def test_the_kernel_references_and_checks_hold_on_the_cpu(forge: Forge) -> None:
 
 def test_upstreams_flags_and_files_give_the_same_machine_code(forge: Forge, tmp_path: Path) -> None:
     """Of some files, one of them split here; `bench build --same-capability` compares all of them."""
-    from ssm_forge import build_baseline, channel, plan, sass, ui
+    from ssm_forge import build_baseline, plan, sass, ui
     from ssm_forge.paths import workspace
 
     chosen = ("conv1d_fwd.cu", "conv1d_update.cu", "scan_fwd_fp32.cu", "scan_bwd_fp32_complex.cu")
     place = workspace()
-    channel.ensure_indexed(place.channel)
     options = plan.Options(VARIANT, "3.12", ARCH, source="bridge", for_this_machine=False)
     with ui.open_log(tmp_path, "upstream") as log:
         prefix = build_baseline.environment(options, forge.folder / "toolchain", place, log)
