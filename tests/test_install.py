@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +137,31 @@ def test_a_package_that_can_not_be_linked_is_one_error(
     with pytest.raises(InstallError, match=r"packages could not be linked into .*envs/cu130:") as error:
         put(place, place.envs / "cu130", records)
     assert error.value.log is not None
+    assert names(place.envs) == {".cu130.lock"}
+
+
+def test_what_the_engine_writes_after_its_failure_is_removed_too(
+    channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stragglers = []
+
+    def fail_and_go_on(packages: object, target: Path, *args: object) -> None:
+        def go_on() -> None:
+            until = time.monotonic() + 0.3
+            while time.monotonic() < until:
+                with contextlib.suppress(OSError):
+                    (target / "lib").mkdir(parents=True, exist_ok=True)
+                    (target / "lib/late.txt").touch()
+                time.sleep(0.02)
+
+        stragglers.append(threading.Thread(target=go_on))
+        stragglers[0].start()
+        raise InstallError("one package could not be linked.")
+
+    monkeypatch.setattr(install, "_link", fail_and_go_on)
+    with pytest.raises(InstallError):
+        put(place, place.envs / "cu130", solved(channel, *OURS))
+    stragglers[0].join()
     assert names(place.envs) == {".cu130.lock"}
 
 

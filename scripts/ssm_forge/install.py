@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ MARKER = Path("conda-meta/ssm-forge")
 
 # Written first and removed last where a prefix has to be made in its final place.
 UNFINISHED = Path("conda-meta/ssm-forge-unfinished")
+
+_DISCARD_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,9 @@ def install(
             (fresh / "conda-meta/history").touch()
             write_marker(fresh, installed)
             _swap(fresh, prefix)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+        except BaseException:
+            _discard(fresh)
+            raise
 
 
 def _engine_relocates() -> bool:
@@ -208,11 +212,27 @@ def replacing(prefix: Path) -> Iterator[None]:
         yield
         (prefix / UNFINISHED).unlink()
     except BaseException:
-        shutil.rmtree(prefix, ignore_errors=True)
+        _discard(prefix)
         if aside.exists():
             aside.rename(prefix)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _discard(unfinished: Path) -> None:
+    """Remove a prefix that could not be finished, and see that it stays away.
+
+    When one package fails, the engine's threads go on with those that they have begun, and make folders anew.
+    """
+    deadline = time.monotonic() + _DISCARD_SECONDS
+    absent = 0
+    while absent < 3 and time.monotonic() < deadline:
+        if unfinished.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            absent = 0
+        else:
+            absent += 1
+        time.sleep(0.05)
 
 
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
