@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -143,25 +141,19 @@ def test_a_package_that_can_not_be_linked_is_one_error(
 def test_what_the_engine_writes_after_its_failure_is_removed_too(
     channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stragglers = []
+    rmtree = shutil.rmtree
+    late = ["lib", "conda-meta"]
 
-    def fail_and_go_on(packages: object, target: Path, *args: object) -> None:
-        def go_on() -> None:
-            until = time.monotonic() + 0.3
-            while time.monotonic() < until:
-                with contextlib.suppress(OSError):
-                    (target / "lib").mkdir(parents=True, exist_ok=True)
-                    (target / "lib/late.txt").touch()
-                time.sleep(0.02)
+    def written_to_once_more(path: Path, ignore_errors: bool = False) -> None:
+        rmtree(path, ignore_errors=ignore_errors)
+        if ".new-" in path.name and late:
+            (path / late.pop()).mkdir(parents=True)
 
-        stragglers.append(threading.Thread(target=go_on))
-        stragglers[0].start()
-        raise InstallError("one package could not be linked.")
-
-    monkeypatch.setattr(install, "_link", fail_and_go_on)
-    with pytest.raises(InstallError):
+    monkeypatch.setattr(shutil, "rmtree", written_to_once_more)
+    monkeypatch.setattr(install, "write_marker", failing)
+    with pytest.raises(RuntimeError):
         put(place, place.envs / "cu130", solved(channel, *OURS))
-    stragglers[0].join()
+    assert not late
     assert names(place.envs) == {".cu130.lock"}
 
 
