@@ -154,7 +154,8 @@ def solve(request: Request) -> list[RepoDataRecord]:
                 records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=repodata, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
-                f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}",
+                f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}\n"
+                f"The channels asked were {', '.join(request.channels)}.",
                 fix=_solve_fix(request),
             ) from error
         except (rattler.exceptions.GatewayError, rattler.exceptions.FetchRepoDataError) as error:
