@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import run
+from front_door import assert_one_line_error, run
 from ssm_forge import machine, plan, variants
 from ssm_forge.arch import Capability
 from ssm_forge.errors import MachineError, NetworkError, VerifyError
@@ -97,6 +97,13 @@ def test_too_little_disk_says_need_have_and_where(tmp_path: Path, monkeypatch: p
         plan._check_disk(12_500_000_000, place)
     assert error.value.what == f"this takes 12.5 GB of disk at {place.cache}, and 3.0 GB are free."
     assert "SSM_FORGE_CACHE_DIR" in error.value.fix
+
+
+def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    arguments = ("install-mamba", "--dry-run", "--source", "conda", "--prefix", str(tmp_path / "prefix"))
+    cache = tmp_path / "a cache"
+    done = run(*arguments, SSM_FORGE_CACHE_DIR=str(cache), SSM_FORGE_CHANNEL=str(tmp_path / "channel"))
+    assert_one_line_error(done, 3, f"'{cache}' has a space", "Set SSM_FORGE_CACHE_DIR")
 
 
 def test_free_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:

@@ -376,6 +376,7 @@ def _with_needs(
         download, disk = assemble.bytes_needed(parts, workspace)
     jobs, memory = 0, 0
     if builds:
+        _check_build_folder(workspace)
         costs = compile_costs.load(workspace, [p.name for p in builds])
         jobs = choose_jobs(requested_jobs, costs)
         memory = memory_needed(jobs, costs)
@@ -396,6 +397,20 @@ def _with_needs(
         disk=disk,
         memory=memory,
     )
+
+
+def _check_build_folder(workspace: Workspace) -> None:
+    """
+    Raises:
+        MachineError: when compiling in the cache would fail: torch splits the command of the compiler at spaces. A link
+            does not help, because the engine follows it.
+    """
+    if any(character.isspace() for character in str(workspace.cache)):
+        raise MachineError(
+            f"packages are built in the cache, and its path '{workspace.cache}' has a space, at which torch's build "
+            "tools split the compiler's path.",
+            fix="Set SSM_FORGE_CACHE_DIR to a folder without a space in its path.",
+        )
 
 
 def _check_disk(needed: int, workspace: Workspace) -> None:
