@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssm_forge import mirrors
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
@@ -261,7 +262,6 @@ def _discard(unfinished: Path) -> None:
 
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
-    from rattler.networking import Client
 
     from ssm_forge.packages import local_file, require_all_intact
 
@@ -286,8 +286,8 @@ def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, 
                     records=list(packages),
                     target_prefix=target,
                     cache_dir=workspace.package_cache,
-                    # The engine's own default knows no credentials.
-                    client=Client.default_client(),
+                    # The engine's own default knows no credentials and no mirrors.
+                    client=mirrors.client(),
                     show_progress=False,
                     reporter=Reporter(),  # type: ignore[abstract]
                     **place,

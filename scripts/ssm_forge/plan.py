@@ -16,6 +16,7 @@ from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageEr
 from ssm_forge.fetch import sha256_of
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.paths import Workspace, launcher
+from ssm_forge.solver import require_reachable
 from ssm_forge.ui import human_bytes, say
 from ssm_forge.variants import Source, Variant
 
@@ -285,14 +286,12 @@ def _source(options: Options, matrix: variants.Matrix) -> Source:
 
 
 def conda_reachable() -> bool:
-    """Whether conda-forge answers within three seconds."""
-    import httpx
-
+    """Whether conda-forge, or the mirror of it that pixi is configured for, answers within three seconds."""
     try:
-        answer = httpx.head("https://conda.anaconda.org/conda-forge/noarch/repodata.json.zst", timeout=3)
-    except httpx.HTTPError:
+        require_reachable(["conda-forge"], seconds=3, public=True)
+    except NetworkError:
         return False
-    return answer.status_code < 400
+    return True
 
 
 def _default_python(variant: Variant) -> str:
