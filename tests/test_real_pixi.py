@@ -17,11 +17,17 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import install, pixi
+from ssm_forge import install, pipeline, pixi
+from ssm_forge import lock as locks
+from ssm_forge.arch import ArchList
+from ssm_forge.build import BuildRequest
 from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.paths import Workspace
+from ssm_forge.plan import Plan, PlannedPackage
+from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import virtual_packages
-from ssm_forge.ui import open_log
+from ssm_forge.ui import Log, open_log
+from ssm_forge.variants import Variant
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOT = ROOT.parent / "shared" / "conda-snapshot"
@@ -125,6 +131,7 @@ def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worksp
     monkeypatch.setenv("PIXI_EXE", PIXI)
     monkeypatch.setattr(pixi, "machine_virtual_packages", virtual_packages)
     make_package(tmp_path / "channel", "torch", {"share/torch.txt": "torch\n"}, depends=("__cuda >=13",))
+    make_package(tmp_path / "channel", "python", {"bin/python": "#!/bin/sh\n"}, version="3.12.1")
     index(tmp_path / "channel")
     return Workspace(tmp_path / "root", tmp_path / "cache")
 
@@ -134,7 +141,7 @@ def lock(place: Workspace, channel: str) -> None:
     place.manifest.write_text(
         f'[workspace]\nname = "x"\nchannels = ["{channel}"]\n'
         'platforms = ["linux-64", { name = "gpu", platform = "linux-64", cuda = "13.0" }]\n'
-        '[feature.cu130]\nplatforms = ["gpu"]\n[feature.cu130.dependencies]\ntorch = "*"\n'
+        '[feature.cu130]\nplatforms = ["gpu"]\n[feature.cu130.dependencies]\ntorch = "*"\npython = "*"\n'
         "[environments]\ncu130 = { features = ['cu130'], no-default-feature = true }\n"
     )
     subprocess.run(["pixi", "lock"], cwd=place.root, check=True, capture_output=True)
@@ -157,5 +164,44 @@ def test_without_a_driver_its_environment_is_made_all_the_same(place: Workspace,
 def test_a_channel_that_is_gone_is_a_matter_of_the_network(place: Workspace, tmp_path: Path) -> None:
     with served(tmp_path / "channel") as address:
         lock(place, address)
-    with open_log(place.logs, "test") as log, pytest.raises(NetworkError, match="torch"):
+    with open_log(place.logs, "test") as log, pytest.raises(NetworkError, match="-e cu130"):
         pixi.make_environment("cu130", "13.0", place, log)
+
+
+def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_them_out(
+    place: Workspace, tmp_path: Path
+) -> None:
+    channel = tmp_path / "channel"
+    lock(place, channel.as_uri())
+    for name in PROJECTS:
+        make_package(place.channel, name, {f"share/{name}.txt": "kernels\n"}, depends=("torch",))
+    index(place.channel)
+    prefix = place.envs / "cu130"
+    channels = (place.channel.as_uri(), channel.as_uri())
+    packages = tuple(
+        PlannedPackage(name, "1.0", "h1_0", "in channel", BuildRequest(name, {}, f"{name}-1.0-h1_0.conda", channels))
+        for name in PROJECTS
+    )
+    row = Variant("cu130", "conda", {"cuda_compiler_version": "13.0"}, {}, {})
+    locked = locks.environment(place.lock, "cu130")
+    plan = Plan(row, "3.12", ArchList.parse("9.0"), prefix, channels, packages, None, 0, 0, 0, 0, locked=locked)
+
+    def kernels() -> bool:
+        return all((prefix / f"share/{name}.txt").exists() for name in PROJECTS)
+
+    def put(log: Log) -> None:
+        base = pipeline.make_base(plan, place, log)
+        assert base.in_place
+        pipeline.install_packages(plan, base, place, log)
+
+    with open_log(place.logs, "test") as log:
+        put(log)
+        assert kernels()
+        assert install.holds(prefix, locked.records)
+        # Nothing that pixi does by itself before it runs a program takes them out.
+        told = {**os.environ, "CONDA_OVERRIDE_CUDA": "13.0"}
+        subprocess.run(["pixi", "run", "-x", "-e", "cu130", "true"], cwd=place.root, env=told, check=True)
+        assert kernels()
+        subprocess.run(["pixi", "reinstall", "-e", "cu130"], cwd=place.root, env=told, check=True)
+        put(log)
+        assert kernels()

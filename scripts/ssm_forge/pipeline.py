@@ -151,7 +151,7 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
         if may and pixi.make_environment(work.locked.name, work.variant.cuda, place, log):
             foreign = True
     if foreign:
-        return Base(in_place=True, specs=("pip",))
+        return Base(in_place=True)
     if work.locked is not None:
         return Base(in_place=False, locked=work.locked.records)
     return Base(in_place=False, specs=("pip", *_companions(work.variant)))
