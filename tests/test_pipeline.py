@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import zstandard
 
 from conda_channel import demo_channel
 from ssm_forge import install, pipeline, plan
-from ssm_forge.errors import SolveError
+from ssm_forge.errors import NetworkError, SolveError
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.pipeline import Base
 from ssm_forge.plan import Options, Plan
@@ -115,3 +118,22 @@ def test_what_does_not_fit_is_known_before_anything_is_compiled(
     with pytest.raises(SolveError, match="satisfies the environment"):
         pipeline.install_mamba(Options(), dry_run=False, as_json=False)
     assert built == []
+
+
+def test_without_a_network_conda_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not allow a network namespace")
+    settings = {"SSM_FORGE_CACHE_DIR": str(tmp_path / "cache"), "SSM_FORGE_CHANNEL": str(tmp_path / "channel")}
+    script = "from ssm_forge import disks; disks.free_disk = lambda _: 10**12; from ssm_forge.cli import main; main()"
+    words = ["install-mamba", "--source", "conda", "--variant", "cu118", "--prefix", str(tmp_path / "prefix")]
+    done = subprocess.run(
+        ["unshare", "-rn", sys.executable, "-c", script, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **settings, "PYTHONPATH": str(workspace().root / "scripts")},
+    )
+    assert done.returncode == NetworkError.exit_code, done.stderr
+    assert "error: https://conda.anaconda.org/nvidia/label/cuda-11.8.0/ could not be read" in done.stderr
+    assert not (tmp_path / "prefix").exists()
+    assert not list(tmp_path.rglob("*.conda"))
