@@ -58,7 +58,7 @@ def _kill_when(process: subprocess.Popen[str], happened: Callable[[], bool]) -> 
         if process.poll() is not None:
             assert process.stderr is not None
             pytest.fail(f"it was done before it could be killed: {process.stderr.read()[-3000:]}")
-        time.sleep(0.01)
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
