@@ -18,7 +18,7 @@ import zstandard
 
 from ssm_forge import bundle, bundle_main, gpu
 from ssm_forge.errors import UsageError
-from ssm_forge.paths import workspace
+from ssm_forge.paths import Workspace, workspace
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARY = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}
@@ -63,8 +63,15 @@ def _package(folder: Path, name: str, *, torch: str = "2.11", lie: bool = False)
     return path
 
 
+@pytest.fixture(scope="module")
+def lent_pytest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lent")
+    return gpu.lend_pytest(Workspace(folder, folder))
+
+
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lent_pytest: Path) -> None:
+    monkeypatch.setattr(bundle.gpu, "lend_pytest", lambda place: lent_pytest)
     tests = tmp_path / "sdist" / "tests"
     tests.mkdir(parents=True)
     (tests / "test_x.py").write_text("def test_x(): pass\n")

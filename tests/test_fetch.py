@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from front_door import own_environment
 from ssm_forge import fetch
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError
 from ssm_forge.fetch import Artifact, cached_path, checked, fetch_all, mirrored, missing
@@ -311,8 +312,9 @@ def test_two_processes_at_once_both_get_the_file(server: Server, place: Workspac
         f"a = Artifact({wanted.url!r}, {wanted.sha256!r}, {wanted.size}, {wanted.name!r})\n"
         f"fetch_all([a], Workspace(Path({str(place.root)!r}), Path({str(place.cache)!r})))"
     )
-    both = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=60)[1] for process in both]
+    command = [sys.executable, "-c", script]
+    both = [subprocess.Popen(command, env=own_environment(), stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert target.read_bytes() == DATA["file3.whl"]
     assert kept(place) == ["file3.whl"]
