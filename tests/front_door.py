@@ -9,7 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(*args: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def own_environment() -> dict[str, str]:
+    """For a Python that imports ``ssm_forge``, however these tests were started."""
+    return {**os.environ, "PYTHONPATH": str(ROOT / "scripts")}
+
+
+def run(*args: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """``./run ARGS`` with extra environment variables."""
     return subprocess.run(
         [str(ROOT / "run"), *args],

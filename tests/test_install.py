@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
+from front_door import own_environment
 from ssm_forge import install
 from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.errors import InstallError, IntegrityError, SolveError
@@ -302,8 +303,8 @@ def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channe
         "t.put(place, place.envs / 'cu130', t.solved(channel, *t.OURS)); import os; os._exit(0)\n"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(place.root), str(channel)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=60)[1] for process in both]
+    both = [subprocess.Popen(command, env=own_environment(), stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
     assert names(own.parent) == {"cu130", ".cu130.lock"}

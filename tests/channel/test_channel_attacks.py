@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 import zstandard
-from conftest import Lab
-from lab import auth_file, check_folder, make_package, serving
+from lab import Lab, auth_file, check_folder, make_package, serving
 
 from ssm_forge.channel import index
 from ssm_forge.errors import IntegrityError, NetworkError
@@ -49,7 +48,7 @@ def fort(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def raw(fort: Lab, path: str, token: str, method: str = "GET") -> tuple[int, str]:
     """Send a path exactly as it is: clients and libraries tidy them up."""
     host, port = fort.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=600) as connection:
         head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode())
         answer = b""

@@ -139,7 +139,7 @@ def test_quetz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         login(tmp_path, monkeypatch, CondaToken=key)
         assert publish([package], to)[0].outcome == "added"
         read = f"{url}/get/lab"
-        for _ in range(100):
+        for _ in range(600):
             if remote.find(NAME, (read,)):
                 break
             time.sleep(0.1)

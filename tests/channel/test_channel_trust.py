@@ -8,8 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Lab
-from lab import make_package
+from lab import Lab, make_package
 from rattler import RepoDataRecord
 
 from ssm_forge import channel as channels
