@@ -123,6 +123,7 @@ def test_a_package_that_was_removed_names_the_command_that_brings_it_back(prefix
     next((prefix / "conda-meta").glob("mamba-ssm-*.json")).unlink()
     found = failures(prefix)
     assert "mamba-ssm not installed" in found["packages intact"]
+    assert "something removed them since" in found["packages intact"]
     assert "install-mamba --variant cu130" in found["packages intact"]
     assert "selective_scan_cuda: library" in found
 

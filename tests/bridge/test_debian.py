@@ -273,4 +273,5 @@ def test_what_is_no_deb_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("lock", sorted(Path(__file__).parents[2].glob("recipes/bridge/debs.*.toml")), ids=str)
 def test_every_lock_of_the_project_can_be_read(lock: Path) -> None:
     debs = debian.read_lock(lock)
+    assert debs
     assert all(len(deb.sha256) == 64 and deb.size and deb.url.endswith(".deb") for deb in debs)
