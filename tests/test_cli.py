@@ -71,10 +71,11 @@ def test_an_error_is_one_line_with_its_fix_and_log(
 def test_an_unexpected_exception_leaves_a_crash_log_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "workspace", lambda: Workspace(tmp_path, tmp_path / "cache"))
+    place = Workspace(tmp_path, tmp_path / "cache")
+    monkeypatch.setattr(cli, "workspace", lambda: place)
     assert perform(monkeypatch, ZeroDivisionError("two\nlines")) == 70
     said = capsys.readouterr().err
-    (log,) = (tmp_path / ".pixi/logs").iterdir()
+    (log,) = place.logs.iterdir()
     assert said == f"error: ZeroDivisionError: two lines This is a bug in ssm-forge; please report it with {log}.\n"
     assert "Traceback" in log.read_text()
     assert "command: run fake" in log.read_text()
@@ -84,6 +85,7 @@ def test_a_crash_where_no_log_can_be_written_is_still_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
+    monkeypatch.setenv("SSM_FORGE_LOG_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(cli, "workspace", lambda: Workspace(tmp_path / "file", tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file"))
     assert perform(monkeypatch, ValueError("x")) == 70

@@ -21,6 +21,7 @@ from ssm_forge.export import FORMATS
 from ssm_forge.integrity import verify
 from ssm_forge.packages import Mirror
 from ssm_forge.paths import Workspace
+from ssm_forge.unpacking import unpack_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,8 +77,7 @@ def test_unpacks_and_verifies_with_the_network_cut_off(archive: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"prefix": str(prefix), "packages": 4, "files": 5}
     assert (prefix / "lib/scan.txt").read_text() == "scan"
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "opened", filter="data")
+    unpack_tar(archive, tmp_path / "opened")
     (inside,) = locks.read(tmp_path / "opened" / "ssm-forge-demo" / "pixi.lock")
     assert verify(prefix, inside.records).deviations == ()
 
@@ -176,8 +176,7 @@ def test_a_pack_with_tools_installs_with_nothing_but_python(
     target = tmp_path / "demo.tar"
     mirrors = [Mirror(CANONICAL, channel)]
     packing.pack(locked, target, mirrors=mirrors, workspace=here, add_tools=lambda top: add_tools(top, here))
-    with tarfile.open(target) as tar:
-        tar.extractall(tmp_path / "carried", filter="data")
+    unpack_tar(target, tmp_path / "carried")
     prefix = tmp_path / "env"
     done = subprocess.run(
         ["unshare", "-rn", tmp_path / "carried/ssm-forge-demo/install.sh", "--prefix", prefix],
