@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import shutil
+import tempfile
 from pathlib import Path
 
 from rattler import RepoDataRecord
@@ -64,8 +66,15 @@ def lock_channel(channel: Path, lock: Path, *specs: str, name: str = "demo") -> 
 
 def demo_channel(folder: Path) -> Path:
     """A channel of two packages: ``tool`` (a script with the prefix in it, a data file), needing ``base``."""
-    channel = folder / "channel"
+    return Path(shutil.copytree(Path(_demo().name) / "channel", folder / "channel"))
+
+
+@functools.cache
+def _demo() -> tempfile.TemporaryDirectory[str]:
+    """Made once in a process, for indexing takes long, and never changed: everybody gets a copy."""
+    made = tempfile.TemporaryDirectory(prefix="ssm-forge-demo-")
+    channel = Path(made.name) / "channel"
     make_package(channel, "base", {"share/base/data.txt": "base\n"})
     make_package(channel, "tool", {"bin/tool": "#!/bin/sh\necho tool\n", "share/tool.txt": "tool\n"}, depends=("base",))
     index(channel)
-    return channel
+    return made

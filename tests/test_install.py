@@ -30,9 +30,14 @@ def place(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def channel(tmp_path: Path) -> Path:
+def channel(pristine_channel: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine_channel, tmp_path / "channel"))
+
+
+@pytest.fixture(scope="module")
+def pristine_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fake ``python`` of three versions, ``pytorch`` of two, and kernels that fit one torch only."""
-    folder = tmp_path / "channel"
+    folder = tmp_path_factory.mktemp("pristine") / "channel"
     for version in ("3.11.5", "3.12.1", "3.12.9"):
         make_package(folder, "python", {"bin/python": f"#!/bin/sh\necho {version}\n"}, version=version)
     for version in ("2.10.0", "2.11.0"):

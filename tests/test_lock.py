@@ -256,7 +256,7 @@ class TestCommand:
             ["unshare", "-rn", sys.executable, "-m", "ssm_forge", "lock"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=600,
             env={**os.environ, "PYTHONPATH": str(copy / "scripts")},
         )
         assert done.returncode == 4

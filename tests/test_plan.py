@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import run
+from front_door import run_here
 from ssm_forge import machine, plan, variants
 from ssm_forge.arch import Capability
 from ssm_forge.errors import MachineError, NetworkError
@@ -113,7 +113,7 @@ def test_the_name_in_a_file_name() -> None:
 
 
 def dry_run(tmp_path: Path, *args: str) -> dict[str, object]:
-    done = run(
+    done = run_here(
         "install-mamba",
         "--dry-run",
         "--json",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import assert_one_line_error, run
+from front_door import assert_one_line_error, run_here
 from ssm_forge.arch import ArchList
 from ssm_forge.errors import UsageError
 from ssm_forge.paths import workspace
@@ -105,6 +105,6 @@ def test_columns_of_unequal_length_and_unknown_sources_are_refused(tmp_path: Pat
     ],
 )
 def test_the_command_line_says_so_in_one_line(args: tuple[str, ...], words: tuple[str, ...], tmp_path: Path) -> None:
-    done = run("install-mamba", *args, SSM_FORGE_CACHE_DIR=str(tmp_path / "cache"))
+    done = run_here("install-mamba", *args, SSM_FORGE_CACHE_DIR=str(tmp_path / "cache"))
     assert_one_line_error(done, 2, *words)
     assert not (tmp_path / "cache").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import assert_one_line_error, run
+from front_door import assert_one_line_error, run_here
 from ssm_forge.bridge import compiler as host
 from ssm_forge.errors import MachineError
 
@@ -83,7 +83,7 @@ def test_an_explicit_path_that_is_no_gxx_is_named(path: Path, text: str | None) 
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     old = fake(tmp_path / "g++", "7.5.0")
-    done = run(
+    done = run_here(
         "install-mamba", "--source", "bridge", "--host-compiler", str(old), SSM_FORGE_CACHE_DIR=str(tmp_path / "cache")
     )
     if "no Python" in done.stderr:

@@ -89,6 +89,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT / "scripts"),
         "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
         "SSM_FORGE_CACHE_DIR": str(home / "cache"),
+        "SSM_FORGE_LOG_DIR": str(home / "logs"),
         **extra,
     }
 

@@ -225,6 +225,9 @@ def test_two_publishers_at_once(request: pytest.FixtureRequest, tmp_path: Path, 
         thread.start()
     while any(thread.is_alive() for thread in threads):
         require_consistent(channel)
+        # Looking without a pause would keep the publishers from the interpreter.
+        for thread in threads:
+            thread.join(0.01)
     assert not failures
     assert check_folder(channel) == {package.name for package in packages}
 
