@@ -184,7 +184,7 @@ def bare_path(folder: Path, *tools: str) -> str:
 
 
 def test_without_python_the_front_door_says_so(tmp_path: Path) -> None:
-    done = run("verify", PATH=bare_path(tmp_path / "bin", "bash", "dirname", "env"))
+    done = run("verify", PATH=bare_path(tmp_path / "bin", "bash", "dirname", "env"), SSM_FORGE_PYTHON="")
     assert_one_line_error(done, 3, "no Python >= 3.10", "apt install python3", "SSM_FORGE_PYTHON")
 
 
@@ -193,7 +193,7 @@ def test_a_python_that_is_too_old_is_not_taken(tmp_path: Path) -> None:
     old = tmp_path / "bin/python3"
     old.write_text("#!/bin/bash\nexit 1\n")
     old.chmod(0o755)
-    assert_one_line_error(run("verify", PATH=path), 3, "no Python >= 3.10")
+    assert_one_line_error(run("verify", PATH=path, SSM_FORGE_PYTHON=""), 3, "no Python >= 3.10")
     assert_one_line_error(run("verify", SSM_FORGE_PYTHON=str(old)), 3, f"SSM_FORGE_PYTHON={old}")
 
 
