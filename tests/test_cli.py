@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -288,3 +290,19 @@ def test_a_hash_mismatch_names_expected_found_and_where(liar: str, tmp_path: Pat
     files = [path for path in (tmp_path / "cache/downloads").rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix != ".part"]
     assert not (tmp_path / "prefix").exists()
+
+
+def test_the_tests_go_on_with_our_own_tools_where_the_environment_lacks_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    ran: list[list[str]] = []
+    monkeypatch.delenv("SSM_FORGE_NO_PIXI", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "starlette" else find(name))
+
+    def execve(path: Path, line: list[str], environment: dict[str, str]) -> None:
+        ran.append([*line, environment["SSM_FORGE_NO_PIXI"]])
+        raise SystemExit(0)  # The real one does not come back.
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["run", "test", "--fast"])
+    assert cli.run() == 0
+    assert ran == [[str(ROOT / "run"), "test", "--fast", "1"]]

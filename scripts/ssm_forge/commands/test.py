@@ -14,8 +14,11 @@ _PASS_ON = {"ignore_unknown_options": True}
 def test(fast: bool, args: tuple[str, ...]) -> None:
     """Run the unit tests, then the real thing: bridge, builds, install, verify. ARGS go to pytest."""
     from ssm_forge.paths import workspace
+    from ssm_forge.toolbox import require
     from ssm_forge.ui import say
 
+    # mypy reads what every module imports, and pixi's environments have only some of it.
+    require("ruff", "mypy", "cryptography", "cyclonedx", "starlette", "uvicorn")
     root = workspace().root
     for name, command in (
         ("ruff", [sys.executable, "-m", "ruff", "check", "--quiet"]),
