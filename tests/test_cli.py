@@ -292,17 +292,24 @@ def test_a_hash_mismatch_names_expected_found_and_where(liar: str, tmp_path: Pat
     assert not (tmp_path / "prefix").exists()
 
 
-def test_the_tests_go_on_with_our_own_tools_where_the_environment_lacks_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("starlette", ["test", "--fast"]), ("cyclonedx", ["export", "cu118", "--format", "cyclonedx"])],
+)
+def test_a_task_goes_on_with_our_own_tools_where_the_environment_lacks_what_it_needs(
+    missing: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran: list[list[str]] = []
-    monkeypatch.delenv("SSM_FORGE_NO_PIXI", raising=False)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "starlette" else find(name))
 
     def execve(path: Path, line: list[str], environment: dict[str, str]) -> None:
         ran.append([*line, environment["SSM_FORGE_NO_PIXI"]])
         raise SystemExit(0)  # The real one does not come back.
 
+    monkeypatch.delenv("SSM_FORGE_NO_PIXI", raising=False)
+    # Whatever else this environment lacks is not what is asked about here.
+    there = importlib.util.find_spec("pytest")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else there)
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(sys, "argv", ["run", "test", "--fast"])
+    monkeypatch.setattr(sys, "argv", ["run", *words])
     assert cli.run() == 0
-    assert ran == [[str(ROOT / "run"), "test", "--fast", "1"]]
+    assert ran == [[str(ROOT / "run"), *words, "1"]]
