@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
+<<<<<<< HEAD
 import shutil
 import tempfile
+=======
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+>>>>>>> compat
 from pathlib import Path
 
 from rattler import RepoDataRecord
@@ -46,6 +54,16 @@ def make_package(
 
 def index(channel: Path) -> None:
     asyncio.run(index_fs(channel))
+
+
+@contextmanager
+def served(channel: Path) -> Iterator[str]:
+    """The channel over HTTP; its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(channel))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
 
 
 def solve_channel(channel: Path, *specs: str) -> list[RepoDataRecord]:

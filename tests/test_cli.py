@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -183,7 +185,7 @@ def bare_path(folder: Path, *tools: str) -> str:
 
 
 def test_without_python_the_front_door_says_so(tmp_path: Path) -> None:
-    done = run("verify", PATH=bare_path(tmp_path / "bin", "bash", "dirname", "env"))
+    done = run("verify", PATH=bare_path(tmp_path / "bin", "bash", "dirname", "env"), SSM_FORGE_PYTHON="")
     assert_one_line_error(done, 3, "no Python >= 3.10", "apt install python3", "SSM_FORGE_PYTHON")
 
 
@@ -192,7 +194,7 @@ def test_a_python_that_is_too_old_is_not_taken(tmp_path: Path) -> None:
     old = tmp_path / "bin/python3"
     old.write_text("#!/bin/bash\nexit 1\n")
     old.chmod(0o755)
-    assert_one_line_error(run("verify", PATH=path), 3, "no Python >= 3.10")
+    assert_one_line_error(run("verify", PATH=path, SSM_FORGE_PYTHON=""), 3, "no Python >= 3.10")
     assert_one_line_error(run("verify", SSM_FORGE_PYTHON=str(old)), 3, f"SSM_FORGE_PYTHON={old}")
 
 
@@ -287,3 +289,26 @@ def test_a_hash_mismatch_names_expected_found_and_where(liar: str, tmp_path: Pat
     files = [path for path in (tmp_path / "cache/downloads").rglob("*") if path.is_file()]
     assert not [path for path in files if path.suffix != ".part"]
     assert not (tmp_path / "prefix").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("starlette", ["test", "--fast"]), ("cyclonedx", ["export", "cu118", "--format", "cyclonedx"])],
+)
+def test_a_task_goes_on_with_our_own_tools_where_the_environment_lacks_what_it_needs(
+    missing: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def execve(path: Path, line: list[str], environment: dict[str, str]) -> None:
+        ran.append([*line, environment["SSM_FORGE_NO_PIXI"]])
+        raise SystemExit(0)  # The real one does not come back.
+
+    monkeypatch.delenv("SSM_FORGE_NO_PIXI", raising=False)
+    # Whatever else this environment lacks is not what is asked about here.
+    there = importlib.util.find_spec("pytest")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else there)
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["run", *words])
+    assert cli.run() == 0
+    assert ran == [[str(ROOT / "run"), *words, "1"]]

@@ -138,7 +138,7 @@ def test_a_package_that_can_not_be_linked_is_one_error(
     records = solved(channel, *OURS)
     monkeypatch.setattr("ssm_forge.packages.require_all_intact", lambda files: None)
     (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
-    with pytest.raises(InstallError, match=r"packages could not be linked into .*envs/cu130:") as error:
+    with pytest.raises(IntegrityError, match=r"not what its channel's index says: .*mamba-ssm-1\.0-h1_0") as error:
         put(place, place.envs / "cu130", records)
     assert error.value.log is not None
     assert names(place.envs) == {".cu130.lock"}
@@ -152,7 +152,8 @@ def test_what_the_engine_writes_after_its_failure_is_removed_too(
 
     def written_to_once_more(path: Path, ignore_errors: bool = False) -> None:
         rmtree(path, ignore_errors=ignore_errors)
-        if ".new-" in path.name and late:
+        # Where py-rattler 0.28 makes a prefix, and where 0.25 does.
+        if (".new-" in path.name or path.name == "cu130") and late:
             (path / late.pop()).mkdir(parents=True)
 
     monkeypatch.setattr(shutil, "rmtree", written_to_once_more)
@@ -175,6 +176,9 @@ def test_a_failure_leaves_the_old_prefix_as_it_was(
     assert "extra" not in install.records(own)
 
 
+@pytest.mark.skipif(
+    not install._engine_relocates(), reason="the py-rattler here makes a prefix in its place: none is renamed into it"
+)
 def test_the_old_prefix_comes_back_when_the_new_one_can_not_take_its_place(
     own: Path, channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

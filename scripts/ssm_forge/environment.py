@@ -13,7 +13,7 @@ import rattler.exceptions
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
-from ssm_forge.install import UNFINISHED, replacing
+from ssm_forge.install import UNFINISHED, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
@@ -126,10 +126,10 @@ def _from_file(record: RepoDataRecord, path: Path) -> RepoDataRecord:
 def _explain(message: str) -> ForgeError:
     lines = [line.removeprefix("Caused by: ") for line in message.splitlines() if line.strip()]
     reason = f"{lines[0]}: {lines[-1]}" if len(lines) > 1 else message
-    if "hash mismatch" in message:
-        mismatch = next(line for line in lines if "hash mismatch" in line)
-        return IntegrityError(f"a package is not the locked one: {mismatch}. Nothing was installed.")
-    if any(word in message for word in ("error sending request", "lookup address", "status client error", "timed out")):
+    kind = kind_of_failure(message)
+    if kind is IntegrityError:
+        return IntegrityError(f"a package is not the locked one: {reason.rstrip('.')}. Nothing was installed.")
+    if kind is NetworkError:
         return NetworkError(f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package.")
     return InstallError(f"the environment could not be made: {reason}.")
 

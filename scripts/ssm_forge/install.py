@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge.errors import ForgeError, InstallError, IntegrityError
+from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
@@ -274,17 +274,46 @@ def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, 
             raise _explained(error, final or target, log) from error
 
 
+_NETWORK = (
+    "error sending request",
+    "lookup address",
+    "status client error",
+    "status server error",
+    "error decoding response body",
+    "timed out",
+)
+
+
+def kind_of_failure(message: str) -> type[ForgeError]:
+    """What the engine's message is about; it has one type of error for everything.
+
+    A package that is not what its record says fails in some twenty ways, which differ from one py-rattler to the next
+    (another hash, zip's or tar's or zstd's complaints, whichever comes first). What else can fail while a package is
+    fetched is the network and the machine, and those can be told: by few words, and by the system's error number.
+    """
+    if any(words in message for words in _NETWORK):
+        return NetworkError
+    if "failed to fetch" in message and "(os error" not in message:
+        return IntegrityError
+    return InstallError
+
+
 def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
     text = " ".join(str(error).split())
-    if "checksum" in text.lower():
+    again = "then run the same command again."
+    kind = kind_of_failure(text)
+    if kind is IntegrityError:
         return IntegrityError(
             f"a package is not what its channel's index says: {text}. Nothing was installed.",
             fix="Run the same command again; if it happens again, tell whoever runs the channel.",
             log=log.path,
         )
-    fix = "Check that the folder is writable and the disk not full, then run the same command again."
-    if "401 Unauthorized" in text or "403 Forbidden" in text:
-        fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+    if kind is NetworkError:
+        fix = f"Check the network, {again}"
+        if "401 Unauthorized" in text or "403 Forbidden" in text:
+            fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+        return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
+    fix = f"Check that the folder is writable and the disk not full, {again}"
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 

@@ -12,6 +12,7 @@ from ssm_forge.errors import BuildError
 from ssm_forge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
 
 _ROOT = Path(__file__).parents[2]
+_FOLDERS = sorted(path for path in _ROOT.glob("patches/torch/*") if path.is_dir())
 _SCRIPT = _ROOT / "recipes/common/patch_torch.py"
 
 _CPP_EXTENSION = """\
@@ -165,7 +166,7 @@ def test_a_torch_without_the_table_is_refused() -> None:
         make_patch("9.0.0", _CPP_EXTENSION.replace("CUDA_CLANG_VERSIONS", "CLANGS"), _BOUNDS)
 
 
-@pytest.mark.parametrize("folder", sorted(_ROOT.glob("patches/torch/*/")), ids=lambda p: str(p.name))
+@pytest.mark.parametrize("folder", _FOLDERS, ids=lambda p: str(p.name))
 def test_every_torch_patch_adds_11_8_with_the_recorded_bounds(folder: Path) -> None:
     bounds = {b.cuda: b for b in read_bounds(_ROOT / "patches/torch/bounds.toml")}
     (patch,) = folder.glob("0001-*.patch")
@@ -179,6 +180,6 @@ def test_every_torch_patch_adds_11_8_with_the_recorded_bounds(folder: Path) -> N
 def test_every_torch_of_the_matrix_has_a_patch() -> None:
     from ssm_forge import variants
 
-    minors = {path.name.rpartition(".")[0] for path in _ROOT.glob("patches/torch/*/")}
+    minors = {path.name.rpartition(".")[0] for path in _FOLDERS}
     matrix = variants.load(_ROOT / "recipes/variants.yaml")
     assert {variant.torch for variant in matrix.variants} <= minors

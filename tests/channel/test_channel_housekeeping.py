@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from lab import Lab, check_folder, make_package
 
+pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
+
 from ssm_forge import channel as channels
 from ssm_forge import channel_tasks, coverage, trust, variants
 from ssm_forge.channel_source import open_source

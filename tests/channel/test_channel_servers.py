@@ -14,6 +14,8 @@ import pytest
 from lab import make_package
 from real_servers import asked, nginx, quetz, recorder, s3
 
+pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
+
 from ssm_forge import channel as channels
 from ssm_forge import publish_hosted, remote, trust
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError

@@ -11,6 +11,8 @@ import pytest
 from lab import Lab, make_package
 from rattler import RepoDataRecord
 
+pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
+
 from ssm_forge import channel as channels
 from ssm_forge import policy, trust
 from ssm_forge.errors import IntegrityError, UsageError
