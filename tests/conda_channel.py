@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
-<<<<<<< HEAD
-import shutil
-import tempfile
-=======
 import http.server
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
->>>>>>> compat
 from pathlib import Path
 
 from rattler import RepoDataRecord
