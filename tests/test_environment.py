@@ -156,7 +156,7 @@ def server(channel: Path):  # type: ignore[no-untyped-def]
     """The channel over HTTP."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(channel))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield Mirror.parse(f"{CANONICAL}=http://127.0.0.1:{running.server_port}")
         running.shutdown()
 
