@@ -98,7 +98,7 @@ def archive(tmp_path: Path) -> Iterator[Archive]:
     root = tmp_path / "www"
     root.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     debian.load_index.cache_clear()
     yield Archive(root, f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
