@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import pytest
 
+import fake_pixi
 from front_door import ROOT, assert_one_line_error, run
 from ssm_forge import build as builds
 from ssm_forge import cli, errors
@@ -98,8 +99,6 @@ def test_a_crash_where_no_log_can_be_written_is_still_one_line(
 def test_missing_rights_and_a_full_disk_are_no_bug(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import os
-
     assert perform(monkeypatch, OSError(number, os.strerror(number), "/some/file")) == errors.MachineError.exit_code
     said = capsys.readouterr().err
     assert said.startswith(f"error: /some/file can't be written or read ({os.strerror(number)})")
@@ -204,14 +203,53 @@ def test_settings_of_the_callers_python_do_not_reach_the_tools(tmp_path: Path) -
     assert_one_line_error(done, 8, "is not a conda environment")
 
 
-def test_with_pixi_the_task_is_run_by_pixi(tmp_path: Path) -> None:
-    pixi = tmp_path / "pixi"
-    pixi.write_text('#!/bin/bash\nprintf "%s|" "$@"\n')
-    pixi.chmod(0o755)
-    command = [str(ROOT / "run"), "python", "-c", "print(1, 2)"]
-    path = f"{tmp_path}:/usr/bin:/bin"
-    done = subprocess.run(command, capture_output=True, text=True, env={"PATH": path}, check=True)
-    assert done.stdout == f"run|--manifest-path|{ROOT}/pixi.toml|python|-c|print(1, 2)|"
+def caller(tmp_path: Path) -> Path:
+    """A folder of the user's, with a fake environment in it whose python prints its arguments."""
+    python = tmp_path / "an env/bin/python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "an env/conda-meta").mkdir()
+    python.write_text('#!/bin/bash\nprintf "%s|" "$PWD" "$@"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+HOSTILE = ("it's", "a'; echo INJECTED; echo '", 'b"c', "$HOME `id` \\", "new\nline", "")
+
+
+def test_with_pixi_arguments_and_folder_are_the_callers(tmp_path: Path, pixi_path: str) -> None:
+    command = [str(ROOT / "run"), "python", "--prefix", "an env", *HOSTILE]
+    env = {"PATH": pixi_path, "PYTHONHOME": "/nowhere"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=caller(tmp_path), check=False)
+    assert done.stdout == "|".join([str(tmp_path), *HOSTILE, ""]), done.stderr
+    assert done.returncode == 0
+
+
+def test_a_task_of_pixi_finds_the_callers_folder(tmp_path: Path, pixi_path: str) -> None:
+    command = ["pixi", "run", "--manifest-path", str(ROOT / "pixi.toml"), "python", "--prefix", "an env", "a b"]
+    env = {"PATH": pixi_path}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=caller(tmp_path), check=False)
+    assert done.stdout == f"{tmp_path}|a b|", done.stderr
+
+
+def test_a_shell_that_a_task_of_pixi_opened_is_not_taken_for_the_task(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    env = {"PIXI_PROJECT_ROOT": str(ROOT), "INIT_CWD": str(tmp_path / "elsewhere"), "SSM_FORGE_NO_PIXI": "1"}
+    command = [str(ROOT / "run"), "python", "--prefix", "an env"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, cwd=caller(tmp_path))
+    assert done.stdout == f"{tmp_path}|", done.stderr
+
+
+def test_no_setting_of_pixi_toml_reaches_more_than_its_task() -> None:
+    data = tomllib.loads((ROOT / "pixi.toml").read_text())
+    assert "activation" not in data
+    scripts = {"PYTHONPATH": "$PIXI_PROJECT_ROOT/scripts"}
+    assert [name for name, task in data["tasks"].items() if task["env"] != scripts] == []
+
+
+@pytest.fixture
+def pixi_path(tmp_path: Path) -> str:
+    """PATH with a pixi that starts programs as pixi 0.77 does."""
+    return f"{fake_pixi.put(tmp_path / 'path').parent}:/usr/bin:/bin"
 
 
 def test_too_much_memory_is_refused_with_the_arithmetic(

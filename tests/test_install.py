@@ -18,6 +18,7 @@ from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.install import MARKER, Installed
 from ssm_forge.paths import Workspace
+from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import open_log
 
 SITE = "lib/python3.12/site-packages"
@@ -217,6 +218,33 @@ def test_a_foreign_prefix_keeps_its_packages_to_the_version(foreign: Path, chann
     assert not marker.created
 
 
+def test_a_new_environment_has_the_locked_packages_to_the_version(channel: Path, place: Workspace) -> None:
+    locked = solved(channel, "python ==3.12.1", "pytorch", "extra")
+    records = install.solve_for_prefix(OURS, (channel.as_uri(),), prefix=None, cuda="13.0", locked=locked)
+    put(place, place.envs / "cu130", records)
+    found = {name: record["version"] for name, record in install.records(place.envs / "cu130").items()}
+    assert found == {r.name.normalized: str(r.version) for r in locked} | {"causal-conv1d": "1.0", "mamba-ssm": "1.0"}
+    assert found["python"] == "3.12.1"
+    assert install.holds(place.envs / "cu130", locked)
+    assert not install.holds(place.envs / "cu130", locked[1:])
+    assert not install.holds(place.envs / "cu999", locked)
+
+
+def test_a_package_comes_from_the_first_channel_that_has_it(channel: Path, tmp_path: Path) -> None:
+    later = tmp_path / "later"
+    make_package(later, "pytorch", {"share/torch.txt": "another ABI\n"}, version="2.11.1")
+    index(later)
+    records = install.solve_for_prefix(OURS, (channel.as_uri(), later.as_uri()), prefix=None, cuda="13.0")
+    assert [str(r.version) for r in records if r.name.normalized == "pytorch"] == ["2.11.0"]
+
+
+def test_what_the_user_says_of_the_machine_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("CUDA", "12.4"), ("CUDA_ARCH", "8.6"), ("GLIBC", "2.17")):
+        monkeypatch.setenv(f"CONDA_OVERRIDE_{name}", value)
+    found = {v.name: v.version for v in install.target_machine("13.0", None)}
+    assert (found["__cuda"], found["__cuda_arch"], found["__glibc"]) == ("12.4", "8.6", "2.17")
+
+
 @pytest.mark.parametrize("there", ["pytorch ==2.10.0", "python ==3.11.5"])
 def test_a_foreign_prefix_with_another_torch_or_python_is_refused_with_the_reason(
     channel: Path, place: Workspace, tmp_path: Path, there: str
@@ -323,16 +351,25 @@ def test_pixi_makes_its_environment_and_its_failure_is_one_line(
     place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixi = tmp_path / "pixi"
-    pixi.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n[ "$3" = -e ] && [ "$4" = cu130 ]\n')
+    pixi.write_text(
+        f'#!/bin/sh\necho "$@" for $CONDA_OVERRIDE_CUDA > {tmp_path}/asked\n[ "$3" = -e ] && [ "$4" = cu130 ]\n'
+    )
     pixi.chmod(0o755)
     with open_log(place.logs, "test") as log:
         monkeypatch.delenv("PIXI_EXE", raising=False)
-        assert not install.pixi_environment("cu130", place, log)
+        assert not install.pixi_environment("cu130", "13.0", place, log)
         monkeypatch.setenv("PIXI_EXE", str(pixi))
-        assert install.pixi_environment("cu130", place, log)
-        assert (tmp_path / "asked").read_text().startswith("install --locked -e cu130")
+        monkeypatch.setattr(install, "machine_virtual_packages", virtual_packages)
+        assert install.pixi_environment("cu130", "13.0", place, log)
+        assert (tmp_path / "asked").read_text() == (
+            f"install --locked -e cu130 --manifest-path {place.manifest} for 13.0\n"
+        )
+        # A driver that is there is told as it is, so that pixi refuses one that is too old.
+        monkeypatch.setattr(install, "machine_virtual_packages", lambda: virtual_packages(cuda="12.2"))
+        assert install.pixi_environment("cu130", "13.0", place, log)
+        assert "for 12.2" in (tmp_path / "asked").read_text()
         with pytest.raises(InstallError, match="failed: exit code 1"):
-            install.pixi_environment("cu999", place, log)
+            install.pixi_environment("cu999", "13.0", place, log)
 
 
 def test_what_was_added_with_pip_is_named(own: Path) -> None:

@@ -16,6 +16,7 @@ from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkEr
 from ssm_forge.install import UNFINISHED, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
+from ssm_forge.mirrors import client as channel_client
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import subdir_type
@@ -85,24 +86,12 @@ def _install_and_verify(
 
 
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
-    from rattler.networking import Client
-    from rattler.networking import middleware as m
-
     canonical = {r.name.normalized: r.url for r in locked.records}
     records = []
     for record in locked.records:
         path = local_file(record, mirrors)
         records.append(record if path is None else _from_file(record, path))
-    client = Client(
-        [
-            m.RetryMiddleware(2),
-            m.MirrorMiddleware(network_mirrors(mirrors)),
-            m.AuthenticationMiddleware(),
-            m.OciMiddleware(),
-            m.S3Middleware(),
-        ],
-        timeout=_TIMEOUT_SECONDS,
-    )
+    client = channel_client(timeout=_TIMEOUT_SECONDS, first=network_mirrors(mirrors))
     try:
         asyncio.run(
             rattler.install(
