@@ -13,6 +13,7 @@ from ssm_forge.credentials import for_engine
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan
+from ssm_forge.solve_only import solve_recipes
 from ssm_forge.solver import require_reachable
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, open_log, out, say
 
@@ -85,6 +86,9 @@ def make_packages(work: Plan, place: Workspace, log: Log) -> None:
     if work.to_build:
         # One quick, clear error where the engine would retry for minutes.
         require_reachable(work.channels)
+        if work.variant.source == "conda":
+            # Before anything compiles: the engine solves what the packages run with only when they are installed.
+            solve_recipes(work.variant, work.python, work.archs, workspace=place, snapshot=None)
     for package in work.to_build:
         say(f"Building {package.name} {package.version} for {work.archs} with {work.jobs} jobs")
         build(package.request, channel=place.channel, jobs=work.jobs, workspace=place, log=log)
