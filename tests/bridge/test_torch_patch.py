@@ -82,6 +82,35 @@ def test_lines_may_have_moved(tmp_path: Path) -> None:
     assert "11.8" in tables(site)["CUDA_GCC_VERSIONS"]
 
 
+def test_a_second_build_in_the_same_environment_finds_it_done(tmp_path: Path) -> None:
+    site, folder = site_packages(tmp_path / "site"), patches(tmp_path / "patches")
+    assert run(folder, site).returncode == 0
+    first = (site / MEMBER).read_text()
+    done = run(folder, site)
+    assert done.returncode == 0, done.stderr
+    assert (site / MEMBER).read_text() == first
+
+
+@pytest.mark.parametrize(
+    "hunk",
+    [
+        "@@ -1,2 +1,3 @@\n import os\n \n+ADDED = 1\n",
+        "@@ -1,3 +1,2 @@\n import os\n \n-MINIMUM_GCC_VERSION = (5, 0, 0)\n",
+    ],
+    ids=["added at the end of a hunk", "removed at the end of a hunk"],
+)
+def test_what_is_there_already_is_told_from_what_is_not(tmp_path: Path, hunk: str) -> None:
+    site = site_packages(tmp_path / "site")
+    folder = tmp_path / "patches"
+    (folder / "2.3.0").mkdir(parents=True)
+    (folder / "2.3.0/0001-x.patch").write_text(f"--- a/{MEMBER}\n+++ b/{MEMBER}\n{hunk}")
+    assert run(folder, site).returncode == 0
+    once = (site / MEMBER).read_text()
+    assert once != _CPP_EXTENSION
+    assert run(folder, site).returncode == 0
+    assert (site / MEMBER).read_text() == once
+
+
 def test_another_patch_release_of_the_minor_takes_the_same_patch(tmp_path: Path) -> None:
     site = site_packages(tmp_path / "site", version="2.3.1")
     assert run(patches(tmp_path / "patches"), site).returncode == 0
