@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -428,35 +427,3 @@ def holds(prefix: Path, locked: Sequence[RepoDataRecord]) -> bool:
     """Whether the environment is the locked one, with our packages or without."""
     have = {(r.name.normalized, str(r.version), str(r.build)) for r in present(prefix)}
     return have == {(r.name.normalized, str(r.version), str(r.build)) for r in locked}
-
-
-def is_pixis(prefix: Path) -> bool:
-    """Whether pixi made the environment."""
-    return (prefix / "conda-meta/pixi").exists()
-
-
-def pixi_environment(variant: str, cuda: str, workspace: Workspace, log: Log) -> bool:
-    """Let pixi make its own environment from the lock, so that it recognises the prefix as its own.
-
-    Args:
-        variant: name of the environment.
-        cuda: CUDA release to assume where there is no driver: pixi refuses an environment for another machine.
-
-    Returns:
-        Whether pixi was there to do it.
-
-    Raises:
-        InstallError: when pixi fails.
-    """
-    pixi = os.environ.get("PIXI_EXE")
-    if not pixi:
-        return False
-    command = [pixi, "install", "--locked", "-e", variant, "--manifest-path", str(workspace.manifest)]
-    driver = next((v.version for v in machine_virtual_packages() if v.name == "__cuda"), cuda)
-    environment = {**os.environ, "CONDA_OVERRIDE_CUDA": driver}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    log(done.stdout + done.stderr)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise InstallError(f"'{' '.join(command)}' failed: {reason}", log=log.path)
-    return True

@@ -11,7 +11,7 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.table import Table
 
-from ssm_forge import channel, install, plan, policy, remote, solve_only, toolchain
+from ssm_forge import channel, install, pixi, plan, policy, remote, solve_only, toolchain
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
@@ -146,9 +146,9 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
     foreign = install.is_foreign(work.prefix)
     if work.locked is not None and work.prefix == place.envs / work.locked.name:
         # pixi makes its own environment, so that it knows it again.
-        current = install.is_pixis(work.prefix) and install.holds(work.prefix, work.locked.records)
-        may = not current and (not foreign or install.is_pixis(work.prefix))
-        if may and install.pixi_environment(work.locked.name, work.variant.cuda, place, log):
+        current = pixi.made(work.prefix) and install.holds(work.prefix, work.locked.records)
+        may = not current and (not foreign or pixi.made(work.prefix))
+        if may and pixi.make_environment(work.locked.name, work.variant.cuda, place, log):
             foreign = True
     if foreign:
         return Base(in_place=True, specs=("pip",))

@@ -302,15 +302,18 @@ def _probe(channel: str, seconds: float, public: bool, reasons: dict[str, str]) 
     """Ask one channel; ``reasons`` gets why it is of no use, if it is not."""
     import httpx
 
-    url = mirrors.mirrored(f"{channel_url(channel)}noarch/repodata.json")
+    url = mirrors.mirrored(f"{channel_url(channel)}noarch/")
     if not url.startswith(("http://", "https://")):
         return
     try:
-        answer = httpx.head(url, timeout=seconds, follow_redirects=True)
+        # Some channels have one of them only.
+        for name in ("repodata.json.zst", "repodata.json"):
+            status = httpx.head(url + name, timeout=seconds, follow_redirects=True).status_code
+            if status != httpx.codes.NOT_FOUND:
+                break
     except httpx.HTTPError as error:
         reasons[channel] = str(error) or type(error).__name__
         return
-    status = answer.status_code
     if status == httpx.codes.NOT_FOUND:
         reasons[channel] = "it has no index for noarch, so it is not a conda channel"
     elif status >= 400 and (public or status not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)):
