@@ -29,6 +29,7 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         # What a killed run left compiling takes memory that the plan counts.
         sweep(place)
     work = plan.make(options, place)
+    policy.require_used(work.trust, work.channels)
     if dry_run:
         _show(work, as_json)
         return
