@@ -14,7 +14,6 @@ import json
 import netrc
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,11 +99,16 @@ def authorization(url: str) -> dict[str, str]:
     return {"Authorization": found.header} if found else {}
 
 
+# What RATTLER_AUTH_FILE was outside of each for_engine() that is open, the outermost first.
+_outside: list[str | None] = []
+
+
 @contextlib.contextmanager
 def for_engine() -> Iterator[None]:
     """While inside, the engine and child processes know the tokens of ``SSM_FORGE_CHANNEL_TOKEN`` too.
 
-    They are passed in a file only this user can read, which is gone afterwards.
+    They are passed in a file without a name, in memory, which only this user can read and which is gone with this
+    process, however it ends.
     """
     tokens = _environment_tokens()
     if not tokens:
@@ -113,18 +117,31 @@ def for_engine() -> Iterator[None]:
     before = os.environ.get("RATTLER_AUTH_FILE")
     entries = _read_auth_file(Path(before)) if before else {}
     entries.update({host: {"BearerToken": token} for host, token in tokens.items()})
-    with tempfile.TemporaryDirectory(prefix="ssm-forge-auth-") as folder:
-        path = Path(folder) / "auth.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(entries), encoding="utf-8")
-        os.environ["RATTLER_AUTH_FILE"] = str(path)
+    with os.fdopen(os.memfd_create("ssm-forge-auth"), "w", encoding="utf-8") as stream:
+        os.fchmod(stream.fileno(), 0o600)
+        json.dump(entries, stream)
+        stream.flush()
+        _outside.append(before)
+        # Not /proc/self: children read it too.
+        os.environ["RATTLER_AUTH_FILE"] = f"/proc/{os.getpid()}/fd/{stream.fileno()}"
         try:
             yield
         finally:
+            _outside.pop()
             if before is None:
                 os.environ.pop("RATTLER_AUTH_FILE", None)
             else:
                 os.environ["RATTLER_AUTH_FILE"] = before
+
+
+def environment_outside() -> dict[str, str]:
+    """The environment for a program that takes this process's place: without what :func:`for_engine` put there."""
+    environment = dict(os.environ)
+    if _outside:
+        environment.pop("RATTLER_AUTH_FILE", None)
+        if _outside[0] is not None:
+            environment["RATTLER_AUTH_FILE"] = _outside[0]
+    return environment
 
 
 def _environment_tokens() -> dict[str, str]:

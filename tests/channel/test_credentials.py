@@ -133,6 +133,53 @@ def test_the_engine_gets_environment_tokens_in_a_private_file_that_goes_away(
     assert os.environ["RATTLER_AUTH_FILE"] == str(auth)
 
 
+RESTART = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+from ssm_forge import paths, toolbox
+from ssm_forge.credentials import for_engine
+toolbox.workspace = lambda: paths.Workspace(Path(sys.argv[1]), Path(sys.argv[1]))
+with for_engine(), for_engine():
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    toolbox.require("a_library_that_nobody_has")
+"""
+
+
+@pytest.mark.parametrize("end", ["replaced", "killed"])
+def test_no_token_outlives_a_process_that_is_replaced_or_killed(tmp_path: Path, end: str) -> None:
+    run = tmp_path / "run"
+    run.write_text('#!/bin/sh\necho "$RATTLER_AUTH_FILE"\nls -l /proc/$$/fd\n')
+    run.chmod(0o755)
+    (tmp_path / "auth.json").write_text("{}")
+    (tmp_path / "tmp").mkdir()
+    kept = environment(
+        tmp_path,
+        TMPDIR=str(tmp_path / "tmp"),
+        SSM_FORGE_CHANNEL_TOKEN="lab.example=hunter2",
+        RATTLER_AUTH_FILE=str(tmp_path / "auth.json"),
+    )
+    kept.pop("SSM_FORGE_NO_PIXI", None)
+    done = subprocess.run(
+        [sys.executable, "-c", RESTART, str(tmp_path), end], capture_output=True, text=True, env=kept, check=False
+    )
+    assert done.returncode == (0 if end == "replaced" else -9), done.stderr
+    if end == "replaced":
+        assert done.stdout.splitlines()[0] == str(tmp_path / "auth.json")
+        assert "ssm-forge-auth" not in done.stdout
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="replace")
+    ]
+
+
+def test_children_of_the_engine_know_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", "lab.example=hunter2")
+    with for_engine():
+        read = 'cat "$RATTLER_AUTH_FILE"'
+        shown = subprocess.run(["sh", "-c", read], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown) == {"lab.example": {"BearerToken": "hunter2"}}
+
+
 def test_logs_take_no_secret(tmp_path: Path) -> None:
     with open_log(tmp_path, "x") as log:
         log("downloading https://me:hunter2@h/x and /t/hunter2/linux-64")
