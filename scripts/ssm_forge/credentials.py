@@ -25,7 +25,10 @@ from ssm_forge.errors import UsageError
 TOKEN_VARIABLE = "SSM_FORGE_CHANNEL_TOKEN"
 
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_URL = re.compile(r"(?i)\b(?!file:)[a-z][a-z0-9+.-]*://[^\s'\"]*")
 _CONDA_TOKEN = re.compile(r"/t/[^/\s'\"]+")
+# A request's path as servers and the engine print it, without its host.
+_BARE_TOKEN = re.compile(r"(?<![\w./:-])/t/[^/\s'\"]+(?=/(?:noarch|(?:linux|osx|win)-[a-z0-9]+)\b)")
 _HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:basic\s+|token\s+)?)[A-Za-z0-9._~+/=-]{8,}")
 _QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|password|credential)[^=&\s]*=)[^&\s'\"]+")
 _HIDDEN = "********"
@@ -56,11 +59,17 @@ class Credential:
 
 
 def redact(text: str) -> str:
-    """``text`` without user names, passwords and tokens in URLs, headers and queries."""
+    """``text`` without user names, passwords and tokens in URLs, headers and queries; a folder ``t`` is no secret."""
     text = _USERINFO.sub(f"{_HIDDEN}@", text)
-    text = _CONDA_TOKEN.sub(f"/t/{_HIDDEN}", text)
+    text = _URL.sub(lambda url: redact_path(url.group()), text)
+    text = _BARE_TOKEN.sub(f"/t/{_HIDDEN}", text)
     text = _QUERY.sub(rf"\g<1>{_HIDDEN}", text)
     return _HEADER.sub(rf"\g<1>{_HIDDEN}", text)
+
+
+def redact_path(path: str) -> str:
+    """The path of a request, or an URL, without a token in it."""
+    return _CONDA_TOKEN.sub(f"/t/{_HIDDEN}", path)
 
 
 def require_clean(url: str) -> str:
@@ -69,7 +78,7 @@ def require_clean(url: str) -> str:
     Raises:
         UsageError: when it does: every user of a machine sees command lines, and they end up in logs.
     """
-    if _USERINFO.search(url) or _CONDA_TOKEN.search(url) or _QUERY.search(url):
+    if redact(url) != url:
         raise UsageError(
             f"{redact(url)} holds a secret, and command lines are no place for one.",
             fix=f"Leave it out, and put it into RATTLER_AUTH_FILE, netrc, the keyring or {TOKEN_VARIABLE}.",

@@ -24,6 +24,9 @@ from ssm_forge.ui import open_log
         ("https://me:secret@h/x", "https://********@h/x"),
         ("see https://secret@h/x.", "see https://********@h/x."),
         ("https://h/t/secret/linux-64/repodata.json", "https://h/t/********/linux-64/repodata.json"),
+        ("https://h/conda/t/secret", "https://h/conda/t/********"),
+        ("'https://h/t/secret' and quetz://h/t/other/x", "'https://h/t/********' and quetz://h/t/********/x"),
+        ("GET /t/secret/linux-64/repodata.json", "GET /t/********/linux-64/repodata.json"),
         ("https://h/x?X-Amz-Signature=secret&a=b", "https://h/x?X-Amz-Signature=********&a=b"),
         ("https://h/x?access_token=secret", "https://h/x?access_token=********"),
         ("Authorization: Bearer secret-secret", "Authorization: Bearer ********"),
@@ -37,10 +40,25 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["https://h/x/linux-64/a-1.0-0.conda", "unexpected token 'something'", "user@host:/path", "key=value"],
+    [
+        "https://h/x/linux-64/a-1.0-0.conda",
+        "unexpected token 'something'",
+        "user@host:/path",
+        "key=value",
+        "Installed into /data/t/venv",
+        "/t/venv is not a conda environment",
+        "file:///data/t/channel/linux-64/a-1.0-0.conda",
+        "/data/t/channel/linux-64",
+        "see https://h/x and /data/t/venv",
+    ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("channel", ["/data/t/channel", "/t/channel", "file:///data/t/channel", "https://h/x"])
+def test_a_folder_t_is_no_secret(channel: str) -> None:
+    assert credentials.require_clean(channel) == channel
 
 
 def test_places_are_asked_in_the_engines_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
