@@ -27,11 +27,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands that tests start write their logs here, not into the checkout."""
+def _logs_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands that fixtures of many tests start write their logs here, not into the checkout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSM_FORGE_LOG_DIR", str(tmp_path_factory.mktemp("logs")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_logs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that a test starts write their logs to a folder of the test's own."""
+    monkeypatch.setenv("SSM_FORGE_LOG_DIR", str(tmp_path_factory.mktemp("logs")))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

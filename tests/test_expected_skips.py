@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def test_unexpected():
     ("unexpected", "options", "code"),
     [
         ("pytest.skip('on a whim')", ["--strict-skips"], 1),
-        ("pytest.skip('on a whim')", ["--strict-skips", "-n", "2"], 1),
+        ("pytest.skip('on a whim')", ["--strict-skips", "-p", "xdist", "-n", "2"], 1),
         ("pytest.skip('on a whim')", [], 0),
         ("pytest.xfail('not yet')", ["--strict-skips"], 1),
         ("pass", ["--strict-skips"], 0),
@@ -90,6 +91,7 @@ def test_a_run_with_an_unexpected_skip_fails_where_skips_are_strict(
     for name in ("conftest.py", "expected_skips.py", "skips.toml"):
         (tmp_path / name).write_text((TESTS / name).read_text("utf-8"))
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == code, done.stdout + done.stderr
     assert ("not expected in tier" in done.stdout) == (unexpected != "pass")

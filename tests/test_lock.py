@@ -44,6 +44,10 @@ def edited(tmp_path: Path, old: str, new: str) -> manifests.Manifest:
     return manifests.load(path)
 
 
+def manifest_data() -> dict[str, Any]:
+    return manifests.tomllib.loads((ROOT / "pixi.toml").read_text())
+
+
 def records(name: str) -> dict[str, Any]:
     return {r.name.normalized: r for r in locks.environment(ROOT / "pixi.lock", name).records}
 
@@ -57,6 +61,10 @@ class TestCommittedLock:
         assert (ROOT / "pixi.lock").read_text().startswith(f"version: {locks.VERSION}\n")
         locked = {e.name for e in locks.read(ROOT / "pixi.lock")}
         assert locked == {e.name for e in manifest.environments} == {"default", "dev", "cu118", "cu129", "cu130"}
+
+    def test_platforms_are_called_as_pixi_calls_them(self) -> None:
+        found = {e.name: e.platform.name for e in locks.read(ROOT / "pixi.lock")}
+        assert found == {"default": "linux-64", "dev": "linux-64", "cu118": "p1", "cu129": "p2", "cu130": "p3"}
 
     def test_every_package_is_an_https_url_of_a_named_channel_with_a_hash(self) -> None:
         for environment in locks.read(ROOT / "pixi.lock"):
@@ -127,6 +135,16 @@ class TestManifest:
             "cu130": ["__cuda=13.0"],
         }
 
+    def test_no_version_is_ambiguous(self) -> None:
+        """pixi 0.77 warns at every command of a bare ``2.3.0``, and says that it will be an error."""
+        bare = []
+        for table in [manifest_data(), *manifest_data()["feature"].values()]:
+            for name, spec in table.get("dependencies", {}).items():
+                version = spec if isinstance(spec, str) else spec.get("version", "*")
+                if re.match(r"\d", version) and not version.endswith(".*"):
+                    bare.append(f"{name} = {version}")
+        assert bare == []
+
     def test_says_what_it_can_not_lock(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="pypi-dependencies"):
             edited(tmp_path, "[tasks]", "[pypi-dependencies]\nx = '*'\n[tasks]")
@@ -165,6 +183,18 @@ class TestCheck:
         other = edited(tmp_path, '"pytorch", "conda-forge"]', '"conda-forge", "pytorch"]')
         assert "channels are" in locks.check(other, ROOT / "pixi.lock")["cu118"][0].reason
 
+    def test_platforms_may_be_called_as_pixi_likes(self, tmp_path: Path, manifest: manifests.Manifest) -> None:
+        """pixi 0.77 writes short names, older ones wrote those of pixi.toml; both are the same machines."""
+        lock = tmp_path / "pixi.lock"
+        text = (ROOT / "pixi.lock").read_text()
+        for number, name in ((1, "cu118"), (2, "cu129"), (3, "cu130")):
+            text = re.sub(rf"\bp{number}\b(?=:?$)", f"linux-64-{name}", text, flags=re.MULTILINE)
+        assert text != (ROOT / "pixi.lock").read_text()
+        lock.write_text(text)
+        assert [p for problems in locks.check(manifest, lock).values() for p in problems] == []
+        assert lockdiff.compare(locks.read(lock), locks.read(ROOT / "pixi.lock"), {}) == []
+        assert lockdiff.compare(locks.read(ROOT / "pixi.lock"), locks.read(lock), {}) == []
+
     def test_notices_an_edited_lock(self, tmp_path: Path, manifest: manifests.Manifest) -> None:
         lock = tmp_path / "pixi.lock"
         text = (ROOT / "pixi.lock").read_text()
@@ -195,7 +225,7 @@ class TestWrite:
         lock = tmp_path / "pixi.lock"
         shutil.copy(ROOT / "pixi.lock", lock)
         with pytest.raises(SolveError, match="environment cu118 on linux-64-cu118") as caught:
-            locks.write(edited(tmp_path, 'cudnn = "8.9.7.29"', 'cudnn = "8.9.7.30"'), lock, snapshot=SNAPSHOT)
+            locks.write(edited(tmp_path, 'cudnn = "==8.9.7.29"', 'cudnn = "==8.9.7.30"'), lock, snapshot=SNAPSHOT)
         assert "cudnn" in str(caught.value)
         assert lock.read_bytes() == (ROOT / "pixi.lock").read_bytes()
         assert not list(tmp_path.glob(".lock-*"))
@@ -241,7 +271,7 @@ class TestCommand:
 
     def test_check_fails_naming_environment_and_package(self, copy: Path) -> None:
         manifest = copy / "pixi.toml"
-        manifest.write_text(manifest.read_text().replace('cudnn = "8.9.7.29"', 'cudnn = "8.9.6.*"'))
+        manifest.write_text(manifest.read_text().replace('cudnn = "==8.9.7.29"', 'cudnn = "8.9.6.*"'))
         done = self.run(copy, "--check")
         assert done.returncode == 9
         assert "pixi.lock does not match pixi.toml: cu118: cudnn:" in done.stderr
@@ -256,7 +286,7 @@ class TestCommand:
             ["unshare", "-rn", sys.executable, "-m", "ssm_forge", "lock"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=600,
             env={**os.environ, "PYTHONPATH": str(copy / "scripts")},
         )
         assert done.returncode == 4

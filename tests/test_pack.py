@@ -23,6 +23,7 @@ from ssm_forge.export import FORMATS
 from ssm_forge.integrity import verify
 from ssm_forge.packages import Mirror, local_file, require_plain_names
 from ssm_forge.paths import Workspace
+from ssm_forge.unpacking import unpack_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,8 +79,7 @@ def test_unpacks_and_verifies_with_the_network_cut_off(archive: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"prefix": str(prefix), "packages": 4, "files": 5}
     assert (prefix / "lib/scan.txt").read_text() == "scan"
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "opened", filter="data")
+    unpack_tar(archive, tmp_path / "opened")
     (inside,) = locks.read(tmp_path / "opened" / "ssm-forge-demo" / "pixi.lock")
     assert verify(prefix, inside.records).deviations == ()
 
@@ -287,8 +287,7 @@ def test_a_pack_with_tools_installs_with_nothing_but_python(
     target = tmp_path / "demo.tar"
     mirrors = [Mirror(CANONICAL, channel)]
     packing.pack(locked, target, mirrors=mirrors, workspace=here, add_tools=lambda top: add_tools(top, here))
-    with tarfile.open(target) as tar:
-        tar.extractall(tmp_path / "carried", filter="data")
+    unpack_tar(target, tmp_path / "carried")
     prefix = tmp_path / "env"
     done = subprocess.run(
         ["unshare", "-rn", tmp_path / "carried/ssm-forge-demo/install.sh", "--prefix", prefix],
@@ -347,6 +346,7 @@ class TestExports:
         }
 
     def test_bill_of_materials_is_valid_and_reproducible(self, cu118: locks.LockedEnvironment) -> None:
+        pytest.importorskip("cyclonedx", reason="cyclonedx is not in this environment; the tools of ./run have it")
         from cyclonedx.schema import SchemaVersion
         from cyclonedx.validation.json import JsonStrictValidator
 

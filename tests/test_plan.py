@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from front_door import run
+from front_door import assert_one_line_error, run, run_here
 from ssm_forge import machine, plan, variants
 from ssm_forge.arch import Capability
-from ssm_forge.errors import MachineError, NetworkError
+from ssm_forge.errors import MachineError, NetworkError, VerifyError
 from ssm_forge.install import Installed, write_marker
 from ssm_forge.machine import Gpu
-from ssm_forge.paths import Workspace
+from ssm_forge.paths import Workspace, workspace
 from ssm_forge.plan import Options
 from ssm_forge.variants import Matrix, Variant
 
@@ -98,14 +99,48 @@ def test_too_little_disk_says_need_have_and_where(tmp_path: Path, monkeypatch: p
     assert "SSM_FORGE_CACHE_DIR" in error.value.fix
 
 
+def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    arguments = ("install-mamba", "--dry-run", "--source", "conda", "--prefix", str(tmp_path / "prefix"))
+    cache = tmp_path / "a cache"
+    done = run(*arguments, SSM_FORGE_CACHE_DIR=str(cache), SSM_FORGE_CHANNEL=str(tmp_path / "channel"))
+    assert_one_line_error(done, 3, f"'{cache}' has a space", "Set SSM_FORGE_CACHE_DIR")
+
+
 def test_free_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
     assert machine.free_disk(tmp_path / "a/b/c") > 0
 
 
-def test_prefixes_of_other_pythons_do_not_collide(tmp_path: Path) -> None:
-    place = Workspace(tmp_path, tmp_path)
-    assert plan.default_prefix("cu130", variants.DEFAULT_PYTHON, place) == place.envs / "cu130"
-    assert plan.default_prefix("cu130", "3.10", place) == place.envs / "cu130-py310"
+def test_the_default_prefix_is_pixis_and_other_pythons_do_not_collide() -> None:
+    place = workspace()
+    found = {v: plan.default_prefix(v, "3.10", place).name for v in ("cu118", "cu124", "cu130")}
+    assert found == {"cu118": "cu118", "cu124": "cu124-py310", "cu130": "cu130-py310"}
+    assert plan.default_prefix("cu118", "3.11", place) == place.envs / "cu118-py311"
+    assert plan.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
+
+
+def conda_row(variant: str) -> Variant:
+    return variants.load(workspace().variants).get(variant, "conda")
+
+
+def test_the_lock_is_used_for_the_python_that_it_was_solved_for() -> None:
+    for variant, python in (("cu118", "3.10"), ("cu130", "3.12")):
+        found = plan.locked_environment(conda_row(variant), python, workspace())
+        assert found is not None
+        assert found.name == variant
+    assert plan.locked_environment(conda_row("cu130"), "3.13", workspace()) is None
+    bridge = variants.load(workspace().variants).get("cu130", "bridge")
+    assert plan.locked_environment(bridge, "3.12", workspace()) is None
+
+
+def test_a_lock_that_does_not_fit_names_the_environment_and_the_command(tmp_path: Path) -> None:
+    place = workspace()
+    shutil.copy(place.lock, tmp_path)
+    text = place.manifest.read_text()
+    (tmp_path / "pixi.toml").write_text(text.replace('cuda-nvcc = "13.0.*"', 'cuda-nvcc = "13.1.*"'))
+    with pytest.raises(VerifyError) as error:
+        plan.locked_environment(conda_row("cu130"), "3.12", Workspace(tmp_path, tmp_path))
+    assert "pixi.lock does not fit pixi.toml: environment cu130: cuda-nvcc: " in error.value.what
+    assert "run lock'" in error.value.fix
 
 
 def test_the_name_in_a_file_name() -> None:
@@ -113,7 +148,7 @@ def test_the_name_in_a_file_name() -> None:
 
 
 def dry_run(tmp_path: Path, *args: str) -> dict[str, object]:
-    done = run(
+    done = run_here(
         "install-mamba",
         "--dry-run",
         "--json",

@@ -10,7 +10,7 @@ from pathlib import Path
 from ssm_forge.errors import InstallError
 
 # Settings of the tools' own Python and of an outer environment, which would leak into the inner one.
-_OWN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SSM_FORGE_LAUNCHER", "LD_LIBRARY_PATH", "PIXI_IN_SHELL")
+_OWN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SSM_FORGE_LAUNCHER", "LD_LIBRARY_PATH", "PIXI_IN_SHELL", "INIT_CWD")
 
 
 def activated_environment(prefix: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ import psutil
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_cache
+from ssm_forge import compile_cache, mirrors
 from ssm_forge.arch import ArchList
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
@@ -177,7 +177,8 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
                 "project": request.project,
                 "values": request.values,
                 "output_dir": str(staging / "out"),
-                "channels": list(request.channels),
+                # The build engine reads no configuration of pixi.
+                "channels": [mirrors.mirrored(url) for url in request.channels],
             }
         )
     )

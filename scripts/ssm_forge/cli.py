@@ -91,9 +91,17 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _go_to_caller() -> None:
+    """Change to the folder that the user is in: pixi runs its tasks in the workspace and says where it was called."""
+    root, caller = os.environ.get("PIXI_PROJECT_ROOT", ""), os.environ.get("INIT_CWD", "")
+    if root and caller and Path(root).resolve() == workspace().root == Path.cwd():
+        os.chdir(caller)
+
+
 def run() -> int:
     """Run a task; every outcome is an exit code and at most one clear message."""
     try:
+        _go_to_caller()
         code = tasks.main(prog_name=launcher(), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):

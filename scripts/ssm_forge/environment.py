@@ -13,9 +13,10 @@ import rattler.exceptions
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
-from ssm_forge.install import UNFINISHED, check_target, replacing
+from ssm_forge.install import UNFINISHED, check_target, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
+from ssm_forge.mirrors import client as channel_client
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact, require_plain_names
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import subdir_type
@@ -87,24 +88,12 @@ def _install_and_verify(
 
 
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
-    from rattler.networking import Client
-    from rattler.networking import middleware as m
-
     canonical = {r.name.normalized: r.url for r in locked.records}
     records = []
     for record in locked.records:
         path = local_file(record, mirrors)
         records.append(record if path is None else _from_file(record, path))
-    client = Client(
-        [
-            m.RetryMiddleware(2),
-            m.MirrorMiddleware(network_mirrors(mirrors)),
-            m.AuthenticationMiddleware(),
-            m.OciMiddleware(),
-            m.S3Middleware(),
-        ],
-        timeout=_TIMEOUT_SECONDS,
-    )
+    client = channel_client(timeout=_TIMEOUT_SECONDS, first=network_mirrors(mirrors))
     try:
         asyncio.run(
             rattler.install(
@@ -128,10 +117,10 @@ def _from_file(record: RepoDataRecord, path: Path) -> RepoDataRecord:
 def _explain(message: str) -> ForgeError:
     lines = [line.removeprefix("Caused by: ") for line in message.splitlines() if line.strip()]
     reason = f"{lines[0]}: {lines[-1]}" if len(lines) > 1 else message
-    if "hash mismatch" in message:
-        mismatch = next(line for line in lines if "hash mismatch" in line)
-        return IntegrityError(f"a package is not the locked one: {mismatch}. Nothing was installed.")
-    if any(word in message for word in ("error sending request", "lookup address", "status client error", "timed out")):
+    kind = kind_of_failure(message)
+    if kind is IntegrityError:
+        return IntegrityError(f"a package is not the locked one: {reason.rstrip('.')}. Nothing was installed.")
+    if kind is NetworkError:
         return NetworkError(f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package.")
     return InstallError(f"the environment could not be made: {reason}.")
 

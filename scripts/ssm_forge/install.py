@@ -11,13 +11,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge.errors import ForgeError, InstallError, IntegrityError
+from ssm_forge import mirrors
+from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
@@ -92,19 +93,49 @@ def records(prefix: Path) -> dict[str, dict[str, Any]]:
 
 
 def machine_virtual_packages() -> tuple[VirtualPackage, ...]:
-    """What this machine offers to the solver: glibc, and the driver's CUDA and the GPU where there is one."""
+    """What this machine offers to the solver: glibc, and the driver's CUDA and the GPU where there is one.
+
+    The user's CONDA_OVERRIDE_CUDA, CONDA_OVERRIDE_CUDA_ARCH and CONDA_OVERRIDE_GLIBC hold, as in conda and pixi.
+    """
     from rattler import VirtualPackage as Detected
+    from rattler import VirtualPackageOverrides
 
     from ssm_forge.solver import virtual_packages
 
-    found = {str(v.into_generic().name.normalized): str(v.into_generic().version) for v in Detected.detect()}
+    detected = Detected.detect(VirtualPackageOverrides.from_env())
+    found = {str(v.into_generic().name.normalized): str(v.into_generic().version) for v in detected}
     capabilities = sorted(gpu.capability for gpu in gpus())
     return virtual_packages(
         cuda=found.get("__cuda"),
-        cuda_arch=str(capabilities[0]) if capabilities else None,
-        glibc=glibc() or "2.28",
+        cuda_arch=os.environ.get("CONDA_OVERRIDE_CUDA_ARCH") or (str(capabilities[0]) if capabilities else None),
+        glibc=os.environ.get("CONDA_OVERRIDE_GLIBC") or glibc() or "2.28",
         linux=found.get("__linux", "4.18"),
     )
+
+
+def target_machine(cuda: str, archs: ArchList | None) -> tuple[VirtualPackage, ...]:
+    """This machine, and where it has no driver or GPU, those that the packages are for, so that it can install them.
+
+    Args:
+        cuda: CUDA release to assume where there is no driver.
+        archs: what the packages are made for; where there is no GPU, one that runs them is assumed.
+    """
+    from ssm_forge.solver import VirtualPackage
+
+    virtual = machine_virtual_packages()
+    if all(v.name != "__cuda" for v in virtual):
+        virtual = (VirtualPackage("__cuda", cuda), *virtual)
+    if archs is not None and all(v.name != "__cuda_arch" for v in virtual):
+        virtual = (VirtualPackage("__cuda_arch", str(archs.sass[0])), *virtual)
+    return virtual
+
+
+def present(prefix: Path) -> tuple[RepoDataRecord, ...]:
+    """The packages of an existing environment but ours; empty where there is none."""
+    from rattler import PrefixRecord
+
+    found = [PrefixRecord.from_path(path) for path in sorted((prefix / "conda-meta").glob("*.json"))]
+    return tuple(r for r in found if r.name.normalized not in PROJECTS)
 
 
 def solve_for_prefix(
@@ -114,41 +145,35 @@ def solve_for_prefix(
     prefix: Path | None,
     cuda: str,
     archs: ArchList | None = None,
-    strict: bool = False,
+    locked: Sequence[RepoDataRecord] = (),
+    pending: Mapping[str, Mapping[str, Any]] | None = None,
+    snapshot: Path | None = None,
 ) -> list[RepoDataRecord]:
-    """Solve ``specs``; packages that ``prefix`` already has stay as they are.
+    """Solve ``specs``, each package from the first channel that has it.
 
     Args:
-        prefix: an existing environment to add to, or None for a new one.
+        prefix: an existing environment to add to, whose packages stay as they are; None for a new one.
         cuda: CUDA release to assume where there is no driver, so that a machine without a GPU can install.
         archs: what the packages are made for; where there is no GPU, one that runs them is assumed.
+        locked: the packages that a new environment is to have, as they are.
+        pending: packages that are still to be built, file name -> index entry.
+        snapshot: folder of recorded channel data, to solve offline.
 
     Raises:
         SolveError: with the solver's reason, when the packages do not fit together.
     """
-    from rattler import PrefixRecord
+    from ssm_forge.solver import Request, solve
 
-    from ssm_forge.solver import Request, VirtualPackage, solve
-
-    virtual = machine_virtual_packages()
-    if all(v.name != "__cuda" for v in virtual):
-        virtual = (VirtualPackage("__cuda", cuda), *virtual)
-    if archs is not None and all(v.name != "__cuda_arch" for v in virtual):
-        virtual = (VirtualPackage("__cuda_arch", str(archs.sass[0])), *virtual)
-    pinned: tuple[RepoDataRecord, ...] = ()
-    kept: list[str] = []
-    if prefix is not None and (prefix / "conda-meta").is_dir():
-        present = [PrefixRecord.from_path(path) for path in sorted((prefix / "conda-meta").glob("*.json"))]
-        pinned = tuple(r for r in present if r.name.normalized not in PROJECTS)
-        kept = [r.name.normalized for r in pinned]
+    kept = tuple(locked) if prefix is None else present(prefix)
     return solve(
         Request(
-            specs=(*specs, *kept),
+            specs=(*specs, *(r.name.normalized for r in kept)),
             channels=tuple(channels),
-            virtual=virtual,
-            strict=strict,
-            pinned=pinned,
-            purpose=f"{prefix}" if pinned else "the environment",
+            virtual=target_machine(cuda, archs),
+            pinned=kept,
+            extra=pending or {},
+            snapshot=snapshot,
+            purpose=f"{prefix}" if prefix is not None and kept else "the environment",
         )
     )
 
@@ -243,7 +268,6 @@ def _discard(unfinished: Path) -> None:
 
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
-    from rattler.networking import Client
 
     from ssm_forge.packages import local_file, require_all_intact
 
@@ -268,8 +292,8 @@ def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, 
                     records=list(packages),
                     target_prefix=target,
                     cache_dir=workspace.package_cache,
-                    # The engine's own default knows no credentials.
-                    client=Client.default_client(),
+                    # The engine's own default knows no credentials and no mirrors.
+                    client=mirrors.client(),
                     show_progress=False,
                     reporter=Reporter(),  # type: ignore[abstract]
                     **place,
@@ -280,17 +304,46 @@ def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, 
             raise _explained(error, final or target, log) from error
 
 
+_NETWORK = (
+    "error sending request",
+    "lookup address",
+    "status client error",
+    "status server error",
+    "error decoding response body",
+    "timed out",
+)
+
+
+def kind_of_failure(message: str) -> type[ForgeError]:
+    """What the engine's message is about; it has one type of error for everything.
+
+    A package that is not what its record says fails in some twenty ways, which differ from one py-rattler to the next
+    (another hash, zip's or tar's or zstd's complaints, whichever comes first). What else can fail while a package is
+    fetched is the network and the machine, and those can be told: by few words, and by the system's error number.
+    """
+    if any(words in message for words in _NETWORK):
+        return NetworkError
+    if "failed to fetch" in message and "(os error" not in message:
+        return IntegrityError
+    return InstallError
+
+
 def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
     text = " ".join(str(error).split())
-    if "checksum" in text.lower():
+    again = "then run the same command again."
+    kind = kind_of_failure(text)
+    if kind is IntegrityError:
         return IntegrityError(
             f"a package is not what its channel's index says: {text}. Nothing was installed.",
             fix="Run the same command again; if it happens again, tell whoever runs the channel.",
             log=log.path,
         )
-    fix = "Check that the folder is writable and the disk not full, then run the same command again."
-    if "401 Unauthorized" in text or "403 Forbidden" in text:
-        fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+    if kind is NetworkError:
+        fix = f"Check the network, {again}"
+        if "401 Unauthorized" in text or "403 Forbidden" in text:
+            fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+        return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
+    fix = f"Check that the folder is writable and the disk not full, {again}"
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 
@@ -379,8 +432,23 @@ def remember(prefix: Path, workspace: Workspace) -> None:
         file.write_text("\n".join([*known, str(prefix)]) + "\n")
 
 
-def pixi_environment(variant: str, workspace: Workspace, log: Log) -> bool:
+def holds(prefix: Path, locked: Sequence[RepoDataRecord]) -> bool:
+    """Whether the environment is the locked one, with our packages or without."""
+    have = {(r.name.normalized, str(r.version), str(r.build)) for r in present(prefix)}
+    return have == {(r.name.normalized, str(r.version), str(r.build)) for r in locked}
+
+
+def is_pixis(prefix: Path) -> bool:
+    """Whether pixi made the environment."""
+    return (prefix / "conda-meta/pixi").exists()
+
+
+def pixi_environment(variant: str, cuda: str, workspace: Workspace, log: Log) -> bool:
     """Let pixi make its own environment from the lock, so that it recognises the prefix as its own.
+
+    Args:
+        variant: name of the environment.
+        cuda: CUDA release to assume where there is no driver: pixi refuses an environment for another machine.
 
     Returns:
         Whether pixi was there to do it.
@@ -392,7 +460,9 @@ def pixi_environment(variant: str, workspace: Workspace, log: Log) -> bool:
     if not pixi:
         return False
     command = [pixi, "install", "--locked", "-e", variant, "--manifest-path", str(workspace.manifest)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    driver = next((v.version for v in machine_virtual_packages() if v.name == "__cuda"), cuda)
+    environment = {**os.environ, "CONDA_OVERRIDE_CUDA": driver}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     log(done.stdout + done.stderr)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataReco
 from ssm_forge.errors import UsageError
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
 from ssm_forge.paths import launcher
-from ssm_forge.solver import Request, VirtualPackage, solve, subdir_type
+from ssm_forge.solver import Request, VirtualPackage, solve, subdir_type, virtual_packages
 
 VERSION = 7
 
@@ -43,13 +43,35 @@ def write(
         SolveError, NetworkError, UsageError: see :func:`ssm_forge.solver.solve`.
     """
     solved = []
+    names = short_names(manifest)
     for environment in manifest.environments:
         for platform in environment.platforms:
             records = solve(_request(environment, platform, snapshot))
-            solved.append(LockedEnvironment(environment.name, environment.channels, platform, tuple(records)))
+            short = replace(platform, name=names[platform.name])
+            solved.append(LockedEnvironment(environment.name, environment.channels, short, tuple(records)))
             progress(f"{environment.name}: {len(records)} packages for {platform.name}")
     write_locked(tuple(solved), path)
     return tuple(solved)
+
+
+def short_names(manifest: Manifest) -> dict[str, str]:
+    """Platform names as the lock has them: pixi 0.77 writes ``p1``, ``p2`` for those that name more than a subdir."""
+    rich = [p.name for p in manifest.platforms if p.name != p.subdir]
+    return {p.name: p.name for p in manifest.platforms} | {name: f"p{i}" for i, name in enumerate(rich, 1)}
+
+
+def counterpart(platform: Platform, candidates: Sequence[LockedEnvironment], *names: str) -> LockedEnvironment | None:
+    """The candidate that was solved for the same machine, whatever the platform is called there; else by name.
+
+    Names are only labels: pixi renames the platforms of a lock when it reads and writes it.
+    """
+    same = (e for e in candidates if _identity(e.platform) == _identity(platform))
+    return next(same, None) or next((e for e in candidates if e.platform.name in names), None)
+
+
+def _identity(platform: Platform) -> tuple[str, frozenset[VirtualPackage]]:
+    """What makes a platform what it is: its subdir, and what it says beyond that subdir's defaults."""
+    return platform.subdir, frozenset(platform.virtual) - set(virtual_packages(subdir=platform.subdir))
 
 
 def write_locked(environments: tuple[LockedEnvironment, ...], path: Path) -> None:
@@ -154,19 +176,22 @@ def check(manifest: Manifest, path: Path) -> dict[str, list[Disagreement]]:
     Raises:
         UsageError: when the lock can't be read.
     """
-    locked = {(e.name, e.platform.name): e for e in read(path)}
+    locked = list(read(path))
+    names = short_names(manifest)
     result: dict[str, list[Disagreement]] = {}
     for wanted in manifest.environments:
         problems = result.setdefault(wanted.name, [])
         for platform in wanted.platforms:
-            have = locked.pop((wanted.name, platform.name), None)
+            candidates = [e for e in locked if e.name == wanted.name]
+            have = counterpart(platform, candidates, platform.name, names[platform.name])
             if have is None:
                 problems.append(Disagreement(wanted.name, "", f"not locked for platform {platform.name}"))
             else:
+                locked.remove(have)
                 problems += _compare(wanted, platform, have)
-    for name, platform_name in locked:
-        reason = f"locked for platform {platform_name}, which pixi.toml does not ask for"
-        result.setdefault(name, []).append(Disagreement(name, "", reason))
+    for extra in locked:
+        reason = f"locked for platform {extra.platform.name}, which pixi.toml does not ask for"
+        result.setdefault(extra.name, []).append(Disagreement(extra.name, "", reason))
     return result
 
 
@@ -193,10 +218,12 @@ def _compare(wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironmen
         record = by_name.get(_name(spec))
         if record is not None and not satisfies(record, spec):
             problems.append(about(_name(spec), f"pixi.toml allows only '{text}', the lock has {describe(record)}"))
-    return problems + [about(*p) for p in _unsound(have, by_name, wanted)]
+    return problems + [about(*p) for p in _unsound(have, by_name, wanted, platform.name)]
 
 
-def _unsound(have: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec) -> list[tuple[str, str]]:
+def _unsound(
+    have: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec, platform_name: str
+) -> list[tuple[str, str]]:
     """What no solve would have written: unmet dependencies, packages nothing needs, missing hashes."""
     problems: list[tuple[str, str]] = []
     virtual = {v.name: v for v in have.platform.virtual}
@@ -212,7 +239,7 @@ def _unsound(have: LockedEnvironment, by_name: dict[str, Any], wanted: Environme
             target = _name(spec)
             if target.startswith("__"):
                 if not _machine_has(virtual.get(target), spec):
-                    problems.append((name, f"needs '{depend}' of the machine, which {have.platform.name} lacks"))
+                    problems.append((name, f"needs '{depend}' of the machine, which {platform_name} lacks"))
             elif target not in by_name or not satisfies(by_name[target], spec):
                 got = describe(by_name[target]) if target in by_name else f"no {target}"
                 problems.append((name, f"needs '{depend}', the lock has {got}"))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rattler.version import Version
 
 from ssm_forge.errors import UsageError
-from ssm_forge.lock import LockedEnvironment, digest, read
+from ssm_forge.lock import LockedEnvironment, counterpart, digest, read
 from ssm_forge.paths import Workspace
 
 Kind = Literal["upgraded", "downgraded", "rebuilt", "moved", "bytes changed", "added", "removed"]
@@ -76,14 +76,17 @@ def compare(
         new: the later lock.
         asked_for: environment -> packages that pixi.toml names.
     """
-    before = {(e.name, e.platform.name): e for e in old}
+    before = list(old)
     result = []
     for environment in new:
-        earlier = before.pop((environment.name, environment.platform.name), None)
+        candidates = [e for e in before if e.name == environment.name]
+        earlier = counterpart(environment.platform, candidates, environment.platform.name)
+        if earlier is not None:
+            before.remove(earlier)
         change = _compare_environment(earlier, environment, asked_for.get(environment.name, set()))
         if change.notes or change.changes:
             result.append(change)
-    result += [EnvironmentChange(name, (f"removed (platform {platform})",), ()) for name, platform in before]
+    result += [EnvironmentChange(e.name, (f"removed (platform {e.platform.name})",), ()) for e in before]
     return result
 
 

@@ -7,6 +7,7 @@ support it, and naming one platform of a subdir leaves out the others of that su
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,12 @@ class EnvironmentSpec:
     channels: tuple[str, ...]
     platforms: tuple[Platform, ...]
     strict: bool
+
+    @property
+    def python(self) -> str:
+        """The minor release of Python that it pins (``3.12``), empty where it pins none."""
+        found = (re.fullmatch(r"python =*(\d+\.\d+)(\..*)?", spec) for spec in self.specs)
+        return next((match.group(1) for match in found if match), "")
 
 
 @dataclass(frozen=True)

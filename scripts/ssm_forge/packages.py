@@ -20,6 +20,7 @@ from rattler import RepoDataRecord
 
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.lock import digest
+from ssm_forge.mirrors import mirrored
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import channel_url
 
@@ -173,7 +174,7 @@ def _mirrored(url: str, mirrors: Sequence[Mirror]) -> str:
     for mirror in mirrors:
         if isinstance(mirror.target, str) and url.startswith(mirror.source):
             return mirror.target + url[len(mirror.source) :]
-    return url
+    return mirrored(url)
 
 
 def _download(url: str, target: Path) -> None:

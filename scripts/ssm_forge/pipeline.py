@@ -1,20 +1,27 @@
-"""One command from nothing to verified kernels: plan, bridge, build, install, verify."""
+"""One command from nothing to verified kernels: plan, bridge, solve, build, install, verify."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from rattler import RepoDataRecord
 from rich.table import Table
 
-from ssm_forge import channel, install, plan, policy, remote, toolchain
+from ssm_forge import channel, install, plan, policy, remote, solve_only, toolchain
+from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import Workspace, launcher, workspace
-from ssm_forge.plan import Options, Plan
-from ssm_forge.solver import require_reachable
+from ssm_forge.plan import Options, Plan, PlannedPackage
+from ssm_forge.solve_only import solve_builds
+from ssm_forge.solver import channel_url, require_reachable, virtual_packages
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, open_log, out, say
+from ssm_forge.variants import Variant
 
 
 @for_engine()
@@ -40,8 +47,12 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         return
     started = time.monotonic()
     with open_log(place.logs, "install-mamba") as log:
-        make_packages(work, place, log)
-        install_packages(work, place, log)
+        prepare(work, place, log)
+        base = make_base(work, place, log)
+        # What does not fit together is known now, and not after an hour of compiling.
+        solve_environment(work, base, place, pending=work.to_build)
+        build_missing(work, place, log)
+        install_packages(work, base, place, log)
         failed = _verify(work, place, log, as_json)
     if failed:
         raise VerifyError(
@@ -74,40 +85,119 @@ def build_packages(options: Options, *, as_json: bool) -> None:
 
 
 def make_packages(work: Plan, place: Workspace, log: Log) -> None:
-    """Say what is planned, assemble the bridge where it is used, and build what the channel lacks, in order."""
+    """Say what is planned, and build what the channel lacks, in order."""
+    prepare(work, place, log)
+    build_missing(work, place, log)
+
+
+def prepare(work: Plan, place: Workspace, log: Log) -> None:
+    """Say what is planned, assemble the bridge where it is used, and solve what the builds need.
+
+    Raises:
+        NetworkError: when a channel can't be reached.
+        SolveError: when a build would find no set of packages.
+    """
     say(f"Full log: {log.path}")
     _announce(work)
     log(json.dumps(work.as_dict(), indent=2))
     if work.parts is not None:
-        from ssm_forge.bridge.assemble import assemble
-
         assemble(work.parts, place, log)
     channel.ensure_indexed(place.channel)
-    if work.to_build:
-        # One quick, clear error where the engine would retry for minutes.
-        require_reachable(work.channels)
+    if not work.to_build:
+        return
+    # One quick, clear error where the engine would retry for minutes.
+    require_reachable(work.channels)
+    requests = [package.request for package in work.to_build]
+    machine = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
+    # As in the build worker: a package is built for its GPU, wherever that is done.
+    target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
+    what = f"for {work.variant.name} with Python {work.python}"
+    for solved in solve_builds(requests, target, what, workspace=place):
+        log(f"solved: {solved.package}: {solved.kind}: {len(solved.records)} packages")
+
+
+def build_missing(work: Plan, place: Workspace, log: Log) -> None:
+    """Build what the channel lacks, in order."""
     for package in work.to_build:
         say(f"Building {package.name} {package.version} for {work.archs} with {work.jobs} jobs")
         build(package.request, channel=place.channel, jobs=work.jobs, workspace=place, log=log)
 
 
-def install_packages(work: Plan, place: Workspace, log: Log) -> None:
-    """Solve and link; an environment that was there before keeps its packages."""
+@dataclass(frozen=True)
+class Base:
+    """What the kernels are put on.
+
+    Attributes:
+        in_place: they are added to an environment that is there, and not made by us.
+        locked: the packages that a new environment is made from, where pixi.lock says it.
+        specs: what else a new environment is to have.
+    """
+
+    in_place: bool
+    locked: tuple[RepoDataRecord, ...] = ()
+    specs: tuple[str, ...] = ()
+
+
+def make_base(work: Plan, place: Workspace, log: Log) -> Base:
+    """What the kernels are put on; where pixi is, it makes its environment now, and the kernels go on top.
+
+    Raises:
+        InstallError: when pixi fails.
+    """
     foreign = install.is_foreign(work.prefix)
-    if work.variant.source == "conda" and not foreign and work.prefix == place.envs / work.variant.name:
-        # pixi makes its own environment, so that it knows it again; ours are then added on top.
-        foreign = install.pixi_environment(work.variant.name, place, log)
-    specs = [*(package.spec for package in work.packages), f"python {work.python}.*", "pip"]
-    if work.variant.source == "bridge" and not foreign:
-        # As in pixi.toml's environments; Triton compiles with CC at run time.
-        specs += toolchain.specs(work.variant)
-    records = install.solve_for_prefix(
-        specs,
+    if work.locked is not None and work.prefix == place.envs / work.locked.name:
+        # pixi makes its own environment, so that it knows it again.
+        current = install.is_pixis(work.prefix) and install.holds(work.prefix, work.locked.records)
+        may = not current and (not foreign or install.is_pixis(work.prefix))
+        if may and install.pixi_environment(work.locked.name, work.variant.cuda, place, log):
+            foreign = True
+    if foreign:
+        return Base(in_place=True, specs=("pip",))
+    if work.locked is not None:
+        return Base(in_place=False, locked=work.locked.records)
+    return Base(in_place=False, specs=("pip", *_companions(work.variant)))
+
+
+def _companions(variant: Variant) -> tuple[str, ...]:
+    """What an environment of pixi.toml has beside what the kernels depend on: Triton compiles with CC at run time."""
+    if variant.source == "bridge":
+        return toolchain.specs(variant)
+    compiler = f"gxx_linux-64 {variant.row['cxx_compiler_version']}.*"
+    return compiler, f"cuda-version {variant.cuda}.*"
+
+
+def solve_environment(
+    work: Plan, base: Base, place: Workspace, *, pending: Sequence[PlannedPackage] = (), snapshot: Path | None = None
+) -> list[RepoDataRecord]:
+    """Solve the environment with the kernels in it.
+
+    Args:
+        pending: those of our packages that are still to be built.
+        snapshot: folder of recorded channel data, to solve offline.
+
+    Raises:
+        SolveError: when they do not fit into it.
+    """
+    local = channel_url(place.channel.resolve().as_uri())
+    specs = [
+        package.spec + ("" if package in pending else f"[channel='{package.channel or local}']")
+        for package in work.packages
+    ]
+    return install.solve_for_prefix(
+        [*specs, f"python {work.python}.*", *base.specs],
         work.channels,
-        prefix=work.prefix if foreign else None,
+        prefix=work.prefix if base.in_place else None,
         cuda=work.variant.cuda,
         archs=work.archs,
+        locked=base.locked,
+        pending=solve_only.pending([package.request for package in pending], place),
+        snapshot=snapshot,
     )
+
+
+def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None:
+    """Solve and link; an environment that was there before keeps its packages."""
+    records = solve_environment(work, base, place)
     log("\n".join(f"solved: {r.name.normalized} {r.version} {r.build} {r.url}" for r in records))
     urls = {r.file_name: r.url for r in records}
     for package in work.packages:
@@ -115,7 +205,7 @@ def install_packages(work: Plan, place: Workspace, log: Log) -> None:
     checked = policy.enforce(records, work.trust, log)
     if checked:
         say(f"{checked} packages come with the signed statements that the trust policy asks for")
-    lost = [] if foreign else install.added_by_hand(work.prefix)
+    lost = [] if base.in_place else install.added_by_hand(work.prefix)
     if lost:
         say(f"[yellow]note:[/] the environment is made anew, without what was added by hand: {', '.join(lost)}")
     installed = install.Installed(
@@ -123,7 +213,7 @@ def install_packages(work: Plan, place: Workspace, log: Log) -> None:
         python=work.python,
         source=work.variant.source,
         packages=tuple(package.filename for package in work.packages),
-        created=not foreign,
+        created=not base.in_place,
     )
     install.install(records, work.prefix, installed, place, log)
     install.remember(work.prefix, place)

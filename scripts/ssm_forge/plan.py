@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_costs, finalize, install, machine, policy, recipe, remote, variants
+from ssm_forge import compile_costs, finalize, install, lock, machine, manifest, policy, recipe, remote, variants
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_needed
-from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError
+from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError, VerifyError
 from ssm_forge.fetch import sha256_of
-from ssm_forge.paths import Workspace
+from ssm_forge.lock import LockedEnvironment
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.solver import require_reachable
 from ssm_forge.ui import human_bytes, say
 from ssm_forge.variants import Source, Variant
 
@@ -79,6 +81,7 @@ class Plan:
     Attributes:
         channels: where packages come from, ours first.
         parts: what the bridge is assembled from, None for source conda.
+        locked: the environment of pixi.lock that the kernels are put on, where it has one for this variant and Python.
         download: bytes still to download for the bridge.
         disk: bytes of disk still needed.
         memory: bytes that the builds may take at most; 0 when nothing is built.
@@ -97,6 +100,7 @@ class Plan:
     disk: int
     memory: int
     trust: tuple[policy.Rule, ...] = ()
+    locked: LockedEnvironment | None = None
 
     @property
     def nothing_to_do(self) -> bool:
@@ -157,6 +161,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
         _check_gpus(archs)
     prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
     install.check_target(prefix)
+    locked = locked_environment(variant, python, workspace)
 
     offered = remote.channel_urls(options.channels)
     rules = policy.find(options.trust, workspace)
@@ -164,11 +169,11 @@ def make(options: Options, workspace: Workspace) -> Plan:
     channel_list = tuple(dict.fromkeys((*offered, *channel_list)))
     overrides = {}
     if parts is not None:
-        overrides = {"cxx_compiler_version": str(parts.compiler.major)}
+        overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
     values = variant.render_values(python, archs, **overrides)
     packages = tuple(_package(name, values, channel_list, prefix, workspace, offered) for name in recipe.PROJECTS)
     planned = _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
-    return replace(planned, trust=rules)
+    return replace(planned, trust=rules, locked=locked)
 
 
 @dataclass(frozen=True)
@@ -227,16 +232,38 @@ def _check_gpus(archs: ArchList) -> None:
 
 
 def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
-    """``.pixi/envs/cu130``; another Python than the default gets a prefix of its own."""
-    suffix = "" if python == variants.DEFAULT_PYTHON else f"-py{python.replace('.', '')}"
+    """``.pixi/envs/cu130``, as pixi has it; another Python than that of pixi.toml gets a prefix of its own."""
+    suffix = "" if python == _manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
     return workspace.envs / f"{variant}{suffix}"
+
+
+def _manifest_python(variant: str, workspace: Workspace) -> str:
+    """The Python of the variant's environment in pixi.toml; of one that pixi.toml lacks, the usual."""
+    environment = next((e for e in manifest.load(workspace.manifest).environments if e.name == variant), None)
+    return (environment and environment.python) or variants.DEFAULT_PYTHON
 
 
 def conda_channels(variant: Variant, workspace: Workspace) -> tuple[str, ...]:
     """The channels that pixi.toml names for the variant's environment."""
-    from ssm_forge.manifest import load
+    return manifest.load(workspace.manifest).environment(variant.name).channels
 
-    return load(workspace.manifest).environment(variant.name).channels
+
+def locked_environment(variant: Variant, python: str, workspace: Workspace) -> LockedEnvironment | None:
+    """The environment of pixi.lock for a variant from conda, None where it has another Python.
+
+    Raises:
+        UsageError: when there is no lock.
+        VerifyError: when the lock is not what pixi.toml asks for.
+    """
+    if variant.source != "conda" or python != _manifest_python(variant.name, workspace):
+        return None
+    problems = lock.check(manifest.load(workspace.manifest), workspace.lock).get(variant.name, [])
+    if problems:
+        raise VerifyError(
+            f"{workspace.lock.name} does not fit {workspace.manifest.name}: environment {problems[0]}.",
+            fix=f"Run '{launcher()} lock'.",
+        )
+    return lock.environment(workspace.lock, variant.name)
 
 
 def _source(options: Options, matrix: variants.Matrix) -> Source:
@@ -259,14 +286,12 @@ def _source(options: Options, matrix: variants.Matrix) -> Source:
 
 
 def conda_reachable() -> bool:
-    """Whether conda-forge answers within three seconds."""
-    import httpx
-
+    """Whether conda-forge, or the mirror of it that pixi is configured for, answers within three seconds."""
     try:
-        answer = httpx.head("https://conda.anaconda.org/conda-forge/noarch/repodata.json.zst", timeout=3)
-    except httpx.HTTPError:
+        require_reachable(["conda-forge"], seconds=3, public=True)
+    except NetworkError:
         return False
-    return answer.status_code < 400
+    return True
 
 
 def _default_python(variant: Variant) -> str:
@@ -350,6 +375,7 @@ def _with_needs(
         download, disk = assemble.bytes_needed(parts, workspace)
     jobs, memory = 0, 0
     if builds:
+        _check_build_folder(workspace)
         costs = compile_costs.load(workspace, [p.name for p in builds])
         jobs = choose_jobs(requested_jobs, costs)
         memory = memory_needed(jobs, costs)
@@ -370,6 +396,20 @@ def _with_needs(
         disk=disk,
         memory=memory,
     )
+
+
+def _check_build_folder(workspace: Workspace) -> None:
+    """
+    Raises:
+        MachineError: when compiling in the cache would fail: torch splits the command of the compiler at spaces. A link
+            does not help, because the engine follows it.
+    """
+    if any(character.isspace() for character in str(workspace.cache)):
+        raise MachineError(
+            f"packages are built in the cache, and its path '{workspace.cache}' has a space, at which torch's build "
+            "tools split the compiler's path.",
+            fix="Set SSM_FORGE_CACHE_DIR to a folder without a space in its path.",
+        )
 
 
 def _check_disk(needed: int, workspace: Workspace) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge import mirrors
 from ssm_forge.credentials import for_engine, redact, require_clean
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.urls import is_under
@@ -50,7 +51,6 @@ def find(filename: str, channels: Sequence[str]) -> Found | None:
     """
     import rattler
     import rattler.exceptions
-    from rattler.networking import Client
 
     from ssm_forge.paths import workspace
     from ssm_forge.solver import subdir_type
@@ -61,7 +61,7 @@ def find(filename: str, channels: Sequence[str]) -> Found | None:
     platforms = [subdir_type("linux-64"), subdir_type("noarch")]
     spec = rattler.MatchSpec(f"{name} =={version} {build}")
     for url in channels:
-        gateway = rattler.Gateway(cache_dir=cache, client=Client.default_client(timeout=_TIMEOUT_SECONDS))
+        gateway = rattler.Gateway(cache_dir=cache, client=mirrors.client(timeout=_TIMEOUT_SECONDS))
         try:
             answers = asyncio.run(gateway.query([rattler.Channel(url)], platforms, [spec], recursive=False))
         except (rattler.exceptions.GatewayError, rattler.exceptions.FetchRepoDataError) as error:

@@ -224,7 +224,7 @@ def _other_values(recorded: Recorded, place: Workspace) -> list[str]:
     archs = ArchList.parse(recorded.variant["cuda_arch_list"])
     values = {key: value[0] for key, value in row.render_values(recorded.python, archs).items()}
     if source == "bridge":
-        values["cxx_compiler_version"] = recorded.variant["cxx_compiler_version"]
+        values |= {key: recorded.variant[key] for key in variants.COMPILER_KEYS if key in recorded.variant}
     return [
         f"recipes/variants.yaml: {key} is {values.get(key, 'nothing')} here, "
         f"{recorded.variant.get(key, 'nothing')} in the package"

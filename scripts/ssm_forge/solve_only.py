@@ -1,4 +1,4 @@
-"""Do the recipes fit the channels? Renders them and solves every environment of a build, without building."""
+"""Do the recipes fit the channels? Renders them and solves every environment of a build, before or without building."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rattler import MatchSpec, RepoDataRecord
 
 from ssm_forge import manifest as manifests
 from ssm_forge.arch import ArchList
+from ssm_forge.build import BuildRequest
 from ssm_forge.errors import NetworkError
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS, Rendered, render
-from ssm_forge.solver import Request, require_reachable, solve
+from ssm_forge.solver import Request, VirtualPackage, require_reachable, solve
 from ssm_forge.variants import Variant
 
 Kind = Literal["build", "host", "run"]
@@ -57,27 +58,57 @@ def solve_recipes(
     """
     target = manifests.load(workspace.manifest).environment(variant.name)
     platform = target.platforms[0]
+    values = variant.render_values(python, archs)
+    requests = [BuildRequest(project, values, "", target.channels) for project in PROJECTS]
+    return solve_builds(
+        requests, platform.virtual, f"for {variant.name} with Python {python}", workspace=workspace, snapshot=snapshot
+    )
+
+
+def solve_builds(
+    requests: Sequence[BuildRequest],
+    virtual: tuple[VirtualPackage, ...],
+    what: str,
+    *,
+    workspace: Workspace,
+    snapshot: Path | None = None,
+) -> list[SolvedEnvironment]:
+    """Solve the build, host and run environments of builds that are about to be made, in their order.
+
+    Args:
+        virtual: the machine to solve for.
+        what: what the builds are for, for error messages.
+
+    Raises:
+        SolveError: naming recipe, environment and what is missing.
+        BuildError: when a recipe does not render.
+    """
     made: dict[str, dict[str, Any]] = {}
     solved = []
-    for project in PROJECTS:
-        rendered = render(project, variant.render_values(python, archs), workspace)
+    for request in requests:
+        rendered = render(request.project, request.values, workspace)
         wanted = _requirements(rendered)
-        made[rendered.filename] = _record(rendered, wanted["run"], platform.subdir)
+        made[rendered.filename] = _record(rendered, wanted["run"])
         # In the end both packages are installed, not only what they run with.
         specs = {**wanted, "run": (f"{rendered.name} =={rendered.version} {rendered.build}", *wanted["run"])}
         for kind in KINDS:
-            request = Request(
+            question = Request(
                 specs=specs[kind],
-                channels=target.channels,
-                virtual=platform.virtual,
-                subdir=platform.subdir,
-                strict=target.strict,
+                channels=request.channels,
+                virtual=virtual,
                 snapshot=snapshot,
                 extra=made if kind == "run" else {},
-                purpose=f"the {kind} environment of {project} for {variant.name} with Python {python}",
+                purpose=f"the {kind} environment of {request.project} {what}",
             )
-            solved.append(SolvedEnvironment(project, rendered.filename, kind, specs[kind], tuple(solve(request))))
+            records = tuple(solve(question))
+            solved.append(SolvedEnvironment(request.project, rendered.filename, kind, specs[kind], records))
     return solved
+
+
+def pending(requests: Sequence[BuildRequest], workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """The index entries of packages that are still to be built: file name -> entry."""
+    rendered = [render(request.project, request.values, workspace) for request in requests]
+    return {r.filename: _record(r, _requirements(r)["run"]) for r in rendered}
 
 
 def _requirements(rendered: Rendered) -> dict[Kind, tuple[str, ...]]:
@@ -95,7 +126,7 @@ def _requirements(rendered: Rendered) -> dict[Kind, tuple[str, ...]]:
     }
 
 
-def _record(rendered: Rendered, run: Sequence[str], subdir: str) -> dict[str, Any]:
+def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:
     """The repodata entry that the built package would have."""
     return {
         "name": rendered.name,
@@ -103,7 +134,7 @@ def _record(rendered: Rendered, run: Sequence[str], subdir: str) -> dict[str, An
         "build": rendered.build,
         "build_number": int(rendered.build.rpartition("_")[2]),
         "depends": list(run),
-        "subdir": subdir,
+        "subdir": "linux-64",
     }
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +26,15 @@ from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, 
 from rattler.package import PackageName
 from rattler.version import Version
 
+from ssm_forge import mirrors
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.paths import workspace
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
 _MOST_LINES = 14
 _TIMEOUT_SECONDS = 60
-_PROBE_SECONDS = 10
+# Of all channels together, name lookup included.
+_PROBE_SECONDS = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -154,7 +157,8 @@ def solve(request: Request) -> list[RepoDataRecord]:
                 records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=repodata, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
-                f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}",
+                f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}\n"
+                f"The channels asked were {', '.join(request.channels)}.",
                 fix=_solve_fix(request),
             ) from error
         except (rattler.exceptions.GatewayError, rattler.exceptions.FetchRepoDataError) as error:
@@ -168,9 +172,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
 async def _solve_online(sources: Sequence[str], subdir: str, common: Mapping[str, Any]) -> list[RepoDataRecord]:
     cache = workspace().cache / "repodata"
     cache.mkdir(parents=True, exist_ok=True)
-    from rattler.networking import Client
-
-    gateway = rattler.Gateway(cache_dir=cache, client=Client.default_client(timeout=_TIMEOUT_SECONDS))
+    gateway = rattler.Gateway(cache_dir=cache, client=mirrors.client(timeout=_TIMEOUT_SECONDS))
     return await rattler.solve(
         sources=[Channel(s) for s in sources],
         platforms=[subdir_type(subdir), subdir_type("noarch")],
@@ -272,28 +274,52 @@ def _solve_fix(request: Request) -> str:
     return "Loosen the spec that the message names."
 
 
-def require_reachable(channels: Sequence[str]) -> None:
+def require_reachable(channels: Sequence[str], seconds: float = _PROBE_SECONDS, *, public: bool = False) -> None:
     """Ask each channel on the network for its index, so that a missing network is one quick, clear error.
 
+    Args:
+        channels: names or URLs.
+        seconds: how long to wait for all of them together.
+        public: whether one that asks for credentials is of no use.
+
     Raises:
-        NetworkError: when a channel does not answer, or has no index.
+        NetworkError: when a channel does not answer in time, or has no index; names the first such channel.
     """
+    reasons: dict[str, str] = {}
+    # Daemons, because a name server that does not answer keeps a thread for longer than any timeout of the request.
+    probes = {c: threading.Thread(target=_probe, args=(c, seconds, public, reasons), daemon=True) for c in channels}
+    for probe in probes.values():
+        probe.start()
+    deadline = time.monotonic() + seconds
+    for channel, probe in probes.items():
+        probe.join(max(0, deadline - time.monotonic()))
+        reason = f"no answer in {seconds:g} seconds" if probe.is_alive() else reasons.get(channel, "")
+        if reason:
+            raise _unreachable((channel,), reason)
+
+
+def _probe(channel: str, seconds: float, public: bool, reasons: dict[str, str]) -> None:
+    """Ask one channel; ``reasons`` gets why it is of no use, if it is not."""
     import httpx
 
-    for channel in channels:
-        base = channel_url(channel)
-        if not base.startswith(("http://", "https://")):
-            continue
-        try:
-            answer = httpx.head(f"{base}noarch/repodata.json", timeout=_PROBE_SECONDS, follow_redirects=True)
-        except httpx.HTTPError as error:
-            raise _unreachable((channel,), str(error) or type(error).__name__) from error
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            raise _unreachable((channel,), "it has no index for noarch, so it is not a conda channel")
+    url = mirrors.mirrored(f"{channel_url(channel)}noarch/repodata.json")
+    if not url.startswith(("http://", "https://")):
+        return
+    try:
+        answer = httpx.head(url, timeout=seconds, follow_redirects=True)
+    except httpx.HTTPError as error:
+        reasons[channel] = str(error) or type(error).__name__
+        return
+    status = answer.status_code
+    if status == httpx.codes.NOT_FOUND:
+        reasons[channel] = "it has no index for noarch, so it is not a conda channel"
+    elif status >= 400 and (public or status not in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)):
+        reasons[channel] = f"it answered {status}"
 
 
 def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
     return NetworkError(
         f"{', '.join(channels)} could not be read ({reason}).",
-        fix="Check the network, or solve offline against recorded repodata with --snapshot DIR.",
+        fix="Check the network, and the mirrors in pixi's configuration if there are any; the tasks lock and build "
+        "--solve-only also solve offline, against recorded repodata with --snapshot DIR.",
     )

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Lab
-from lab import check_folder, make_package, read_channel
+from lab import Lab, check_folder, make_package, read_channel
 
 from ssm_forge import publish as publishing
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Lab
-from lab import environment, make_package, serving
+from lab import Lab, environment, make_package, serving
 
 from ssm_forge.publish import publish
 from ssm_forge.tokens import TokenStore

@@ -8,9 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Lab
-from lab import make_package
+from lab import Lab, make_package
 from rattler import RepoDataRecord
+
+pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import channel as channels
 from ssm_forge import pipeline, plan, policy, remote, trust

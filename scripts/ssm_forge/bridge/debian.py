@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import say
+from ssm_forge.unpacking import unpack_tar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -327,11 +327,9 @@ def unpack(path: Path, target: Path) -> None:
             name, data = _data_member(stream)
         if name.endswith(".zst"):
             data = io.BytesIO(zstandard.ZstdDecompressor().stream_reader(data).read())
-        target.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=data, mode="r:*") as tar:
-            tar.extractall(target, filter=_inside)
-    except (ValueError, tarfile.TarError, zstandard.ZstdError, lzma.LZMAError) as error:
+    except (ValueError, zstandard.ZstdError) as error:
         raise IntegrityError(f"{path} is not a Debian package that can be unpacked ({error}).") from error
+    unpack_tar(data, target, named=path, absolute_links=True)
 
 
 def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
@@ -346,10 +344,3 @@ def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
             return name, io.BytesIO(stream.read(size))
         stream.seek(size + size % 2, io.SEEK_CUR)
     raise ValueError("no data.tar in it")
-
-
-def _inside(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
-    if member.issym() and member.linkname.startswith("/"):
-        folder = PurePosixPath("/", member.name).parent
-        member = member.replace(linkname=os.path.relpath(member.linkname, folder), deep=False)
-    return tarfile.data_filter(member, target)

@@ -26,7 +26,10 @@ def export(name: str, form: str, output: Path | None, lock_file: Path | None) ->
     """Write what is locked for environment NAME in another tool's format."""
     from ssm_forge import lock
     from ssm_forge.export import FORMATS
+    from ssm_forge.toolbox import require
 
+    if form == "cyclonedx":
+        require("cyclonedx")
     locked = lock.environment(lock_file or workspace().lock, name)
     text = FORMATS[form](locked)
     if output is None:

@@ -24,8 +24,8 @@ def test(fast: bool, everything: bool, strict_skips: bool, seed: str, args: tupl
 
     With ARGS only pytest, with these arguments. SSM_FORGE_TEST_VARIANT names the variant; else it changes every day.
     """
-    # pixi's default environment has no linters; ./run's own tools have all of it.
-    require("mypy", "pytest_randomly", "ruff", "xdist")
+    # mypy reads what every module imports; pixi's environments have only some of it, ./run's own tools all.
+    require("mypy", "pytest_randomly", "ruff", "xdist", "cryptography", "cyclonedx", "starlette", "uvicorn")
     root = workspace().root
     if args:
         raise SystemExit(subprocess.run([sys.executable, "-m", "pytest", *args], cwd=root, check=False).returncode)

@@ -1,0 +1,140 @@
+"""What only pixi itself can show: its lock is ours, and its way of starting tasks is known. Skips where it is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from conda_channel import index, make_package
+from ssm_forge import install
+from ssm_forge.errors import InstallError
+from ssm_forge.paths import Workspace
+from ssm_forge.solver import virtual_packages
+from ssm_forge.ui import open_log
+
+ROOT = Path(__file__).resolve().parents[1]
+SNAPSHOT = ROOT.parent / "shared" / "conda-snapshot"
+
+
+def version(program: str) -> tuple[int, ...]:
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return tuple(int(part) for part in re.findall(r"\d+", answer))
+
+
+PIXI = shutil.which("pixi")
+pytestmark = pytest.mark.skipif(PIXI is None or version(PIXI) < (0, 76), reason="needs pixi >= 0.76 on PATH")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pixi's own folders, away from the user's."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    for name in ("HOME", "PIXI_HOME", "PIXI_CACHE_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(folder))
+    for name in [name for name in os.environ if name.startswith(("PIXI_PROJECT", "PIXI_ENV", "CONDA_"))]:
+        monkeypatch.delenv(name)
+    return folder
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None: ...
+
+
+@pytest.fixture
+def recorded(home: Path) -> Iterator[Path]:
+    """pixi's configuration with the recorded channels as mirrors of the real ones."""
+    if not SNAPSHOT.exists():
+        pytest.skip("needs the recorded conda repodata beside the checkout")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SNAPSHOT))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        lines = [
+            f'"https://conda.anaconda.org/{channel}" = ["http://127.0.0.1:{server.server_port}/{channel}"]'
+            for channel in ("conda-forge", "nvidia/label/cuda-11.8.0", "pytorch")
+        ]
+        (home / "config.toml").write_text("\n".join(["[mirrors]", *lines, ""]))
+        yield home
+        server.shutdown()
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("recorded")
+def test_the_lock_that_pixi_writes_is_ours_to_the_byte(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pixi.toml", tmp_path)
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARN" not in done.stderr
+    assert (tmp_path / "pixi.lock").read_bytes() == (ROOT / "pixi.lock").read_bytes()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, home: Path) -> Path:
+    """A checkout whose tools are those that run the tests, so that pixi has nothing to install."""
+    root = tmp_path / "a checkout"
+    shutil.copytree(ROOT / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "run", root)
+    tasks = re.search(r"^\[tasks\]\n(?:\S.*\n)+", (ROOT / "pixi.toml").read_text(), re.MULTILINE)
+    assert tasks is not None
+    workspace = '[workspace]\nname = "x"\nchannels = []\nplatforms = ["linux-64"]\n'
+    (root / "pixi.toml").write_text(f"{workspace}{tasks.group(0)}")
+    return root
+
+
+@pytest.mark.parametrize("front_door", ["./run", "pixi run"])
+def test_arguments_and_relative_paths_arrive(checkout: Path, tmp_path: Path, front_door: str) -> None:
+    python = tmp_path / "an env/bin/python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "an env/conda-meta").mkdir()
+    python.write_text('#!/bin/bash\nprintf "%s|" "$PWD" "$@"\n')
+    python.chmod(0o755)
+    words = ["$HOME `id` \\", 'b"c' if front_door == "./run" else "b", "new\nline", ""]
+    start = ["pixi", "run", "--manifest-path", str(checkout / "pixi.toml")]
+    if front_door == "./run":
+        start = [str(checkout / "run")]
+        words += ["it's", "a'; echo INJECTED; echo '"]
+    env = {key: value for key, value in os.environ.items() if key not in ("SSM_FORGE_NO_PIXI", "PYTHONPATH")}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    command = [*start, "python", "--prefix", "an env", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=False)
+    assert done.stdout == "|".join([str(tmp_path), *words, ""]), done.stderr
+
+
+def test_without_a_driver_its_environment_is_made_all_the_same(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pixi refuses an environment for a driver where there is none; install-mamba needs none to install."""
+    channel = tmp_path / "channel"
+    make_package(channel, "torch", {"share/torch.txt": "torch\n"}, depends=("__cuda >=13",))
+    index(channel)
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "pixi.toml").write_text(
+        f'[workspace]\nname = "x"\nchannels = ["{channel.as_uri()}"]\n'
+        'platforms = ["linux-64", { name = "gpu", platform = "linux-64", cuda = "13.0" }]\n'
+        '[feature.cu130]\nplatforms = ["gpu"]\n[feature.cu130.dependencies]\ntorch = "*"\n'
+        "[environments]\ncu130 = { features = ['cu130'], no-default-feature = true }\n"
+    )
+    subprocess.run(["pixi", "lock"], cwd=root, check=True, capture_output=True)
+    place = Workspace(root, tmp_path / "cache")
+    assert PIXI is not None
+    monkeypatch.setenv("PIXI_EXE", PIXI)
+    monkeypatch.setattr(install, "machine_virtual_packages", virtual_packages)
+    with open_log(place.logs, "test") as log:
+        with pytest.raises(InstallError):
+            # What pixi does where nothing is said of CUDA.
+            install.pixi_environment("cu130", "", place, log)
+        assert install.pixi_environment("cu130", "13.0", place, log)
+    assert (place.envs / "cu130/share/torch.txt").exists()
+    assert install.is_pixis(place.envs / "cu130")
+    assert install.is_foreign(place.envs / "cu130")
