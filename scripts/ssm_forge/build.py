@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from ssm_forge import channel as channels
 from ssm_forge import compile_cache, mirrors
@@ -114,7 +115,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         target = channels.add(channel, finished)
         seconds = human_seconds(time.monotonic() - started)
         size = human_bytes(target.stat().st_size)
-        say(f"Built [bold]{target.name}[/] in {seconds} ({size})")
+        say(Text.assemble("Built ", (target.name, "bold"), f" in {seconds} ({size})"))
         return target
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -223,7 +224,7 @@ def _follow(process: subprocess.Popen[str], project: str, log: Log) -> dict[str,
     """Read the worker's events: everything into the log, compile steps into the progress bar."""
     outcome: dict[str, str] = {}
     tail: list[str] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"building {project}", total=None)
         assert process.stdout is not None

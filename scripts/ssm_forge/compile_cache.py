@@ -16,7 +16,7 @@ from pathlib import Path
 from ssm_forge.bridge import debian
 from ssm_forge.errors import ForgeError
 from ssm_forge.paths import Workspace
-from ssm_forge.ui import say
+from ssm_forge.ui import note
 
 _LOCK = "debs.ccache.toml"
 _SIZE = "10G"
@@ -61,7 +61,7 @@ def _from_debian(workspace: Workspace) -> Path | None:
         subprocess.run([partial / "usr/bin/ccache", "--version"], check=True, capture_output=True)
         partial.rename(root)
     except (ForgeError, OSError, subprocess.SubprocessError) as error:
-        say(f"[yellow]note:[/] no compile cache, so nothing compiled is kept for the next build: {error}")
+        note(f"no compile cache, so nothing compiled is kept for the next build: {error}")
         return None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

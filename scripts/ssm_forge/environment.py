@@ -13,11 +13,11 @@ import rattler.exceptions
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
-from ssm_forge.install import UNFINISHED, kind_of_failure, replacing
+from ssm_forge.install import UNFINISHED, check_target, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.mirrors import client as channel_client
-from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
+from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact, require_plain_names
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import subdir_type
 
@@ -40,11 +40,13 @@ def create(
         UsageError: when ``prefix`` exists and ``force`` is not set.
         IntegrityError: when a package's bytes are not the locked ones; nothing of it is installed.
         NetworkError: when a package can't be downloaded.
-        InstallError: when linking fails.
+        InstallError: when linking fails, or ``prefix`` is something else than an environment.
     """
+    check_target(prefix)
     finished = prefix.exists() and not (prefix / UNFINISHED).exists()
     if finished and any(prefix.iterdir()) and not force:
         raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
+    require_plain_names(locked.records)
     files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
     require_all_intact(files)
     _require_hashes(locked)

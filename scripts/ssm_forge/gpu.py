@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ssm_forge import install, recipe, sdists
 from ssm_forge.activation import activated_environment
@@ -67,7 +67,7 @@ def kernels(prefix: Path, command: str, arguments: Sequence[str] = (), *, python
         for message in process.stderr:
             last = message.rstrip() or last
             log(message)
-            say(f"[dim]{escape(last)}[/]")
+            say(Text(last, "dim"))
         code = process.wait()
         if code not in _ENDED_WELL or not answer.is_file():
             msg = f"'kernels {command}' ended with status {code} and no result: {last or 'no message'}."
@@ -198,7 +198,7 @@ def show(document: Document, title: str) -> None:
     table = Table("check", "result", "detail", title=f"{title}: {name}", title_justify="left")
     for check in document["checks"]:
         status = check["status"]
-        table.add_row(escape(check["name"]), f"[{COLOURS[status]}]{status}[/]", escape(check["detail"]))
+        table.add_row(check["name"], Text(status, COLOURS[status]), check["detail"])
     out.print(table)
     if "seed" in document:
         out.print(f"seed {document['seed']}; tolerance: {document['tolerance']}", markup=False)

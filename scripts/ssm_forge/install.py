@@ -202,6 +202,7 @@ def install(
                 (prefix / "conda-meta/history").touch()
                 write_marker(prefix, installed)
             return
+        check_target(prefix)
         fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
         try:
             _link(packages, fresh, prefix, workspace, log)
@@ -223,7 +224,12 @@ def _engine_relocates() -> bool:
 
 @contextmanager
 def replacing(prefix: Path) -> Iterator[None]:
-    """Make a prefix in its final place: the one that was there is set aside, and comes back on any failure."""
+    """Make a prefix in its final place: the one that was there is set aside, and comes back on any failure.
+
+    Raises:
+        InstallError: when something else than an environment is there; it is left alone.
+    """
+    check_target(prefix)
     aside = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
     if (prefix / UNFINISHED).exists():
         shutil.rmtree(prefix)
@@ -393,9 +399,11 @@ def is_foreign(prefix: Path) -> bool:
 def check_target(prefix: Path) -> None:
     """
     Raises:
-        InstallError: when ``prefix`` is a folder that is no environment.
+        InstallError: when ``prefix`` is a file, or a folder with something in it that is no environment.
     """
-    if prefix.exists() and not (prefix / "conda-meta").is_dir() and any(prefix.iterdir()):
+    if not prefix.exists() or (prefix / "conda-meta").is_dir():
+        return
+    if not prefix.is_dir() or any(prefix.iterdir()):
         raise InstallError(
             f"{prefix} exists and is not a conda environment (it has no conda-meta folder).",
             fix="Name an empty or new folder, or an existing environment, with --prefix.",

@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ssm_forge import finalize, install, plan, recipe, variants
 from ssm_forge.arch import ArchList
@@ -132,12 +132,12 @@ def show(found: list[Row], workspace: Workspace) -> None:
     for title in ("Python", "built", "installed"):
         table.add_column(title)
     for row in found:
-        pythons = " ".join(p if p in row.available else f"[dim]({p})[/]" for p in row.pythons)
+        pythons = Text(" ").join(Text(p) if p in row.available else Text(f"({p})", "dim") for p in row.pythons)
         prefixes = [prefix.replace(f"{workspace.root}/", "") for prefix in row.installed]
         table.add_row(
             *(row.variant, row.source, row.cuda, row.torch, row.triton, row.gxx, row.cudnn),
             *(row.causal_conv1d, row.mamba_ssm, pythons),
-            *(escape("\n".join(part)) or "-" for part in (row.built, prefixes)),
+            *("\n".join(part) or "-" for part in (row.built, prefixes)),
         )
     out.print(table)
     for row in found:

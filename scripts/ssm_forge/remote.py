@@ -11,6 +11,7 @@ from pathlib import Path
 from ssm_forge import mirrors
 from ssm_forge.credentials import for_engine, redact, require_clean
 from ssm_forge.errors import IntegrityError, NetworkError
+from ssm_forge.urls import is_under
 
 _TIMEOUT_SECONDS = 60
 
@@ -79,7 +80,7 @@ def require_origin(filename: str, url: str, channel: str) -> None:
     Raises:
         IntegrityError: when it took it from elsewhere.
     """
-    if channel and not url.startswith(channel):
+    if channel and not is_under(url, channel):
         raise IntegrityError(
             f"{filename} was to come from {redact(channel)}, but the solver took {redact(url)}. Nothing was installed.",
             fix="Name the channel that is to be trusted first, and alone.",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from ssm_forge.bridge import interpreter
 from ssm_forge.errors import MachineError, UsageError
@@ -162,7 +163,7 @@ def run(planned: Sequence[Step], root: Path) -> list[Result]:
         step = result.step
         if step.absent:
             continue
-        say(f"[bold]== {step.name}[/]")
+        say(Text(f"== {step.name}", "bold"))
         with tempfile.TemporaryDirectory() as scratch:
             summary = Path(scratch, "summary.json")
             environment = {**os.environ, **step.environment, "SSM_FORGE_TEST_SUMMARY": str(summary)}
@@ -174,7 +175,7 @@ def run(planned: Sequence[Step], root: Path) -> list[Result]:
                 result.skips = [(test, reason) for test, reason in told.pop("skips")]
                 result.counts = told
         if result.returncode:
-            say(f"[red]{step.name} failed[/] ({' '.join(step.command)})")
+            say(Text.assemble((f"{step.name} failed", "red"), f" ({' '.join(step.command)})"))
             break
     return results
 

@@ -43,6 +43,14 @@ _SNAPSHOT_TIME = re.compile(r"/\d{8}T\d{6}Z(?=/|$)")
 _GONE = (404, 410)
 _AR_MAGIC = b"!<arch>\n"
 
+# What gpgv says of a signature that is refused.
+_REFUSED = {
+    "BADSIG": "a bad signature",
+    "REVKEYSIG": "a signature of a key that was revoked",
+    "EXPKEYSIG": "a signature of a key that has expired",
+    "EXPSIG": "a signature that has expired",
+}
+
 
 @dataclass(frozen=True)
 class Deb:
@@ -162,10 +170,12 @@ def _fields(paragraph: str) -> dict[str, str]:
 def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
     """The signed text of InRelease, and whether the signature was checked.
 
-    Only what gpgv says was signed is returned when it did check.
+    Only what gpgv says was signed is returned when it did check. A release that is signed with a key newer than
+    the keyring can't be checked, which is reported; anything else that is no good signature is refused, or it
+    would be enough to take the signature off.
 
     Raises:
-        IntegrityError: for a bad signature.
+        IntegrityError: for a signature that is bad, expired, of a revoked key, or missing.
     """
     tool = shutil.which("gpgv")
     plain = inrelease.decode("utf-8").split("-----BEGIN PGP SIGNATURE-----")[0]
@@ -178,14 +188,18 @@ def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
         message.write_bytes(inrelease)
         command = [tool, "--keyring", str(KEYRING), "--status-fd", "1", "--output", str(signed), str(message)]
         status = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
-        if "[GNUPG:] BADSIG" in status:
-            raise IntegrityError(
-                f"InRelease of Debian {suite} has a bad signature; nothing of it was used.",
-                fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
-            )
-        if "[GNUPG:] VALIDSIG" in status and signed.exists():
+        # Every signature of the file has lines of its own (doc/DETAILS of GnuPG); VALIDSIG also stands beside
+        # a signature that has expired, GOODSIG only for one that is good.
+        words = {line.split()[1] for line in status.splitlines() if line.startswith("[GNUPG:] ")}
+        if "GOODSIG" in words and "BADSIG" not in words and signed.exists():
             return signed.read_text(encoding="utf-8"), "checked"
-    return plain, f"not checked: {KEYRING} has no key for this release"
+    found = next((text for word, text in _REFUSED.items() if word in words), "")
+    if "NO_PUBKEY" in words and not found:
+        return plain, f"not checked: {KEYRING} has no key for this release"
+    raise IntegrityError(
+        f"InRelease of Debian {suite} has {found or 'no signature'}; nothing of it was used.",
+        fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
+    )
 
 
 def read_lock(path: Path) -> tuple[Deb, ...]:
