@@ -12,6 +12,7 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
+from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.install import UNFINISHED, replacing
 from ssm_forge.integrity import Report, verify
@@ -19,6 +20,7 @@ from ssm_forge.lock import LockedEnvironment
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import subdir_type
+from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 
@@ -84,6 +86,7 @@ def _install_and_verify(
     raise InstallError(f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations).")
 
 
+@for_engine()
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
     from rattler.networking import Client
     from rattler.networking import middleware as m
@@ -130,7 +133,9 @@ def _explain(message: str) -> ForgeError:
         mismatch = next(line for line in lines if "hash mismatch" in line)
         return IntegrityError(f"a package is not the locked one: {mismatch}. Nothing was installed.")
     if any(word in message for word in ("error sending request", "lookup address", "status client error", "timed out")):
-        return NetworkError(f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package.")
+        refused = "401 Unauthorized" in message or "403 Forbidden" in message
+        fix = HOW_TO_LOG_IN if refused else "Check the network, or give a --mirror URL=DIR that has the package."
+        return NetworkError(redact(f"{reason}."), fix=fix)
     return InstallError(f"the environment could not be made: {reason}.")
 
 

@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
+from ssm_forge.web import HOW_TO_LOG_IN
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -235,6 +237,7 @@ def _discard(unfinished: Path) -> None:
         time.sleep(0.05)
 
 
+@for_engine()
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
     from rattler.networking import Client
@@ -284,7 +287,7 @@ def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
         )
     fix = "Check that the folder is writable and the disk not full, then run the same command again."
     if "401 Unauthorized" in text or "403 Forbidden" in text:
-        fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+        fix = HOW_TO_LOG_IN
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 

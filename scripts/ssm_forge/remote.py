@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssm_forge.credentials import for_engine, redact, require_clean
 from ssm_forge.errors import IntegrityError, NetworkError
+from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 
@@ -89,9 +90,5 @@ def require_origin(filename: str, url: str, channel: str) -> None:
 def _unreadable(url: str, error: Exception) -> NetworkError:
     reason = redact(str(error)).strip().splitlines()[-1].removeprefix("Caused by: ")
     refused = any(status in str(error) for status in ("401", "403"))
-    fix = (
-        "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
-        if refused
-        else "Check the network and the URL, or leave --channel out."
-    )
+    fix = HOW_TO_LOG_IN if refused else "Check the network and the URL, or leave --channel out."
     return NetworkError(f"channel {redact(url)} could not be read ({reason}).", fix=fix)

@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import httpx
 import rattler
 import rattler.exceptions
 from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, RepoDataRecord, SparseRepoData
 from rattler.package import PackageName
 from rattler.version import Version
 
+from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.paths import workspace
+from ssm_forge.web import HOW_TO_LOG_IN, session
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
 _MOST_LINES = 14
@@ -125,6 +128,7 @@ def subdir_type(name: str) -> Any:
     return rattler.Subdir(name) if hasattr(rattler, "Subdir") else rattler.Platform(name)
 
 
+@for_engine()
 def solve(request: Request) -> list[RepoDataRecord]:
     """Solve, and return the records sorted by name.
 
@@ -278,14 +282,14 @@ def require_reachable(channels: Sequence[str]) -> None:
     Raises:
         NetworkError: when a channel does not answer, or has no index.
     """
-    import httpx
-
     for channel in channels:
         base = channel_url(channel)
         if not base.startswith(("http://", "https://")):
             continue
         try:
-            answer = httpx.head(f"{base}noarch/repodata.json", timeout=_PROBE_SECONDS, follow_redirects=True)
+            # Servers that hide a private channel answer 404 to strangers, so this says who asks.
+            with session(timeout=_PROBE_SECONDS) as client:
+                answer = client.head(f"{base}noarch/repodata.json")
         except httpx.HTTPError as error:
             raise _unreachable((channel,), str(error) or type(error).__name__) from error
         if answer.status_code == httpx.codes.NOT_FOUND:
@@ -293,7 +297,9 @@ def require_reachable(channels: Sequence[str]) -> None:
 
 
 def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
+    if "401" in reason or "403" in reason:
+        return NetworkError(redact(f"{', '.join(channels)} could not be read ({reason})."), fix=HOW_TO_LOG_IN)
     return NetworkError(
-        f"{', '.join(channels)} could not be read ({reason}).",
+        redact(f"{', '.join(channels)} could not be read ({reason})."),
         fix="Check the network, or solve offline against recorded repodata with --snapshot DIR.",
     )
