@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
+from ssm_forge import repodata
 from ssm_forge.credentials import redact, require_clean
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.inspection import SUBDIRS
 
 _CHUNK = 1 << 20
@@ -60,17 +60,14 @@ def open_source(url: str) -> ChannelSource:
     return source
 
 
-def records(source: ChannelSource, subdir: str) -> dict[str, dict[str, Any]]:
-    """What the index lists: file name -> record.
+def records(source: ChannelSource, subdir: str, needed: Sequence[str] = ()) -> repodata.Records:
+    """What the index lists: file name -> record; ``needed`` names fields that every record must have.
 
     Raises:
-        IntegrityError: when the index is no JSON.
+        DamagedIndexError: when it is no index.
     """
     data = source.read(f"{subdir}/repodata.json")
-    try:
-        return channels.records_of(json.loads(data)) if data is not None else {}
-    except (ValueError, AttributeError) as error:
-        raise IntegrityError(f"{source.name}/{subdir}/repodata.json is no index ({error}).") from error
+    return repodata.records(data, f"{source.name}/{subdir}/repodata.json", needed) if data is not None else {}
 
 
 def measure(source: ChannelSource, path: str) -> tuple[str, int] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from ssm_forge import channel as channels
+from ssm_forge import repodata
 from ssm_forge.credentials import Credential, find, redact
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.inspection import Package
@@ -105,17 +104,14 @@ class Client:
                 "SSM_FORGE_CHANNEL_TOKEN.",
             )
 
-    def records(self, subdir: str) -> dict[str, dict[str, Any]]:
+    def records(self, subdir: str) -> repodata.Records:
         """What the channel's index lists; nothing when it has no index for ``subdir`` yet."""
         answer = self.send("GET", f"{subdir}/repodata.json")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return {}
         if answer.status_code != httpx.codes.OK:
             raise NetworkError(redact(f"{self.url}/{subdir}/repodata.json answered {answer.status_code}."))
-        try:
-            return channels.records_of(json.loads(answer.content))
-        except (ValueError, AttributeError) as error:
-            raise NetworkError(redact(f"{self.url}/{subdir}/repodata.json is no index ({error}).")) from error
+        return repodata.records(answer.content, redact(f"{self.url}/{subdir}/repodata.json"))
 
 
 class ServeTarget:

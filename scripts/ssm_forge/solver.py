@@ -26,6 +26,7 @@ from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, 
 from rattler.package import PackageName
 from rattler.version import Version
 
+from ssm_forge import repodata
 from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.paths import workspace
@@ -154,8 +155,8 @@ def solve(request: Request) -> list[RepoDataRecord]:
             if request.snapshot is None:
                 records = asyncio.run(_solve_online(sources, request.subdir, common))
             else:
-                repodata = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
-                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=repodata, **common))
+                known = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
+                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=known, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
                 f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}",
@@ -165,7 +166,16 @@ def solve(request: Request) -> list[RepoDataRecord]:
             # A failed gateway leaves threads behind that crash the interpreter if it ends at once.
             time.sleep(0.5)
             reason = str(error).strip().splitlines()[-1].removeprefix("Caused by: ")
+            require_readable(request.channels, request.subdir, request.snapshot)
+            if repodata.damage_in(str(error)):
+                raise repodata.DamagedIndexError(
+                    redact(", ".join(request.channels)), f"is damaged ({reason})"
+                ) from error
             raise _unreachable(request.channels, reason) from error
+        except OSError:
+            # How the engine reports recorded or local repodata that it can't read.
+            require_readable(request.channels, request.subdir, request.snapshot)
+            raise
     return sorted(records, key=lambda r: r.name.normalized)
 
 
@@ -193,11 +203,8 @@ def _parse_spec(text: str) -> MatchSpec:
 def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
     """The repodata of a channel for ``subdir`` and noarch, from its own folder or from the snapshot."""
     base = channel_url(channel)
-    if base.startswith("file://"):
-        folder = Path(unquote(urlparse(base).path))
-    else:
-        # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
-        folder = snapshot / urlparse(base).path.strip("/")
+    folder = _folder(base, snapshot)
+    assert folder is not None
     found = [
         SparseRepoData(Channel(channel), part, str(path))
         for part in (subdir, "noarch")
@@ -211,6 +218,28 @@ def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
             f"{what} (looked in {folder}).", fix="Check the folder, or leave --snapshot out to solve online."
         )
     return found
+
+
+def _folder(base: str, snapshot: Path | None) -> Path | None:
+    """Where a channel's repodata lie on this machine; None when it is only online."""
+    path = urlparse(base).path
+    if base.startswith("file://"):
+        return Path(unquote(path))
+    # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
+    return snapshot / path.strip("/") if snapshot else None
+
+
+def require_readable(channels: Sequence[str], subdir: str, snapshot: Path | None) -> None:
+    """Find the damage in the indexes on this machine; the engine does not say in which file it met some.
+
+    Raises:
+        DamagedIndexError: for the first index that can't be read.
+    """
+    for channel in channels:
+        folder = _folder(channel_url(channel), snapshot)
+        for part in (subdir, "noarch"):
+            if folder is not None and (path := _repodata_file(folder / part)) is not None:
+                repodata.records(path.read_bytes(), str(folder / part / "repodata.json"))
 
 
 def _repodata_file(folder: Path) -> Path | None:
