@@ -20,9 +20,9 @@ from ssm_forge import repodata
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
-from ssm_forge.publish import TransientError
 from ssm_forge.repodata import Records
 from ssm_forge.ui import step_progress
+from ssm_forge.web import TransientError
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
 _ATTEMPTS = 5

@@ -166,7 +166,7 @@ def _fetch(url: str) -> bytes | None:
             return Path(unquote(urlsplit(url).path)).read_bytes()
         except FileNotFoundError:
             return None
-    from ssm_forge.publish_http import Client
+    from ssm_forge.web import Client
 
     base, _, name = url.rpartition("/")
     answer = Client(base).send("GET", name)

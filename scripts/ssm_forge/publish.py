@@ -16,20 +16,17 @@ from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
 from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import ForgeError, IntegrityError, NetworkError, UsageError
+from ssm_forge.errors import ForgeError, IntegrityError, UsageError
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.paths import launcher
 from ssm_forge.ui import download_progress
+from ssm_forge.web import TransientError
 
 Outcome = Literal["added", "was there"]
 Advance = Callable[[int], None]
 
 _ATTEMPTS = 5
 _T = TypeVar("_T")
-
-
-class TransientError(NetworkError):
-    """A failure that may pass: worth another attempt."""
 
 
 @dataclass(frozen=True)

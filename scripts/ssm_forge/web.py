@@ -1,4 +1,4 @@
-"""The one HTTP client: who we are to each host, and redirects.
+"""The one HTTP client: who we are to each host, redirects, and which failures may pass.
 
 A request for reading follows redirects, as hosted channels and their CDNs need it. Credentials are found by the host
 that *we* name, once per host; a redirect to another host gets none (httpx drops the header there), not even those that
@@ -8,16 +8,25 @@ we have for that host: a server must not be able to make us introduce ourselves 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
-from ssm_forge.credentials import Credential, find
+from ssm_forge.credentials import Credential, find, redact
+from ssm_forge.errors import NetworkError
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
+# The answer to an upload comes after the server has checked and indexed the package.
+_CHANNEL_TIMEOUT = httpx.Timeout(60, connect=10, read=600)
+_PASSING = (408, 423, 425, 429, 500, 502, 503, 504)
 
 HOW_TO_LOG_IN = "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+
+
+class TransientError(NetworkError):
+    """A failure that may pass: worth another attempt."""
 
 
 class HostAuth(httpx.Auth):
@@ -34,6 +43,11 @@ class HostAuth(httpx.Auth):
             if host not in self._found:
                 self._found[host] = find(host_url)
             return self._found[host]
+
+    def learn(self, host_url: str, credential: Credential) -> None:
+        """Show this credential to a URL's host from now on."""
+        with self._lock:
+            self._found[httpx.URL(host_url).host] = credential
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Add what the host wants to see: a header, or a token in front of the path."""
@@ -66,3 +80,79 @@ def get(url: str, **options: Any) -> httpx.Response:
     """One answer to one question, read whole."""
     with session() as client:
         return client.get(url, **options)
+
+
+class Client:
+    """Requests to one channel, with errors in our words."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._auth = HostAuth()
+        self.has_credential = self._auth.credential(self.url) is not None
+        self._client = session(timeout=_CHANNEL_TIMEOUT, auth=self._auth)
+
+    def use(self, credential: Credential) -> None:
+        """Show this credential from now on."""
+        self._auth.learn(self.url, credential)
+
+    def close(self) -> None:
+        """Hang up: a server that is told to stop waits for whoever is connected."""
+        self._client.close()
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The whole answer to a request.
+
+        Raises:
+            TransientError: when the connection fails, or the server says that it is a passing matter.
+            NetworkError: when the token is missing, wrong, expired or too weak, or redirects lead nowhere.
+        """
+        with self.stream(method, path, **options) as answer:
+            answer.read()
+            return answer
+
+    @contextmanager
+    def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """The answer to a request, its body to be read while inside. Raises as :meth:`send` does."""
+        where = redact(f"{self.url}/{path}")
+        # A redirect turns an upload into a question, and its body was read already.
+        options["follow_redirects"] = method in ("GET", "HEAD")
+        try:
+            with self._client.stream(method, f"{self.url}/{path}", **options) as answer:
+                if answer.status_code not in (200, 206):
+                    answer.read()
+                self._require_welcome(answer, method, where)
+                yield answer
+        except httpx.TransportError as error:
+            raise TransientError(
+                redact(f"{where} could not be reached ({error or type(error).__name__})."),
+                fix="Check the network and run the same command again; it goes on where it was.",
+            ) from error
+        except httpx.RequestError as error:
+            raise NetworkError(redact(f"{where} could not be read ({error or type(error).__name__}).")) from error
+
+    def _require_welcome(self, answer: httpx.Response, method: str, where: str) -> None:
+        if answer.status_code in _PASSING:
+            raise TransientError(redact(f"{where} answered {answer.status_code}: {reason(answer)}"))
+        if answer.has_redirect_location:
+            there = redact(answer.headers["Location"])
+            raise NetworkError(
+                f"{where} sends {method} on to {there} ({answer.status_code}), and only reading follows redirects.",
+                fix="Name the address that it leads to.",
+            )
+        if answer.status_code in (401, 403):
+            if answer.history and answer.url.host != httpx.URL(self.url).host:
+                # It is no business of our token, which that host was never shown.
+                raise NetworkError(
+                    f"{where} leads to {answer.url.host}, which refused {method} ({answer.status_code})."
+                )
+            raise NetworkError(
+                redact(f"{self.url} refused {method} ({answer.status_code}): {reason(answer)}"),
+                fix="Put a token with this right into RATTLER_AUTH_FILE, netrc, the keyring or "
+                "SSM_FORGE_CHANNEL_TOKEN.",
+            )
+
+
+def reason(answer: httpx.Response) -> str:
+    """Why a server refused, in its own words."""
+    text = answer.text.strip() if "text" in answer.headers.get("content-type", "") else ""
+    return text[:500] or answer.headers.get("SSM-Forge-Reason") or answer.reason_phrase
