@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import socket
 import tarfile
 import zipfile
@@ -260,7 +261,7 @@ def test_what_is_no_package_is_refused(fort: Lab, data: bytes) -> None:
 def test_tokens_get_into_no_log(fort: Lab) -> None:
     httpx.get(f"{fort.url}/t/{fort.read}/linux-64/repodata.json")
     httpx.get(f"{fort.url}/linux-64/repodata.json?token={fort.read}")
-    logs = list((Path(__file__).parents[2] / ".pixi" / "logs").glob("serve-*.log"))
+    logs = list(Path(os.environ["SSM_FORGE_LOG_DIR"]).glob("serve-*.log"))
     assert logs
     assert all(fort.read not in path.read_text() and fort.write not in path.read_text() for path in logs)
     assert fort.read not in fort.store.path.read_text()
