@@ -22,10 +22,9 @@ from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.repodata import Records
 from ssm_forge.ui import step_progress
-from ssm_forge.web import TransientError
+from ssm_forge.web import TransientError, retrying
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
-_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,7 @@ def mirror(
         with step_progress() as progress:
             task = progress.add_task("copying packages", total=len(wanted))
             for (subdir, name), record in wanted.items():
-                new = _copy_package(source, target, subdir, name, record)
+                new = _copy_package(source, target, subdir, name, record, log)
                 _copy_statement(source, target, subdir, name, record.get("attestations_sha256"))
                 log(f"{subdir}/{name}: {'copied' if new else 'was there'}")
                 copied, there = copied + new, there + (not new)
@@ -328,7 +327,9 @@ def mirror(
     return copied, there
 
 
-def _copy_package(source: ChannelSource, target: Path, subdir: str, name: str, record: Mapping[str, Any]) -> bool:
+def _copy_package(
+    source: ChannelSource, target: Path, subdir: str, name: str, record: Mapping[str, Any], log: Callable[[str], None]
+) -> bool:
     from ssm_forge.inspection import FILENAME, inspect
 
     if not FILENAME.fullmatch(name):
@@ -342,8 +343,14 @@ def _copy_package(source: ChannelSource, target: Path, subdir: str, name: str, r
             raise channels.different(name, str(target))
         return False
     partial = target / ".uploads" / f"{sha256}.part"
-    _download(source, f"{subdir}/{name}", partial)
+    adopted = partial.exists()
+    _download(source, f"{subdir}/{name}", partial, log)
     found = sha256_of(partial)
+    if found != sha256 and adopted:
+        # What an earlier run left may be what is wrong, not the source.
+        partial.unlink()
+        _download(source, f"{subdir}/{name}", partial, log)
+        found = sha256_of(partial)
     if found != sha256:
         partial.unlink()
         raise IntegrityError(
@@ -359,25 +366,35 @@ def _copy_package(source: ChannelSource, target: Path, subdir: str, name: str, r
         return channels.place(target, partial, subdir, name, sha256)
 
 
-def _download(source: ChannelSource, path: str, partial: Path) -> None:
-    """Get a file, going on after a cut, from this run or an earlier one."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        have = partial.stat().st_size if partial.exists() else 0
+def _download(source: ChannelSource, path: str, partial: Path, log: Callable[[str], None] = lambda line: None) -> None:
+    """Get a file, going on after a cut, from this run or an earlier one; it is whole afterwards.
+
+    Raises:
+        NetworkError: when it isn't to be had, after some attempts.
+        IntegrityError: when the source lists it and has it not.
+    """
+
+    def attempt() -> None:
         try:
-            chunks = source.chunks(path, have)
-            if chunks is None:
-                raise IntegrityError(f"{source.name} lists {path}, but does not have it.")
-            with partial.open("ab") as stream:
-                for chunk in chunks:
-                    stream.write(chunk)
-            return
+            _append(source, path, partial)
         except TransientError:
-            if attempt == _ATTEMPTS:
-                raise
+            raise
         except NetworkError:
-            if not have:
+            if not partial.exists():
                 raise
-            partial.unlink()  # It did not fit; from the start, then.
+            partial.unlink()  # What was there did not fit; from the start, then.
+            _append(source, path, partial)
+
+    retrying(attempt, log)
+
+
+def _append(source: ChannelSource, path: str, partial: Path) -> None:
+    chunks = source.chunks(path, partial.stat().st_size if partial.exists() else 0)
+    if chunks is None:
+        raise IntegrityError(f"{source.name} lists {path}, but does not have it.")
+    with partial.open("ab") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
 
 
 def _copy_statement(source: ChannelSource, target: Path, subdir: str, name: str, digest: object) -> None:

@@ -7,10 +7,12 @@ we have for that host: a server must not be able to make us introduce ourselves 
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -20,6 +22,8 @@ from ssm_forge.errors import NetworkError
 _TIMEOUT = httpx.Timeout(60, connect=10)
 # The answer to an upload comes after the server has checked and indexed the package.
 _CHANNEL_TIMEOUT = httpx.Timeout(60, connect=10, read=600)
+ATTEMPTS = 5
+_T = TypeVar("_T")
 _PASSING = (408, 423, 425, 429, 500, 502, 503, 504)
 
 HOW_TO_LOG_IN = "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
@@ -27,6 +31,21 @@ HOW_TO_LOG_IN = "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring o
 
 class TransientError(NetworkError):
     """A failure that may pass: worth another attempt."""
+
+
+def retrying(action: Callable[[], _T], log: Callable[[str], None] = lambda line: None) -> _T:
+    """``action``'s result; transient failures are waited out: 0.5, 1, 2, 4 s, each with some randomness.
+
+    Raises:
+        TransientError: the last attempt's.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except TransientError as error:
+            log(f"attempt {attempt} of {ATTEMPTS}: {error}")
+            time.sleep(0.25 * 2**attempt * random.uniform(0.5, 1.5))
+    return action()
 
 
 class HostAuth(httpx.Auth):

@@ -121,7 +121,7 @@ def test_s3_errors_name_the_cause_and_no_secret(bucket: str, tmp_path: Path, mon
     package = make_package(tmp_path / "made")
     with pytest.raises(UsageError, match="no bucket 'elsewhere'"):
         publish([package], "s3://elsewhere/x")
-    monkeypatch.setattr("ssm_forge.publish.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("ssm_forge.web.time.sleep", lambda seconds: None)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(NetworkError, match="could not be reached") as caught:
         publish([package], bucket)
