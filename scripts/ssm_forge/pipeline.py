@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 
-from rich.table import Table
-
 from ssm_forge import channel, install, plan, policy, remote, toolchain
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
@@ -14,6 +12,7 @@ from ssm_forge.errors import VerifyError
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan
 from ssm_forge.solver import require_reachable
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, open_log, out, say
 
 
@@ -167,7 +166,7 @@ def _show(work: Plan, as_json: bool) -> None:
         out.print_json(json.dumps(work.as_dict()))
         return
     _announce(work)
-    table = Table("package", "version", "build", "what happens")
+    table = FoldingTable("package", "version", "build", "what happens", wraps=["what happens"])
     actions = {
         "installed": "nothing",
         "in channel": "installed from the channel",
@@ -178,7 +177,7 @@ def _show(work: Plan, as_json: bool) -> None:
         table.add_row(package.name, package.version, package.build, actions[package.state] + source)
     out.print(table)
     if work.parts is not None:
-        table = Table("part", "version", "from")
+        table = FoldingTable("part", "version", "from")
         table.add_row("python", work.parts.interpreter.version, str(work.parts.interpreter.executable))
         table.add_row("C++ compiler", work.parts.compiler.version, work.parts.compiler.origin)
         for deb in work.parts.debs:
