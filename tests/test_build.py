@@ -300,6 +300,18 @@ def test_a_failed_build_is_one_error_with_its_log_and_leaves_nothing(
     assert not (tmp_path / "channel").exists()
 
 
+def test_the_worker_knows_the_tokens_of_the_environment(
+    place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = "import os; print('knows', open(os.environ['RATTLER_AUTH_FILE']).read()); raise SystemExit(1)"
+    worker_that(monkeypatch, tmp_path, script)
+    monkeypatch.delenv("RATTLER_AUTH_FILE", raising=False)
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", "lab.example=known")
+    with pytest.raises(BuildError):
+        builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
+    assert 'knows {"lab.example"' in log.path.read_text()
+
+
 def test_everything_the_worker_prints_is_in_the_log(
     place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

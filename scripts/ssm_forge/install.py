@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_forge import mirrors
+from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
+from ssm_forge.web import HOW_TO_LOG_IN
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -265,6 +267,7 @@ def _discard(unfinished: Path) -> None:
         time.sleep(0.05)
 
 
+@for_engine()
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
 
@@ -338,9 +341,8 @@ def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
             log=log.path,
         )
     if kind is NetworkError:
-        fix = f"Check the network, {again}"
-        if "401 Unauthorized" in text or "403 Forbidden" in text:
-            fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+        refused = "401 Unauthorized" in text or "403 Forbidden" in text
+        fix = HOW_TO_LOG_IN if refused else f"Check the network, {again}"
         return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
     fix = f"Check that the folder is writable and the disk not full, {again}"
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from ssm_forge.bridge import interpreter
 from ssm_forge.errors import MachineError, UsageError
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import human_seconds, out, say
 
 FAST, MIDDLE, ALL = "fast", "middle", "all"
@@ -182,7 +182,7 @@ def run(planned: Sequence[Step], root: Path) -> list[Result]:
 
 def show(results: Sequence[Result], tier: str) -> None:
     """What each step took and gave, what was not run and why; the last line has the sums."""
-    table = Table("step", "took", "passed", "failed", "not run", title=f"tier: {tier}")
+    table = FoldingTable("step", "took", "passed", "failed", "not run", title=f"tier: {tier}")
     passed = failed = skipped = 0
     for result in results:
         bad = sum(result.counts.get(kind, 0) for kind in ("failed", "error", "xpassed"))
