@@ -349,6 +349,18 @@ def test_what_the_tools_of_a_recipe_print_is_not_the_outcome(tmp_path: Path, log
     assert "memfd:outcome" not in tail
 
 
+def test_the_worker_knows_the_tokens_of_the_environment(
+    place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = "import os; print('knows', open(os.environ['RATTLER_AUTH_FILE']).read()); raise SystemExit(1)"
+    worker_that(monkeypatch, tmp_path, script)
+    monkeypatch.delenv("RATTLER_AUTH_FILE", raising=False)
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", "lab.example=known")
+    with pytest.raises(BuildError):
+        builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
+    assert 'knows {"lab.example"' in log.path.read_text()
+
+
 def test_everything_the_worker_prints_is_in_the_log(
     place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

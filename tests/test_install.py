@@ -18,7 +18,6 @@ from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.install import MARKER, Installed
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import open_log
 
 SITE = "lib/python3.12/site-packages"
@@ -345,31 +344,6 @@ def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channe
     assert [process.returncode for process in both] == [0, 0], errors
     assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
     assert names(own.parent) == {"cu130", ".cu130.lock"}
-
-
-def test_pixi_makes_its_environment_and_its_failure_is_one_line(
-    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pixi = tmp_path / "pixi"
-    pixi.write_text(
-        f'#!/bin/sh\necho "$@" for $CONDA_OVERRIDE_CUDA > {tmp_path}/asked\n[ "$3" = -e ] && [ "$4" = cu130 ]\n'
-    )
-    pixi.chmod(0o755)
-    with open_log(place.logs, "test") as log:
-        monkeypatch.delenv("PIXI_EXE", raising=False)
-        assert not install.pixi_environment("cu130", "13.0", place, log)
-        monkeypatch.setenv("PIXI_EXE", str(pixi))
-        monkeypatch.setattr(install, "machine_virtual_packages", virtual_packages)
-        assert install.pixi_environment("cu130", "13.0", place, log)
-        assert (tmp_path / "asked").read_text() == (
-            f"install --locked -e cu130 --manifest-path {place.manifest} for 13.0\n"
-        )
-        # A driver that is there is told as it is, so that pixi refuses one that is too old.
-        monkeypatch.setattr(install, "machine_virtual_packages", lambda: virtual_packages(cuda="12.2"))
-        assert install.pixi_environment("cu130", "13.0", place, log)
-        assert "for 12.2" in (tmp_path / "asked").read_text()
-        with pytest.raises(InstallError, match="failed: exit code 1"):
-            install.pixi_environment("cu999", "13.0", place, log)
 
 
 def test_what_was_added_with_pip_is_named(own: Path) -> None:

@@ -100,6 +100,10 @@ class TestCommittedLock:
         assert str(found["libcudnn"].version).startswith("9.")
         assert {"triton", "gxx_linux-64", "cuda-cudart-dev", "einops", "transformers"} <= set(found)
 
+    def test_tools_have_what_builds_and_channels_use(self) -> None:
+        """Else builds fetch Debian's ccache, and tasks start again with the tools of ./run."""
+        assert {"ccache", "boto3", "cryptography", "msgpack-python"} <= set(records("default"))
+
     def test_tools_need_no_cuda(self, manifest: manifests.Manifest) -> None:
         for environment in (manifest.environment("default"), manifest.environment("dev")):
             assert all(v.name != "__cuda" for p in environment.platforms for v in p.virtual)

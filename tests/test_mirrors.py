@@ -77,6 +77,16 @@ def test_the_mirror_of_conda_forge_is_asked_instead_of_it(mirror: str, config: P
     assert not plan.conda_reachable()
 
 
+@pytest.mark.parametrize("name", ["repodata.json", "repodata.json.zst"])
+def test_one_form_of_the_index_is_enough(name: str, mirror: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "channel/noarch").iterdir():
+        path.unlink()
+    with pytest.raises(NetworkError, match="no index for noarch"):
+        require_reachable([CHANNEL])
+    (tmp_path / "channel/noarch" / name).touch()
+    require_reachable([CHANNEL])
+
+
 def test_the_longest_prefix_and_the_last_file_win(config: Path, tmp_path: Path) -> None:
     user = tmp_path / "XDG_CONFIG_HOME/rattler/config.toml"
     user.parent.mkdir(parents=True)

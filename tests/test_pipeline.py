@@ -35,6 +35,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
     monkeypatch.setattr(install, "machine_virtual_packages", lambda: virtual_packages(glibc="2.36"))
     monkeypatch.setattr("ssm_forge.machine.gpus", lambda: ())
+    # Nothing is downloaded here.
+    monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)
     return workspace()
 
 

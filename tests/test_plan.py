@@ -11,7 +11,7 @@ import pytest
 from front_door import assert_one_line_error, run, run_here
 from ssm_forge import machine, plan, variants
 from ssm_forge.arch import Capability
-from ssm_forge.errors import MachineError, NetworkError, VerifyError
+from ssm_forge.errors import NetworkError, VerifyError
 from ssm_forge.install import Installed, write_marker
 from ssm_forge.machine import Gpu
 from ssm_forge.paths import Workspace, workspace
@@ -89,25 +89,11 @@ def test_without_marker_or_record_nothing_is_installed(prefix: Path, tmp_path: P
     assert not plan._is_installed(FILENAME, "a" * 64, prefix)
 
 
-def test_too_little_disk_says_need_have_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Workspace(tmp_path, tmp_path / "cache")
-    monkeypatch.setattr(machine, "free_disk", lambda path: 3_000_000_000)
-    plan._check_disk(3_000_000_000, place)
-    with pytest.raises(MachineError) as error:
-        plan._check_disk(12_500_000_000, place)
-    assert error.value.what == f"this takes 12.5 GB of disk at {place.cache}, and 3.0 GB are free."
-    assert "SSM_FORGE_CACHE_DIR" in error.value.fix
-
-
 def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     arguments = ("install-mamba", "--dry-run", "--source", "conda", "--prefix", str(tmp_path / "prefix"))
     cache = tmp_path / "a cache"
     done = run(*arguments, SSM_FORGE_CACHE_DIR=str(cache), SSM_FORGE_CHANNEL=str(tmp_path / "channel"))
     assert_one_line_error(done, 3, f"'{cache}' has a space", "Set SSM_FORGE_CACHE_DIR")
-
-
-def test_free_disk_of_a_folder_that_is_not_there_yet_is_its_parents(tmp_path: Path) -> None:
-    assert machine.free_disk(tmp_path / "a/b/c") > 0
 
 
 def test_the_default_prefix_is_pixis_and_other_pythons_do_not_collide() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import install
-from ssm_forge.errors import InstallError
+from ssm_forge import install, pixi
+from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import open_log
@@ -51,20 +52,27 @@ class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The URL of a server of ``folder``, which is gone afterwards."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
 def recorded(home: Path) -> Iterator[Path]:
     """pixi's configuration with the recorded channels as mirrors of the real ones."""
     if not SNAPSHOT.exists():
         pytest.skip("needs the recorded conda repodata beside the checkout")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(SNAPSHOT))) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    with served(SNAPSHOT) as address:
         lines = [
-            f'"https://conda.anaconda.org/{channel}" = ["http://127.0.0.1:{server.server_port}/{channel}"]'
+            f'"https://conda.anaconda.org/{channel}" = ["{address}/{channel}"]'
             for channel in ("conda-forge", "nvidia/label/cuda-11.8.0", "pytorch")
         ]
         (home / "config.toml").write_text("\n".join(["[mirrors]", *lines, ""]))
         yield home
-        server.shutdown()
 
 
 @pytest.mark.shared
@@ -110,31 +118,44 @@ def test_arguments_and_relative_paths_arrive(checkout: Path, tmp_path: Path, fro
     assert done.stdout == "|".join([str(tmp_path), *words, ""]), done.stderr
 
 
-def test_without_a_driver_its_environment_is_made_all_the_same(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """pixi refuses an environment for a driver where there is none; install-mamba needs none to install."""
-    channel = tmp_path / "channel"
-    make_package(channel, "torch", {"share/torch.txt": "torch\n"}, depends=("__cuda >=13",))
-    index(channel)
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "pixi.toml").write_text(
-        f'[workspace]\nname = "x"\nchannels = ["{channel.as_uri()}"]\n'
+@pytest.fixture
+def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace that asks for a driver, on a machine without one, started by pixi."""
+    assert PIXI is not None
+    monkeypatch.setenv("PIXI_EXE", PIXI)
+    monkeypatch.setattr(pixi, "machine_virtual_packages", virtual_packages)
+    make_package(tmp_path / "channel", "torch", {"share/torch.txt": "torch\n"}, depends=("__cuda >=13",))
+    index(tmp_path / "channel")
+    return Workspace(tmp_path / "root", tmp_path / "cache")
+
+
+def lock(place: Workspace, channel: str) -> None:
+    place.root.mkdir()
+    place.manifest.write_text(
+        f'[workspace]\nname = "x"\nchannels = ["{channel}"]\n'
         'platforms = ["linux-64", { name = "gpu", platform = "linux-64", cuda = "13.0" }]\n'
         '[feature.cu130]\nplatforms = ["gpu"]\n[feature.cu130.dependencies]\ntorch = "*"\n'
         "[environments]\ncu130 = { features = ['cu130'], no-default-feature = true }\n"
     )
-    subprocess.run(["pixi", "lock"], cwd=root, check=True, capture_output=True)
-    place = Workspace(root, tmp_path / "cache")
-    assert PIXI is not None
-    monkeypatch.setenv("PIXI_EXE", PIXI)
-    monkeypatch.setattr(install, "machine_virtual_packages", virtual_packages)
+    subprocess.run(["pixi", "lock"], cwd=place.root, check=True, capture_output=True)
+
+
+def test_without_a_driver_its_environment_is_made_all_the_same(place: Workspace, tmp_path: Path) -> None:
+    """pixi refuses an environment for a driver where there is none; install-mamba needs none to install."""
+    lock(place, (tmp_path / "channel").as_uri())
     with open_log(place.logs, "test") as log:
-        with pytest.raises(InstallError):
+        with pytest.raises(InstallError, match=r"missing virtual packages: __cuda >= 13\.0"):
             # What pixi does where nothing is said of CUDA.
-            install.pixi_environment("cu130", "", place, log)
-        assert install.pixi_environment("cu130", "13.0", place, log)
+            pixi.make_environment("cu130", "", place, log)
+        assert pixi.make_environment("cu130", "13.0", place, log)
     assert (place.envs / "cu130/share/torch.txt").exists()
-    assert install.is_pixis(place.envs / "cu130")
+    assert pixi.made(place.envs / "cu130")
     assert install.is_foreign(place.envs / "cu130")
+
+
+@pytest.mark.timeout(120)
+def test_a_channel_that_is_gone_is_a_matter_of_the_network(place: Workspace, tmp_path: Path) -> None:
+    with served(tmp_path / "channel") as address:
+        lock(place, address)
+    with open_log(place.logs, "test") as log, pytest.raises(NetworkError, match="torch"):
+        pixi.make_environment("cu130", "13.0", place, log)

@@ -21,6 +21,13 @@ def plan(tier: str, *, strict: bool = False, seed: str = "") -> dict[str, Step]:
     return {step.name: step for step in tiers.steps(tier, ROOT, strict=strict, seed=seed, variant="cu118")}
 
 
+def marks(step: Step) -> str:
+    """The tests that a step chooses by their marks."""
+    # After pytest's own "-m" of Python.
+    words = step.command[step.command.index("pytest") :]
+    return words[words.index("-m") + 1] if "-m" in words else ""
+
+
 def test_every_variant_has_its_day() -> None:
     days = [DAY + datetime.timedelta(days=number) for number in range(len(tiers.VARIANTS))]
     assert {tiers.variant_of_the_day(day) for day in days} == set(tiers.VARIANTS)
@@ -32,14 +39,17 @@ def test_every_variant_has_its_day() -> None:
 def test_each_tier_has_the_steps_of_the_one_before_and_more() -> None:
     fast, middle, everything = (list(plan(tier)) for tier in (tiers.FAST, tiers.MIDDLE, tiers.ALL))
     assert fast[:3] == ["lint", "types", "unit tests"]
-    assert middle == [*fast, "servers", "end to end, cu118"]
+    assert middle == [*fast, "slow unit tests", "servers", "end to end, cu118"]
     assert {*fast, "unit tests, Python 3.10", "unit tests, Python 3.13", "servers"} <= set(everything)
     assert everything[-1] == "end to end, every variant"
 
 
 def test_only_the_last_tier_runs_what_is_nightly() -> None:
-    assert "not nightly" in plan(tiers.MIDDLE)["servers"].command
-    assert "not nightly" not in plan(tiers.ALL)["servers"].command
+    assert marks(plan(tiers.MIDDLE)["servers"]) == "not nightly"
+    assert marks(plan(tiers.ALL)["servers"]) == ""
+    assert marks(plan(tiers.FAST)["unit tests"]) == "not slow and not nightly"
+    assert marks(plan(tiers.MIDDLE)["slow unit tests"]) == "slow and not nightly"
+    assert marks(plan(tiers.ALL)["slow unit tests"]) == "slow"
 
 
 def test_skips_are_strict_and_the_order_random_where_that_is_asked_for() -> None:

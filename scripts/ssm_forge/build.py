@@ -22,6 +22,7 @@ from rich.text import Text
 from ssm_forge import channel as channels
 from ssm_forge import compile_cache, mirrors
 from ssm_forge.arch import ArchList
+from ssm_forge.credentials import for_engine
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
 from ssm_forge.machine import cores, free_memory
@@ -169,6 +170,7 @@ def _share_sources(staging: Path, workspace: Workspace) -> None:
     (staging / "out" / "src_cache").symlink_to(sources)
 
 
+@for_engine()
 def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log) -> Path:
     _share_sources(staging, workspace)
     spec = staging / "spec.json"

@@ -12,6 +12,7 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
+from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.install import UNFINISHED, check_target, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
@@ -20,6 +21,7 @@ from ssm_forge.mirrors import client as channel_client
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact, require_plain_names
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import subdir_type
+from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 
@@ -87,6 +89,7 @@ def _install_and_verify(
     raise InstallError(f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations).")
 
 
+@for_engine()
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
     canonical = {r.name.normalized: r.url for r in locked.records}
     records = []
@@ -121,7 +124,9 @@ def _explain(message: str) -> ForgeError:
     if kind is IntegrityError:
         return IntegrityError(f"a package is not the locked one: {reason.rstrip('.')}. Nothing was installed.")
     if kind is NetworkError:
-        return NetworkError(f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package.")
+        refused = "401 Unauthorized" in message or "403 Forbidden" in message
+        fix = HOW_TO_LOG_IN if refused else "Check the network, or give a --mirror URL=DIR that has the package."
+        return NetworkError(redact(f"{reason}."), fix=fix)
     return InstallError(f"the environment could not be made: {reason}.")
 
 

@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from ssm_forge import install, recipe, sdists
@@ -25,6 +24,7 @@ from ssm_forge.errors import InstallError, UsageError, VerifyError
 from ssm_forge.fetch import checked, fetch_all
 from ssm_forge.folders import give_place
 from ssm_forge.paths import Workspace, launcher, workspace
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import human_bytes, open_log, out, say
 
 Document = dict[str, Any]
@@ -198,7 +198,7 @@ def show(document: Document, title: str) -> None:
     """Print a document's checks for people."""
     device = document["device"]
     name = f"{device['name']} ({device['capability']})" if device else "no GPU"
-    table = Table("check", "result", "detail", title=f"{title}: {name}", title_justify="left")
+    table = FoldingTable("check", "result", "detail", title=f"{title}: {name}", wraps=["check", "detail"])
     for check in document["checks"]:
         status = check["status"]
         table.add_row(check["name"], Text(status, COLOURS[status]), check["detail"])
@@ -213,7 +213,7 @@ def show_bench(document: Document) -> None:
         copy = human_bytes(document["copy_bandwidth"])
         title = f"{document['device']['name']}, copy {copy}/s"
         columns = ("kernel", "direction", "dtype", "size", "time", "bandwidth", "of copy", "speed-up over")
-        table = Table(*columns, title=title, title_justify="left")
+        table = FoldingTable(*columns, title=title)
         for row in document["rows"]:
             shape = f"{row['batch']}x{row['dim']}x{row['length']}, {row['size']}"
             layout = " channel-last" if row["channel_last"] else ""

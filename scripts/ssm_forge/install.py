@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_forge import mirrors
+from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
+from ssm_forge.web import HOW_TO_LOG_IN
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -266,6 +267,7 @@ def _discard(unfinished: Path) -> None:
         time.sleep(0.05)
 
 
+@for_engine()
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
 
@@ -339,9 +341,8 @@ def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
             log=log.path,
         )
     if kind is NetworkError:
-        fix = f"Check the network, {again}"
-        if "401 Unauthorized" in text or "403 Forbidden" in text:
-            fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+        refused = "401 Unauthorized" in text or "403 Forbidden" in text
+        fix = HOW_TO_LOG_IN if refused else f"Check the network, {again}"
         return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
     fix = f"Check that the folder is writable and the disk not full, {again}"
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
@@ -436,35 +437,3 @@ def holds(prefix: Path, locked: Sequence[RepoDataRecord]) -> bool:
     """Whether the environment is the locked one, with our packages or without."""
     have = {(r.name.normalized, str(r.version), str(r.build)) for r in present(prefix)}
     return have == {(r.name.normalized, str(r.version), str(r.build)) for r in locked}
-
-
-def is_pixis(prefix: Path) -> bool:
-    """Whether pixi made the environment."""
-    return (prefix / "conda-meta/pixi").exists()
-
-
-def pixi_environment(variant: str, cuda: str, workspace: Workspace, log: Log) -> bool:
-    """Let pixi make its own environment from the lock, so that it recognises the prefix as its own.
-
-    Args:
-        variant: name of the environment.
-        cuda: CUDA release to assume where there is no driver: pixi refuses an environment for another machine.
-
-    Returns:
-        Whether pixi was there to do it.
-
-    Raises:
-        InstallError: when pixi fails.
-    """
-    pixi = os.environ.get("PIXI_EXE")
-    if not pixi:
-        return False
-    command = [pixi, "install", "--locked", "-e", variant, "--manifest-path", str(workspace.manifest)]
-    driver = next((v.version for v in machine_virtual_packages() if v.name == "__cuda"), cuda)
-    environment = {**os.environ, "CONDA_OVERRIDE_CUDA": driver}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    log(done.stdout + done.stderr)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise InstallError(f"'{' '.join(command)}' failed: {reason}", log=log.path)
-    return True

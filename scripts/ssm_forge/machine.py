@@ -89,6 +89,15 @@ def _page_cache(statistics: Path) -> int:
 
 def free_disk(path: Path) -> int:
     """Bytes free on the disk of ``path``, or of its nearest parent that exists."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def device(path: Path) -> int:
+    """The number of the file system of ``path``, or of its nearest parent that exists."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path

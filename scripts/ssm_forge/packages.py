@@ -16,13 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import httpx
 from rattler import RepoDataRecord
 
+from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.lock import digest
 from ssm_forge.mirrors import mirrored
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import channel_url
+from ssm_forge.web import HOW_TO_LOG_IN, refused, session
 
 _CHUNK = 1 << 20
 _SUBDIR = re.compile(r"[a-z0-9]+(-[a-z0-9_]+)?")
@@ -179,17 +182,16 @@ def _mirrored(url: str, mirrors: Sequence[Mirror]) -> str:
 
 def _download(url: str, target: Path) -> None:
     """For the few packages with md5 alone, which the content-addressed cache can't hold."""
-    import httpx
-
     try:
-        with httpx.stream("GET", url, timeout=30, follow_redirects=True) as answer:
+        with session() as client, client.stream("GET", url) as answer:
             answer.raise_for_status()
             with target.open("wb") as stream:
                 for chunk in answer.iter_bytes(_CHUNK):
                     stream.write(chunk)
     except httpx.HTTPError as error:
         raise NetworkError(
-            f"{url} could not be downloaded ({error}).", fix="Check the network, or give a --mirror."
+            redact(f"{url} could not be downloaded ({error})."),
+            fix=HOW_TO_LOG_IN if refused(error) else "Check the network, or give a --mirror.",
         ) from error
 
 

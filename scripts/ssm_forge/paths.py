@@ -75,13 +75,35 @@ class Workspace:
 
     @property
     def rattler_cache(self) -> Path:
-        """The engine's cache, shared by builds and installs."""
-        return self.cache / "rattler"
+        """The engine's cache, shared by builds and installs.
+
+        Under pixi it is pixi's own, so that nothing is downloaded and unpacked twice, unless the user chose a place.
+        """
+        return _pixi_cache() if _shares_pixi_cache() else self.cache / "rattler"
+
+    @property
+    def moves_package_cache(self) -> str:
+        """How to have that cache elsewhere, as half a sentence."""
+        variable = "PIXI_CACHE_DIR" if _shares_pixi_cache() else "SSM_FORGE_CACHE_DIR"
+        return f"set {variable} to a folder on a larger disk"
 
     @property
     def package_cache(self) -> Path:
         """Extracted packages that environments hard-link from."""
         return self.rattler_cache / "pkgs"
+
+
+def _shares_pixi_cache() -> bool:
+    return "PIXI_EXE" in os.environ and not os.environ.get("SSM_FORGE_CACHE_DIR")
+
+
+def _pixi_cache() -> Path:
+    """Where pixi keeps packages, in the order in which it looks."""
+    for variable in ("PIXI_CACHE_DIR", "RATTLER_CACHE_DIR"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable])
+    own = platformdirs.user_cache_path("pixi")
+    return own if own.exists() else platformdirs.user_cache_path("rattler") / "cache"
 
 
 def workspace() -> Workspace:

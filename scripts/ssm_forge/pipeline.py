@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rattler import RepoDataRecord
-from rich.table import Table
 from rich.text import Text
 
-from ssm_forge import channel, install, plan, policy, remote, solve_only, toolchain
+from ssm_forge import channel, install, pixi, plan, policy, remote, solve_only, toolchain
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
@@ -21,6 +20,7 @@ from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve_only import solve_builds
 from ssm_forge.solver import channel_url, require_reachable, virtual_packages
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.variants import Variant
 
@@ -149,9 +149,9 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
     foreign = install.is_foreign(work.prefix)
     if work.locked is not None and work.prefix == place.envs / work.locked.name:
         # pixi makes its own environment, so that it knows it again.
-        current = install.is_pixis(work.prefix) and install.holds(work.prefix, work.locked.records)
-        may = not current and (not foreign or install.is_pixis(work.prefix))
-        if may and install.pixi_environment(work.locked.name, work.variant.cuda, place, log):
+        current = pixi.made(work.prefix) and install.holds(work.prefix, work.locked.records)
+        may = not current and (not foreign or pixi.made(work.prefix))
+        if may and pixi.make_environment(work.locked.name, work.variant.cuda, place, log):
             foreign = True
     if foreign:
         return Base(in_place=True, specs=("pip",))
@@ -260,7 +260,7 @@ def _show(work: Plan, as_json: bool) -> None:
         out.print_json(json.dumps(work.as_dict()))
         return
     _announce(work)
-    table = Table("package", "version", "build", "what happens")
+    table = FoldingTable("package", "version", "build", "what happens", wraps=["what happens"])
     actions = {
         "installed": "nothing",
         "in channel": "installed from the channel",
@@ -271,7 +271,7 @@ def _show(work: Plan, as_json: bool) -> None:
         table.add_row(package.name, package.version, package.build, actions[package.state] + source)
     out.print(table)
     if work.parts is not None:
-        table = Table("part", "version", "from")
+        table = FoldingTable("part", "version", "from")
         table.add_row("python", work.parts.interpreter.version, str(work.parts.interpreter.executable))
         table.add_row("C++ compiler", work.parts.compiler.version, work.parts.compiler.origin)
         for deb in work.parts.debs:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_costs, finalize, install, lock, machine, manifest, policy, recipe, remote, variants
+from ssm_forge import compile_costs, disks, finalize, install, lock, machine, manifest, policy, recipe, remote, variants
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
@@ -17,14 +17,10 @@ from ssm_forge.fetch import sha256_of
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.solver import require_reachable
-from ssm_forge.ui import human_bytes, say
+from ssm_forge.ui import say
 from ssm_forge.variants import Source, Variant
 
 State = Literal["installed", "in channel", "to build"]
-
-# Seen with one capability: work folder, objects and the package of one project, times the list's length.
-_DISK_PER_BUILD = 400_000_000
-_DISK_FOR_ENVIRONMENT = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Plan:
         channels: where packages come from, ours first.
         parts: what the bridge is assembled from, None for source conda.
         locked: the environment of pixi.lock that the kernels are put on, where it has one for this variant and Python.
-        download: bytes still to download for the bridge.
+        download: bytes still to download.
         disk: bytes of disk still needed.
         memory: bytes that the builds may take at most; 0 when nothing is built.
         trust: what packages of which channels must prove.
@@ -370,19 +366,18 @@ def _with_needs(
 ) -> Plan:
     builds = [p for p in packages if p.state == "to build"]
     needs_environment = any(p.state != "installed" for p in packages)
-    download, disk = (0, 0)
-    if parts is not None and needs_environment:
-        download, disk = assemble.bytes_needed(parts, workspace)
+    download, disk = 0, 0
     jobs, memory = 0, 0
     if builds:
         _check_build_folder(workspace)
         costs = compile_costs.load(workspace, [p.name for p in builds])
         jobs = choose_jobs(requested_jobs, costs)
         memory = memory_needed(jobs, costs)
-        disk += len(builds) * _DISK_PER_BUILD * max(1, len(archs.sass))
     if needs_environment:
-        disk += _DISK_FOR_ENVIRONMENT
-        _check_disk(disk, workspace)
+        taken = disks.packages(variant, parts, workspace)
+        wanted = disks.needs(taken, prefix, len(builds), len(archs.sass), workspace)
+        disks.check(wanted)
+        download, disk = taken.download, sum(need.bytes for need in wanted)
     return Plan(
         variant=variant,
         python=python,
@@ -409,15 +404,6 @@ def _check_build_folder(workspace: Workspace) -> None:
             f"packages are built in the cache, and its path '{workspace.cache}' has a space, at which torch's build "
             "tools split the compiler's path.",
             fix="Set SSM_FORGE_CACHE_DIR to a folder without a space in its path.",
-        )
-
-
-def _check_disk(needed: int, workspace: Workspace) -> None:
-    have = machine.free_disk(workspace.cache)
-    if have < needed:
-        raise MachineError(
-            f"this takes {human_bytes(needed)} of disk at {workspace.cache}, and {human_bytes(have)} are free.",
-            fix="Free space, or set SSM_FORGE_CACHE_DIR to a folder on a larger disk.",
         )
 
 

@@ -196,7 +196,7 @@ def _fetch(url: str) -> bytes | None:
             return local_path(url).read_bytes()
         except FileNotFoundError:
             return None
-    from ssm_forge.publish_http import Client
+    from ssm_forge.web import Client
 
     base, _, name = url.rpartition("/")
     answer = Client(base).send("GET", name)

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from ssm_forge.bridge import interpreter
 from ssm_forge.errors import MachineError, UsageError
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import human_seconds, out, say
 
 FAST, MIDDLE, ALL = "fast", "middle", "all"
@@ -91,12 +91,15 @@ def steps(tier: str, root: Path, *, strict: bool, seed: str, variant: str) -> li
     order = (f"--randomly-seed={seed}",) if seed else ("-p", "no:randomly")
     common = {"SSM_FORGE_TEST_TIER": tier, VARIANT_VARIABLE: variant, "SSM_FORGE_TEST_ALL": "1" if tier == ALL else ""}
     skips = ("--strict-skips",) if strict else ()
-    chosen = () if tier == ALL else ("-m", "not nightly")
+
+    def chosen(expression: str = "") -> tuple[str, ...]:
+        wanted = " and ".join(part for part in (expression, "" if tier == ALL else "not nightly") if part)
+        return ("--quiet", *skips, *(("-m", wanted) if wanted else ()))
 
     def tests(name: str, *arguments: str) -> Step:
-        return Step(name, (sys.executable, "-m", "pytest", "--quiet", *skips, *chosen, *arguments), common)
+        return Step(name, (sys.executable, "-m", "pytest", *arguments), common)
 
-    unit = (*_UNIT, *_PARALLEL, *order)
+    unit = (*chosen("not slow"), *_UNIT, *_PARALLEL, *order)
     found = [
         Step("lint", (sys.executable, "-m", "ruff", "check", "--quiet")),
         Step("types", (sys.executable, "-m", "mypy", "--no-error-summary")),
@@ -107,12 +110,13 @@ def steps(tier: str, root: Path, *, strict: bool, seed: str, variant: str) -> li
             found.append(Step(name, absent=python))
             continue
         own_tools = {**common, "SSM_FORGE_PYTHON": str(python), "SSM_FORGE_NO_PIXI": "1"}
-        found.append(Step(name, (str(root / "run"), "test", "--", "--quiet", *skips, *chosen, *unit), own_tools))
+        found.append(Step(name, (str(root / "run"), "test", "--", *unit), own_tools))
     if tier != FAST:
         whole = "every variant" if tier == ALL else variant
         found += [
-            tests("servers", "tests/channel", *_PARALLEL, *order),
-            tests(f"end to end, {whole}", "tests/end_to_end", "-p", "no:randomly"),
+            tests("slow unit tests", *chosen("slow"), *_UNIT, *_PARALLEL, *order),
+            tests("servers", *chosen(), "tests/channel", *_PARALLEL, *order),
+            tests(f"end to end, {whole}", *chosen(), "tests/end_to_end", "-p", "no:randomly"),
         ]
     return found
 
@@ -178,7 +182,7 @@ def run(planned: Sequence[Step], root: Path) -> list[Result]:
 
 def show(results: Sequence[Result], tier: str) -> None:
     """What each step took and gave, what was not run and why; the last line has the sums."""
-    table = Table("step", "took", "passed", "failed", "not run", title=f"tier: {tier}")
+    table = FoldingTable("step", "took", "passed", "failed", "not run", title=f"tier: {tier}")
     passed = failed = skipped = 0
     for result in results:
         bad = sum(result.counts.get(kind, 0) for kind in ("failed", "error", "xpassed"))

@@ -92,7 +92,7 @@ class Uploads:
             return False
         if sha256_of(target) != sha256:
             raise HTTPException(409, str(channels.different(filename, "this channel")))
-        if filename not in channels.records(self._channel, subdir):
+        if channels.record(self._channel, subdir, filename) is None:
             with channels.locked(self._channel):
                 channels.index(self._channel)
         return True
@@ -145,7 +145,7 @@ class Uploads:
             with channels.locked(self._channel):
                 added = channels.place(self._channel, part, subdir, filename, sha256)
                 # The run that held the lock before may have listed this file with its own.
-                if filename not in channels.records(self._channel, subdir):
+                if channels.record(self._channel, subdir, filename) is None:
                     channels.index(self._channel)
                 return added
         except IntegrityError as error:

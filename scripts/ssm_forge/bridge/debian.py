@@ -25,6 +25,7 @@ import httpx
 import tomlkit
 import zstandard
 
+from ssm_forge import web
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.paths import Workspace, launcher
@@ -140,7 +141,7 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
     """
     base = f"{archive}/dists/{suite}"
     try:
-        answer = httpx.get(mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True).raise_for_status()
+        answer = web.get(mirrored(f"{base}/InRelease")).raise_for_status()
     except httpx.HTTPError as error:
         raise NetworkError(
             f"the package index of Debian {suite} could not be read ({type(error).__name__}: {error}).",

@@ -102,6 +102,8 @@ def _print_change(change: EnvironmentChange) -> None:
     for note in change.notes:
         out.print(f"  {note}")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for item in change.changes:
         what = " -> ".join(part for part in (item.old, item.new) if part)
         name = Text(item.package, "bold" if item.asked_for else "")

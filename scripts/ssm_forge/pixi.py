@@ -1,0 +1,90 @@
+"""pixi makes its own environments from the lock, so that it knows them again; seen by the user, told in our errors."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ssm_forge.errors import ForgeError, InstallError, NetworkError
+from ssm_forge.install import machine_virtual_packages
+from ssm_forge.paths import Workspace
+from ssm_forge.ui import Log
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
+_FRAME = re.compile(r"^[\s×│├╰─▶]+")
+_NETWORK = re.compile(
+    r"error sending request|failed to download|failed to fetch|dns error|timed out|connection (refused|reset)"
+    r"|status (client|server) error",
+    re.IGNORECASE,
+)
+
+
+def made(prefix: Path) -> bool:
+    """Whether pixi made the environment."""
+    return (prefix / "conda-meta/pixi").exists()
+
+
+def make_environment(variant: str, cuda: str, workspace: Workspace, log: Log) -> bool:
+    """Let pixi make an environment of pixi.toml from the lock.
+
+    Args:
+        variant: name of the environment.
+        cuda: CUDA release to assume where there is no driver: pixi refuses an environment for another machine.
+
+    Returns:
+        Whether pixi was there to do it.
+
+    Raises:
+        NetworkError: when pixi could not reach a channel.
+        InstallError: when it fails otherwise.
+    """
+    pixi = os.environ.get("PIXI_EXE")
+    if not pixi:
+        return False
+    command = [pixi, "install", "--locked", "-e", variant, "--manifest-path", str(workspace.manifest)]
+    driver = next((v.version for v in machine_virtual_packages() if v.name == "__cuda"), cuda)
+    code, told = _shown(command, {**os.environ, "CONDA_OVERRIDE_CUDA": driver})
+    log(told)
+    if code:
+        raise _explained(command, code, told, log)
+    return True
+
+
+def _explained(command: Sequence[str], code: int, told: str, log: Log) -> ForgeError:
+    """pixi's own explanation, from "Error:" on, as one line."""
+    block = told.partition("Error:")[2] or told.strip().rpartition("\n")[2]
+    lines = [_FRAME.sub("", line).strip() for line in block.splitlines()]
+    reason = "; ".join(line for line in lines if line) or f"exit code {code}"
+    what = f"'{' '.join(command)}' failed: {reason.rstrip('.')}."
+    if _NETWORK.search(told):
+        return NetworkError(what, fix="Check the network, and the mirrors in pixi's configuration.", log=log.path)
+    return InstallError(what, log=log.path)
+
+
+def _shown(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a program that the user sees at work, progress bars included; its exit code, and what it told as text."""
+    terminal = sys.stderr.isatty()
+    read, write = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, bytes(8))
+        fcntl.ioctl(write, termios.TIOCSWINSZ, size)
+    process = subprocess.Popen(command, stdout=write, stderr=write, env=dict(environment))
+    os.close(write)
+    told = b""
+    # A terminal whose other end was closed answers with an error, a pipe with nothing.
+    with contextlib.suppress(OSError):
+        while chunk := os.read(read, 1 << 16):
+            told += chunk
+            sys.stderr.write(chunk.decode(errors="replace"))
+            sys.stderr.flush()
+    os.close(read)
+    text = _CONTROL.sub("", told.decode(errors="replace")).replace("\r\n", "\n").replace("\r", "\n")
+    return process.wait(), text
