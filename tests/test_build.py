@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -278,10 +277,22 @@ def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) ->
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
 
 
+# How a worker says what came of it.
+TELL = """
+import json, os, sys
+def tell(**outcome): os.write(int(sys.argv[2]), json.dumps(outcome).encode())
+"""
+
+
 @pytest.mark.parametrize(
     ("script", "what", "fix"),
     [
-        ('print(\'{"error": "the test failed"}\')', "building demo failed: the test failed", ""),
+        (TELL + "tell(error='the test failed'); raise SystemExit(1)", "building demo failed: the test failed", ""),
+        (TELL + "tell(package='/x/demo-1-0.conda'); raise SystemExit(3)", "building demo failed: exit code 3", ""),
+        (TELL + "tell(package='/x/demo-1-0.conda', error='no')", "building demo failed: no", ""),
+        ("import os, sys; os.write(int(sys.argv[2]), b'{\"pack')", "building demo failed: exit code 0", ""),
+        ('print(\'{"package": "/x/demo-1-0.conda"}\')', "building demo failed: exit code 0", ""),
+        ('print(\'{"error": "not this"}\'); raise SystemExit(3)', "building demo failed: exit code 3", ""),
         ("print('nvcc: Killed'); raise SystemExit(3)", "building demo failed: exit code 3", "use --jobs 1"),
         ("print('x: No space left on device'); raise SystemExit(1)", "exit code 1", "SSM_FORGE_CACHE_DIR"),
         ("print('[1, 2]'); import os; os.kill(os.getpid(), 9)", "exit code -9", ""),
@@ -300,6 +311,44 @@ def test_a_failed_build_is_one_error_with_its_log_and_leaves_nothing(
     assert not (tmp_path / "channel").exists()
 
 
+REAL_WORKER = r"""
+import subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+from ssm_forge import build_worker
+
+class Engine:
+    def run_build(self, *, progress_callback, **_):
+        progress_callback.on_log(SimpleNamespace(message="[1/2] caf\u00e9.cu"))
+        tool = "echo '{\"package\": \"evil.conda\"}'; ls -l /proc/self/fd"
+        subprocess.run(["sh", "-c", tool], close_fds=False, check=True)
+        return SimpleNamespace(packages=["made.conda"])
+
+build_worker.render = lambda *_: SimpleNamespace(engine=Engine())
+sys.exit(build_worker.main(Path(sys.argv[1]), int(sys.argv[2])))
+"""
+
+
+def test_what_the_tools_of_a_recipe_print_is_not_the_outcome(tmp_path: Path, log: Log) -> None:
+    (tmp_path / "spec.json").write_text('{"project": "demo", "values": {}, "output_dir": "", "channels": []}')
+    answer = os.memfd_create("outcome")
+    process = subprocess.Popen(
+        [sys.executable, "-c", REAL_WORKER, tmp_path / "spec.json", str(answer)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        pass_fds=(answer,),
+    )
+    tail = builds._follow(process, "demo", log)
+    assert process.wait() == 0, tail
+    assert builds._read_outcome(answer) == {"package": "made.conda"}
+    os.close(answer)
+    assert '{"package": "evil.conda"}' in tail
+    assert "caf\u00e9.cu" in tail
+    assert "memfd:outcome" not in tail
+
+
 def test_the_worker_knows_the_tokens_of_the_environment(
     place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -315,12 +364,17 @@ def test_the_worker_knows_the_tokens_of_the_environment(
 def test_everything_the_worker_prints_is_in_the_log(
     place: Workspace, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    worker_that(monkeypatch, tmp_path, "print('plain'); print('{\"log\": \"[1/2] nvcc a.cu\"}'); raise SystemExit(1)")
+    worker_that(
+        monkeypatch,
+        tmp_path,
+        "print('plain'); print('[1/2] nvcc a.cu'); print('{\"package\": 1}'); raise SystemExit(1)",
+    )
     with pytest.raises(BuildError):
         builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
     text = log.path.read_text()
     assert "plain" in text
     assert "[1/2] nvcc a.cu" in text
+    assert '{"package": 1}' in text
 
 
 def test_ctrl_c_stops_the_compilers(
@@ -330,13 +384,13 @@ def test_ctrl_c_stops_the_compilers(
         monkeypatch,
         tmp_path,
         "import os, subprocess, time; subprocess.Popen(['sleep', '600']);"
-        ' print(\'{"log": "%d"}\' % os.getpid(), flush=True); time.sleep(600)',
+        " print(os.getpid(), flush=True); time.sleep(600)",
     )
     groups = []
 
-    def interrupted(process: subprocess.Popen[str], project: str, log: Log) -> dict[str, str]:
+    def interrupted(process: subprocess.Popen[str], project: str, log: Log) -> str:
         assert process.stdout is not None
-        groups.append(int(json.loads(process.stdout.readline())["log"]))
+        groups.append(int(process.stdout.readline()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(builds, "_follow", interrupted)

@@ -8,21 +8,29 @@ writes to a temporary name and renames), and one writer works at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ssm_forge import repodata
 from ssm_forge.errors import IntegrityError, MachineError
 
 SUBDIR = "linux-64"
+
+UPLOADS = ".uploads"
+
+# Held by whoever receives files for the channel: its server, a mirror.
+_IN_USE = ".in-use"
+_KEPT_SECONDS = 7 * 86_400
 
 # There while a package gets its place: the index may then describe the file that had the same name before.
 _PENDING = ".pending"
@@ -273,6 +281,37 @@ def write_whole(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def receiving(channel: Path) -> IO[str]:
+    """Say that unfinished files of the channel are in use, for as long as what is returned stays open."""
+    folder = channel / UPLOADS
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = (folder / _IN_USE).open("w")
+    fcntl.flock(stream, fcntl.LOCK_SH)
+    return stream
+
+
+def unfinished(channel: Path) -> list[Path]:
+    """Uploads that nobody will go on with: those of a week ago, and all of them where nothing receives files."""
+    in_use = _is_receiving(channel)
+    found = []
+    for path in sorted((channel / UPLOADS).glob("*.part")):
+        with contextlib.suppress(FileNotFoundError):  # It was finished in between.
+            if not in_use or time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                found.append(path)
+    return found
+
+
+def _is_receiving(channel: Path) -> bool:
+    try:
+        with (channel / UPLOADS / _IN_USE).open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def check(source: ChannelSource) -> tuple[list[Problem], int]:
         if isinstance(source, FolderSource):
             problems += _check_folder(source.folder / subdir, subdir, told)
     if isinstance(source, FolderSource):
-        for path in sorted((source.folder / ".uploads").glob("*.part")):
+        for path in channels.unfinished(source.folder):
             problems.append(Problem("leftover", f".uploads/{path.name}", "an upload that was never finished"))
     return problems, count
 
@@ -137,9 +137,9 @@ def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]
 
 
 def repair(channel: Path) -> None:
-    """Bring the index in step with the files that are there, and remove what was never finished."""
+    """Bring the index in step with the files that are there, and remove what nobody will finish."""
     with channels.locked(channel):
-        for path in [*channel.glob(".uploads/*.part"), *channel.glob("*/.*.part")]:
+        for path in [*channels.unfinished(channel), *channel.glob("*/.*.part")]:
             path.unlink(missing_ok=True)
         channels.index(channel, force=True)
 
@@ -230,7 +230,7 @@ def _is_needed(record: dict[str, Any], kept: Sequence[dict[str, Any]]) -> bool:
 
 def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:
     """Shards that no index names, statements that no package has, unfinished uploads."""
-    found = [f".uploads/{path.name}" for path in sorted(channel.glob(".uploads/*.part"))]
+    found = [f".uploads/{path.name}" for path in channels.unfinished(channel)]
     for subdir in channels.subdirs(channel):
         folder = channel / subdir
         told = {n: r for n, r in channels.records(channel, subdir).items() if n not in doomed.get(subdir, set())}
@@ -304,7 +304,7 @@ def mirror(
         MachineError: when the disk is full.
     """
     copied = there = 0
-    (target / ".uploads").mkdir(parents=True, exist_ok=True)
+    in_use = channels.receiving(target)
     wanted = {
         (subdir, name): record
         for subdir in source.subdirs()
@@ -323,6 +323,7 @@ def mirror(
     except OSError as error:
         raise channels.full(target, error) from error
     finally:
+        in_use.close()
         channels.ensure_indexed(target)
     return copied, there
 

@@ -5,6 +5,7 @@ The work itself is done by :mod:`ssm_forge.kernels`, in the environment's own Py
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from ssm_forge import install, recipe, sdists
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import InstallError, UsageError, VerifyError
 from ssm_forge.fetch import checked, fetch_all
+from ssm_forge.folders import give_place
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import human_bytes, open_log, out, say
@@ -89,7 +91,8 @@ def sanitize(prefix: Path) -> Document:
 
 def lend_pytest(place: Workspace) -> Path:
     """A folder with the tools' own pytest, for an environment that has none; all of it is plain Python."""
-    target = place.state / "upstream" / "pytest"
+    versions = "-".join(f"{name}-{metadata.version(name)}" for name in PYTEST)
+    target = place.state / "upstream" / f"pytest-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ def lend_pytest(place: Workspace) -> Path:
                     path = staged / file
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(Path(str(file.locate())).read_bytes())
-        staged.replace(target)
+        give_place(staged, target)
     return target
 
 
@@ -159,7 +162,7 @@ def _unpack_tests(archive: Path, folder: Path) -> Path:
                 path.write_bytes(stream.read())
         if not (Path(scratch) / "tests").is_dir():
             raise UsageError(f"{archive.name} has no tests folder.")
-        (Path(scratch) / "tests").replace(target)
+        give_place(Path(scratch) / "tests", target)
     return target
 
 

@@ -12,6 +12,7 @@ Layout of the archive (an uncompressed tar, since packages are compressed alread
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 import tempfile
@@ -181,7 +182,7 @@ def _write_tar(top: Path, target: Path) -> None:
         return member
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
             for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -36,7 +37,7 @@ def export(name: str, form: str, output: Path | None, lock_file: Path | None) ->
         click.echo(text, nl=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.part")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(output)
     say(f"{output}: {len(locked.records)} packages.")

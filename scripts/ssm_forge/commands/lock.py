@@ -33,13 +33,13 @@ def lock(snapshot: Path | None, only_check: bool, revision: str | None, as_json:
     from ssm_forge import lock as locks
     from ssm_forge import manifest as manifests
 
-    if only_check and revision:
+    if only_check and revision is not None:
         raise click.UsageError("--check and --diff exclude each other.")
     place = workspace()
     manifest = manifests.load(place.manifest)
     if only_check:
         _check(manifest, place.lock, as_json)
-    elif revision:
+    elif revision is not None:
         _diff(manifest, revision, as_json)
     else:
         before = place.lock.read_bytes() if place.lock.exists() else b""
