@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
+import http.server
 import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rattler import RepoDataRecord
@@ -46,6 +52,16 @@ def index(channel: Path) -> None:
     asyncio.run(index_fs(channel))
 
 
+@contextmanager
+def served(channel: Path) -> Iterator[str]:
+    """The channel over HTTP; its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(channel))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
 def solve_channel(channel: Path, *specs: str) -> list[RepoDataRecord]:
     return solve(Request(specs=specs, channels=(channel.resolve().as_uri(),), snapshot=channel))
 
@@ -64,8 +80,15 @@ def lock_channel(channel: Path, lock: Path, *specs: str, name: str = "demo") -> 
 
 def demo_channel(folder: Path) -> Path:
     """A channel of two packages: ``tool`` (a script with the prefix in it, a data file), needing ``base``."""
-    channel = folder / "channel"
+    return Path(shutil.copytree(Path(_demo().name) / "channel", folder / "channel"))
+
+
+@functools.cache
+def _demo() -> tempfile.TemporaryDirectory[str]:
+    """Made once in a process, for indexing takes long, and never changed: everybody gets a copy."""
+    made = tempfile.TemporaryDirectory(prefix="ssm-forge-demo-")
+    channel = Path(made.name) / "channel"
     make_package(channel, "base", {"share/base/data.txt": "base\n"})
     make_package(channel, "tool", {"bin/tool": "#!/bin/sh\necho tool\n", "share/tool.txt": "tool\n"}, depends=("base",))
     index(channel)
-    return channel
+    return made

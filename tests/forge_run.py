@@ -1,26 +1,68 @@
-"""Runs ``./run`` as a user types it, with a channel and environments of the test run's own."""
+"""Runs ``./run`` as a user types it, in a copy of the checkout and with caches of the test run's own."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
+import shutil
 import subprocess
-import time
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from ssm_forge import tiers
+from ssm_forge.paths import Workspace, workspace
+
 ROOT = Path(__file__).parents[1]
 
-# One capability keeps a full build of each CUDA major within CI's time.
-ARCH = "9.0"
+_COMPILERS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|cpp|clang|clang\+\+|as|ld)(-\d+|\..*)?")
+_NOT_COPIED = shutil.ignore_patterns(".git", ".pixi", "channel", "dist", "__pycache__", ".*_cache")
 
-# Each package from the compile cache in another order, and the one that takes less time without it.
-REBUILDS = (
-    ("causal-conv1d", ("--jobs", "1")),
-    ("mamba-ssm", ("--jobs", "1")),
-    ("causal-conv1d", ("--no-cache",)),
+
+@dataclass(frozen=True)
+class Row:
+    """What is built of a variant, and what must come out.
+
+    Attributes:
+        python: minor version, ``3.10``.
+        arch: one compute capability, which keeps a whole build within a test run's time.
+        mamba_ssm: the release that belongs to the variant.
+        bare: whether the machine has no C++ compiler, so that Debian's is brought along.
+    """
+
+    variant: str
+    python: str
+    arch: str
+    mamba_ssm: str
+    bare: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return ("--variant", self.variant, "--python", self.python, "--source", "bridge")
+
+
+ROWS = {
+    row.variant: row
+    for row in (
+        Row("cu118", "3.10", "8.0", "2.3.1", bare=True),
+        Row("cu124", "3.12", "9.0", "2.3.1"),
+        Row("cu130", "3.12", "9.0", "2.3.2.post1"),
+    )
+}
+_WANTED = os.environ.get(tiers.VARIANT_VARIABLE, "")
+# The variants whose main job is run uncut; of the others only what sets them apart.
+WHOLE = (
+    tuple(ROWS) if os.environ.get("SSM_FORGE_TEST_ALL") else (tiers.variant_of_the_day(datetime.date.today(), _WANTED),)
 )
+OTHERS = tuple(variant for variant in ROWS if variant not in WHOLE)
 
 
 @dataclass(frozen=True)
@@ -30,7 +72,6 @@ class Outcome:
     returncode: int
     stdout: str
     stderr: str
-    seconds: float
 
     @property
     def json(self) -> Any:
@@ -39,23 +80,44 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Forge:
-    """Runs ``./run`` with a channel and environments of its own."""
+    """A copy of the checkout with nothing built and empty caches; only downloads are shared, which go by their hash.
+
+    Attributes:
+        folder: holds all of it.
+        path: the machine's PATH.
+        own: further environment variables.
+    """
 
     folder: Path
+    path: str
+    own: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "checkout"
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.root, self.folder / "cache")
 
     @property
     def channel(self) -> Path:
-        return self.folder / "channel"
+        return self.root / "channel"
 
     @property
     def environment(self) -> dict[str, str]:
-        own = {"SSM_FORGE_NO_PIXI": "1", "SSM_FORGE_CHANNEL": str(self.channel), "COLUMNS": "200"}
-        return {**os.environ, **own}
+        # No setting of the developer's gets in, but how to reach the registries.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("SSM_FORGE_") or k == "SSM_FORGE_MIRRORS"}
+        cache = {"SSM_FORGE_CACHE_DIR": str(self.folder / "cache"), "SSM_FORGE_NO_PIXI": "1"}
+        return {**kept, **cache, "COLUMNS": "200", "PATH": self.path, **dict(self.own)}
+
+    def with_settings(self, **own: str) -> Forge:
+        return Forge(self.folder, self.path, (*self.own, *own.items()))
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [ROOT / "run", *args],
-            stdout=subprocess.PIPE,
+            [self.root / "run", *args],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env=self.environment,
@@ -63,16 +125,20 @@ class Forge:
         )
 
     def __call__(self, *args: str, timeout: float = 3000) -> Outcome:
-        started = time.monotonic()
+        command = [self.root / "run", *args]
         done = subprocess.run(
-            [ROOT / "run", *args],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            timeout=timeout,
-            check=False,
+            command, capture_output=True, text=True, env=self.environment, timeout=timeout, check=False
         )
-        return Outcome(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def packages(self) -> set[str]:
+        """Names of the packages in the channel."""
+        return {path.name for path in self.channel.glob("linux-64/*.conda")}
+
+    def listed(self) -> set[str]:
+        """Names of the packages that the channel's index lists."""
+        index = self.channel / "linux-64/repodata.json"
+        return set(json.loads(index.read_text())["packages.conda"]) if index.exists() else set()
 
     def reproduces(self, project: str, *options: str) -> None:
         """The channel's one package of the project comes out again byte for byte."""
@@ -82,5 +148,83 @@ class Forge:
         assert done.json["reproduced"]
 
 
+@contextmanager
+def fresh_forge(row: Row) -> Iterator[Forge]:
+    """A machine on which nothing was built, with a copy of this checkout; removed afterwards."""
+    # Beside the caches, so that environments are hard links and not copies.
+    runs = workspace().cache / "test-runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    _sweep(runs)
+    folder = Path(tempfile.mkdtemp(prefix=f"{row.variant}-{os.getpid()}-", dir=runs))
+    try:
+        shutil.copytree(ROOT, folder / "checkout", ignore=_NOT_COPIED)
+        (folder / "checkout/.pixi").mkdir()
+        (folder / "checkout/.pixi/tools").symlink_to(ROOT / ".pixi/tools")
+        (folder / "cache").mkdir()
+        workspace().downloads.mkdir(parents=True, exist_ok=True)
+        (folder / "cache/downloads").symlink_to(workspace().downloads)
+        yield Forge(folder, str(_without_compilers(folder / "bin")) if row.bare else os.environ["PATH"])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(runs: Path) -> None:
+    """Remove what killed test runs left: each is about 15 GB."""
+    for folder in runs.iterdir():
+        owner = re.match(r"\w+-(\d+)-", folder.name)
+        if owner is None or not psutil.pid_exists(int(owner.group(1))):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _without_compilers(folder: Path) -> Path:
+    """Everything on PATH but compilers, assemblers and linkers."""
+    folder.mkdir()
+    for place in os.environ["PATH"].split(os.pathsep):
+        for tool in sorted(Path(place).glob("*")):
+            if not _COMPILERS.fullmatch(tool.name) and not (folder / tool.name).is_symlink():
+                (folder / tool.name).symlink_to(tool)
+    left = {tool.name for tool in folder.iterdir()}
+    assert not left & {"gcc", "g++", "cc", "c++", "as", "ld", "g++-12"}
+    assert {"bash", "env"} <= left
+    return folder
+
+
 def statuses(report: dict[str, Any]) -> dict[str, str]:
     return {check["name"]: check["status"] for check in report["checks"]}
+
+
+def all_pass_but_the_gpu(report: dict[str, Any]) -> None:
+    """Every check passed, a dozen at least; the one that needs a GPU may have found none."""
+    found = statuses(report)
+    assert found.pop("kernels on the GPU", "not-run") in ("not-run", "pass")
+    assert len(found) >= 12
+    assert set(found.values()) == {"pass"}, report
+
+
+def require_sound_toolchain(done: Outcome, row: Row) -> None:
+    """`check-toolchain --json` passed every check; cu118 is the classic toolchain to the letter."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    details = {check["name"]: check["detail"] for check in done.json["checks"]}
+    assert set(statuses(done.json).values()) == {"pass"}
+    if row.variant == "cu118":
+        assert details["nvcc"] == "release 11.8, V11.8.89"
+        assert re.match(r"11\.\d+\.\d+ \(", details["g++"])
+        assert re.match(r"8\.9\.\d+ \(.*/include/cudnn_version\.h\)", details["cuDNN"])
+
+
+def pytest_for(prefix: Path, folder: Path) -> Path:
+    """Install pytest and matplotlib, in the tools' versions, beside an environment that lacks them.
+
+    What the environment has itself is left out: that is what is tested.
+    """
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    assert uv is not None, "the tools have uv"
+    locked = (ROOT / "scripts/requirements.lock").read_text(encoding="utf-8")
+    constraints = folder.with_suffix(".txt")
+    constraints.write_text("\n".join(re.findall(r"^([\w.-]+==[^\\\n]+)", locked, re.MULTILINE)))
+    command = [uv, "pip", "install", "--quiet", "--python", prefix / "bin/python", "--target", folder]
+    subprocess.run([*command, "pytest", "matplotlib", "--constraint", constraints], check=True)
+    (site_packages,) = prefix.glob("lib/python*/site-packages")
+    for double in [path for path in folder.iterdir() if (site_packages / path.name).is_dir() and path.is_dir()]:
+        shutil.rmtree(double)
+    return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import assert_one_line_error, run
+from front_door import assert_one_line_error, run, run_here
 from ssm_forge.activation import activated_environment
 
 
@@ -62,5 +62,5 @@ def test_a_command_or_python_that_is_not_there_is_one_line(prefix: Path) -> None
 
 
 def test_a_folder_that_is_no_environment_is_one_line(tmp_path: Path) -> None:
-    assert_one_line_error(run("python", "--prefix", str(tmp_path)), 8, "is not a conda environment")
-    assert_one_line_error(run("shell", "--variant", "cu999"), 8, "envs/cu999", "install-mamba")
+    assert_one_line_error(run_here("python", "--prefix", str(tmp_path)), 8, "is not a conda environment")
+    assert_one_line_error(run_here("shell", "--variant", "cu999"), 8, "envs/cu999", "install-mamba")

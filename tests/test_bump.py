@@ -138,6 +138,7 @@ def test_the_new_patches_fit_the_new_release(place: Workspace, tmp_path: Path) -
     bump.update_project("mamba-ssm", "2.0", newer, place).write()
     write(tmp_path / "tree/setup.py", "# moved\n" + _SETUP)
     _, results = reapply([place.patches / "mamba-ssm/3.0/0001-x.patch"], tmp_path / "tree")
+    assert results
     assert all(result.found == result.line for result in results)
 
 

@@ -18,7 +18,7 @@ import zstandard
 
 from ssm_forge import bundle, bundle_main, gpu
 from ssm_forge.errors import UsageError
-from ssm_forge.paths import workspace
+from ssm_forge.paths import Workspace, workspace
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARY = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}
@@ -63,8 +63,15 @@ def _package(folder: Path, name: str, *, torch: str = "2.11", lie: bool = False)
     return path
 
 
+@pytest.fixture(scope="module")
+def lent_pytest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lent")
+    return gpu.lend_pytest(Workspace(folder, folder))
+
+
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lent_pytest: Path) -> None:
+    monkeypatch.setattr(bundle.gpu, "lend_pytest", lambda place: lent_pytest)
     tests = tmp_path / "sdist" / "tests"
     tests.mkdir(parents=True)
     (tests / "test_x.py").write_text("def test_x(): pass\n")
@@ -184,13 +191,13 @@ def test_a_misfit_stops_the_bundle_with_one_sentence_and_no_traceback(made: Path
 
 def test_a_step_that_leaves_no_result_is_a_failure(tmp_path: Path) -> None:
     line = [sys.executable, "-c", "import sys; sys.exit(1)", "--output", str(tmp_path / "check.json")]
-    document = bundle_main.run_step("check", line, {}, 20)
+    document = bundle_main.run_step("check", line, {}, 600)
     assert [c["status"] for c in document["checks"]] == ["fail"]
 
 
 def test_a_step_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_main, "GRACE_SECONDS", 0.5)
-    line = [sys.executable, "-c", "import time; time.sleep(60)", "--output", str(tmp_path / "check.json")]
+    line = [sys.executable, "-c", "import time; time.sleep(600)", "--output", str(tmp_path / "check.json")]
     document = bundle_main.run_step("check", line, {}, 0.5)
     assert "was stopped after 1 s, and left no result" in document["checks"][0]["detail"]
 
@@ -198,22 +205,37 @@ def test_a_step_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_timing_has_the_machine_for_itself_and_the_rest_runs_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = (
-        "import json, sys, time; from pathlib import Path; out = Path(sys.argv[sys.argv.index('--output') + 1]);"
-        "began = time.time(); time.sleep(1);"
-        "out.write_text(json.dumps({'checks': [], 'device': [began, time.time()]}))"
-    )
+    """Each step waits until all of its own kind have begun; the one that is timed sees nobody else begin or end."""
+    script = """\
+import json, sys, time
+from pathlib import Path
+result, step, *others = sys.argv[2:]
+folder = Path(result).parent
+before = sorted(path.name for path in folder.glob("*.begun")), sorted(path.name for path in folder.glob("*.json"))
+(folder / f"{step}.begun").touch()
+for _ in range(6000):
+    after = sorted(path.name for path in folder.glob("*.begun"))
+    if step not in others or {f"{other}.begun" for other in others} <= set(after):
+        break
+    time.sleep(0.01)
+Path(result).write_text(json.dumps({"checks": [], "device": [before, after]}))
+"""
+    others = sorted(set(bundle_main.STEPS) - {bundle_main.ALONE})
 
     def arguments(step: str, folder: Path, output: Path, manifest: object, seconds: float) -> list[str]:
-        return [sys.executable, "-c", script, "--output", str(output / f"{step}.json")]
+        return [sys.executable, "-c", script, "--output", str(output / f"{step}.json"), step, *others]
 
     monkeypatch.setattr(bundle_main, "arguments", arguments)
     manifest = {"needs": _needs(), "packages": [], "others": [], "tests": []}
-    bundle_main.run_steps(list(bundle_main.STEPS), tmp_path, tmp_path, manifest, 120)
-    spans = {step: json.loads((tmp_path / f"{step}.json").read_text())["device"] for step in bundle_main.STEPS}
-    others = [span for step, span in spans.items() if step != bundle_main.ALONE]
-    assert spans[bundle_main.ALONE][1] <= min(began for began, _ in others)
-    assert max(began for began, _ in others) < min(ended for _, ended in others)
+    bundle_main.run_steps(list(bundle_main.STEPS), tmp_path, tmp_path, manifest, 3600)
+    seen = {step: json.loads((tmp_path / f"{step}.json").read_text())["device"] for step in bundle_main.STEPS}
+    alone = f"{bundle_main.ALONE}.begun"
+    assert seen[bundle_main.ALONE] == [[[], []], [alone]]
+    for step in others:
+        (begun, written), after = seen[step]
+        assert alone in begun
+        assert f"{bundle_main.ALONE}.json" in written
+        assert after == sorted(f"{each}.begun" for each in bundle_main.STEPS)
 
 
 def test_without_time_nothing_passes(tmp_path: Path) -> None:

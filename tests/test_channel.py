@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import make_package, solve_channel
+from front_door import own_environment
 from ssm_forge import channel as channels
 from ssm_forge.fetch import sha256_of
 
@@ -81,7 +82,7 @@ def test_killed_between_rename_and_index_is_repaired(tmp_path: Path, channel: Pa
         "channel.index = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"channel.add(Path({str(channel)!r}), Path({str(package)!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=own_environment(), check=False)
     assert done.returncode == -signal.SIGKILL
     target = channel / "linux-64" / package.name
     assert sha256_of(target) == digest
@@ -102,7 +103,9 @@ def test_killed_while_copying_leaves_no_package(tmp_path: Path, channel: Path) -
         "shutil.copyfile = half\n"
         f"channel.add(Path({str(channel)!r}), Path({str(package)!r}))"
     )
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", script], env=own_environment(), check=False).returncode == -signal.SIGKILL
+    )
     channels.ensure_indexed(channel)
     assert channels.listed(channel) == {"other-1.0-h1_0.conda"}
     assert channels.find(channel, package.name) is None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from ssm_forge import elf
 
 SCRIPT = Path(__file__).parents[1] / "recipes/common/compile.sh"
 
@@ -64,3 +68,31 @@ def test_the_compile_cache_starts_the_compiler_where_there_is_one(build: dict[st
     cache.chmod(0o755)
     build["CCACHE"] = str(cache)
     assert run(build, "-c")[0] == "cached"
+
+
+def test_links_alone_are_made_with_the_specs_that_gcc_was_built_with(build: dict[str, str]) -> None:
+    build["LINK_SPECS"] = f"{build['BUILD_PREFIX']}/lib/gcc/x/14.4.0/builtin.specs"
+    assert run(build, "-shared", "a.o")[1:] == ["-shared", "a.o", "-specs=.build/lib/gcc/x/14.4.0/builtin.specs"]
+    assert run(build, "-c", "a.cpp")[1:] == ["-c", "a.cpp"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here to link with")
+def test_no_folder_of_the_build_is_in_what_conda_forges_gcc_links(build: dict[str, str]) -> None:
+    """conda-forge's GCC adds an rpath by its specs file, and ld then ignores LD_RUN_PATH."""
+    specs = Path(build["BUILD_PREFIX"]) / "lib/gcc"
+    specs.mkdir(parents=True)
+    found = subprocess.run(["g++", "-dumpspecs"], capture_output=True, text=True, check=True).stdout
+    (specs / "builtin.specs").write_text(found)
+    (specs / "specs").write_text(re.sub(r"(?m)(^\*link_command:\n.*)", rf"\1 %{{!static:-rpath {specs}}}", found))
+    compiler = Path(build["COMPILER"])
+    compiler.write_text(f'#!/bin/sh\nexec g++ "-specs={specs}/specs" "$@"\n')
+    work = Path(build["SRC_DIR"])
+    (work / "a.cpp").write_text("int answer() { return 42; }\n")
+    (work / ".build").symlink_to(build["BUILD_PREFIX"])
+    build["LD_RUN_PATH"] = "$ORIGIN/../.."
+    run(build, "-fPIC", "-c", "a.cpp", "-o", "a.o")
+    run(build, "-shared", "a.o", "-o", "plain.so")
+    assert elf.read(work / "plain.so").foreign_rpaths == (str(specs),), "this compiler proves nothing"
+    build["LINK_SPECS"] = f"{specs}/builtin.specs"
+    run(build, "-shared", "a.o", "-o", "a.so")
+    assert elf.read(work / "a.so").rpaths == ("$ORIGIN/../..",)

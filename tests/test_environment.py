@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
-from conda_channel import CANONICAL, demo_channel, lock_channel, make_package
+from conda_channel import CANONICAL, demo_channel, lock_channel, make_package, served
 from ssm_forge import lock as locks
 from ssm_forge.environment import create
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
@@ -154,11 +151,8 @@ def test_an_interrupted_creation_starts_over(
 @pytest.fixture
 def server(channel: Path):  # type: ignore[no-untyped-def]
     """The channel over HTTP."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(channel))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield Mirror.parse(f"{CANONICAL}=http://127.0.0.1:{running.server_port}")
-        running.shutdown()
+    with served(channel) as url:
+        yield Mirror.parse(f"{CANONICAL}={url}")
 
 
 def test_a_mirror_on_the_network_is_honoured_and_its_bytes_are_checked(

@@ -13,12 +13,13 @@ import pytest
 
 from ssm_forge import gpu
 from ssm_forge.errors import InstallError, UsageError, VerifyError
-from ssm_forge.paths import workspace
+from ssm_forge.paths import Workspace, workspace
 
 
 @pytest.fixture
 def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(gpu, "activated_environment", lambda prefix: dict(os.environ))
+    monkeypatch.setattr(gpu, "workspace", lambda: Workspace(tmp_path / "checkout", tmp_path / "cache"))
     (tmp_path / "bin").mkdir()
     return tmp_path
 
@@ -40,7 +41,7 @@ def test_the_document_comes_back_and_messages_go_to_the_log(prefix: Path) -> Non
     )
     document = gpu.kernels(prefix, "check", ["--full"])
     assert document["checks"][0]["name"] == "a"
-    log = max(workspace().logs.glob("kernels-check-*.log"))
+    (log,) = gpu.workspace().logs.glob("kernels-check-*.log")
     assert "line for people" in log.read_text()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
+from front_door import own_environment
 from ssm_forge import install
 from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.errors import InstallError, IntegrityError, SolveError
@@ -29,9 +30,14 @@ def place(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def channel(tmp_path: Path) -> Path:
+def channel(pristine_channel: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine_channel, tmp_path / "channel"))
+
+
+@pytest.fixture(scope="module")
+def pristine_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fake ``python`` of three versions, ``pytorch`` of two, and kernels that fit one torch only."""
-    folder = tmp_path / "channel"
+    folder = tmp_path_factory.mktemp("pristine") / "channel"
     for version in ("3.11.5", "3.12.1", "3.12.9"):
         make_package(folder, "python", {"bin/python": f"#!/bin/sh\necho {version}\n"}, version=version)
     for version in ("2.10.0", "2.11.0"):
@@ -132,7 +138,7 @@ def test_a_package_that_can_not_be_linked_is_one_error(
     records = solved(channel, *OURS)
     monkeypatch.setattr("ssm_forge.packages.require_all_intact", lambda files: None)
     (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
-    with pytest.raises(InstallError, match=r"packages could not be linked into .*envs/cu130:") as error:
+    with pytest.raises(IntegrityError, match=r"not what its channel's index says: .*mamba-ssm-1\.0-h1_0") as error:
         put(place, place.envs / "cu130", records)
     assert error.value.log is not None
     assert names(place.envs) == {".cu130.lock"}
@@ -146,7 +152,8 @@ def test_what_the_engine_writes_after_its_failure_is_removed_too(
 
     def written_to_once_more(path: Path, ignore_errors: bool = False) -> None:
         rmtree(path, ignore_errors=ignore_errors)
-        if ".new-" in path.name and late:
+        # Where py-rattler 0.28 makes a prefix, and where 0.25 does.
+        if (".new-" in path.name or path.name == "cu130") and late:
             (path / late.pop()).mkdir(parents=True)
 
     monkeypatch.setattr(shutil, "rmtree", written_to_once_more)
@@ -169,6 +176,9 @@ def test_a_failure_leaves_the_old_prefix_as_it_was(
     assert "extra" not in install.records(own)
 
 
+@pytest.mark.skipif(
+    not install._engine_relocates(), reason="the py-rattler here makes a prefix in its place: none is renamed into it"
+)
 def test_the_old_prefix_comes_back_when_the_new_one_can_not_take_its_place(
     own: Path, channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,8 +339,8 @@ def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channe
         "t.put(place, place.envs / 'cu130', t.solved(channel, *t.OURS)); import os; os._exit(0)\n"
     )
     command = [sys.executable, "-c", script, str(Path(__file__).parent), str(place.root), str(channel)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [process.communicate(timeout=60)[1] for process in both]
+    both = [subprocess.Popen(command, env=own_environment(), stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
     assert names(own.parent) == {"cu130", ".cu130.lock"}

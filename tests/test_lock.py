@@ -290,7 +290,7 @@ class TestCommand:
             ["unshare", "-rn", sys.executable, "-m", "ssm_forge", "lock"],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=600,
             env={**os.environ, "PYTHONPATH": str(copy / "scripts")},
         )
         assert done.returncode == 4
@@ -347,3 +347,7 @@ class TestDiff:
         assert len(lockdiff.at_revision(place, "HEAD")) == 5
         with pytest.raises(UsageError, match="nonsense"):
             lockdiff.at_revision(place, "nonsense")
+        for option in (f"--output={tmp_path}/written", "-p", "--", ""):
+            with pytest.raises(UsageError, match="is no revision of git"):
+                lockdiff.at_revision(place, option)
+        assert not list(tmp_path.glob("written*"))

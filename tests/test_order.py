@@ -96,4 +96,5 @@ def test_every_file_that_a_recipe_compiles_has_its_costs(project: str) -> None:
         for line in patch.read_text(encoding="utf-8").splitlines()
         if line.startswith("+++ b/csrc/") and line.endswith(".cu") and "_bwd_" in line
     }
+    assert added
     assert added <= known, EXTENSIONS[project]

@@ -6,21 +6,24 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from rattler import RepoDataRecord
 
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package
 from ssm_forge import lock as locks
 from ssm_forge import pack as packing
 from ssm_forge.arch import Capability
 from ssm_forge.environment import create
-from ssm_forge.errors import IntegrityError, SolveError, UsageError
+from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.export import FORMATS
 from ssm_forge.integrity import verify
-from ssm_forge.packages import Mirror
+from ssm_forge.packages import Mirror, local_file, require_plain_names
 from ssm_forge.paths import Workspace
+from ssm_forge.unpacking import unpack_tar
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,8 +79,7 @@ def test_unpacks_and_verifies_with_the_network_cut_off(archive: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"prefix": str(prefix), "packages": 4, "files": 5}
     assert (prefix / "lib/scan.txt").read_text() == "scan"
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "opened", filter="data")
+    unpack_tar(archive, tmp_path / "opened")
     (inside,) = locks.read(tmp_path / "opened" / "ssm-forge-demo" / "pixi.lock")
     assert verify(prefix, inside.records).deviations == ()
 
@@ -163,6 +165,115 @@ def test_an_archive_that_writes_elsewhere_is_refused(tmp_path: Path, place: Work
     assert not list(tmp_path.rglob("escaped"))
 
 
+@pytest.fixture
+def opened(archive: Path, tmp_path: Path) -> Path:
+    """The archive's folder, for a stranger to change."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path / "opened", filter="data")
+    return tmp_path / "opened" / "ssm-forge-demo"
+
+
+def say_in_pack_json(top: Path, **told: object) -> None:
+    data = json.loads((top / "pack.json").read_text())
+    (top / "pack.json").write_text(json.dumps({**data, **told}))
+
+
+@pytest.mark.parametrize("name", ["{home}/thesis", "../../thesis", "a/b", "..", ".ssh", "", "-f", "a\n", 7, None])
+@pytest.mark.parametrize("force", [False, True])
+def test_an_archive_does_not_choose_the_folder(
+    opened: Path, tmp_path: Path, place: Workspace, name: object, force: bool
+) -> None:
+    home = tmp_path / "home"
+    (home / "thesis").mkdir(parents=True)
+    (home / "thesis" / "text").write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    say_in_pack_json(opened, environment=name.format(home=home) if isinstance(name, str) else name)
+    with pytest.raises(IntegrityError, match="is no name of one"):
+        packing.unpack(opened, None, workspace=place, force=force)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"installed": {"variant": "cu130"}},
+        {"installed": {"variant": 1, "python": "3.12", "source": "conda", "packages": [], "created": True}},
+        {"installed": "cu130"},
+        {"kernels": [1]},
+        {"kernels": None},
+        {"format": "1"},
+        {"more": 1},
+    ],
+)
+def test_a_pack_json_that_is_not_understood_installs_nothing(
+    opened: Path, tmp_path: Path, place: Workspace, told: dict[str, object]
+) -> None:
+    say_in_pack_json(opened, **told)
+    with pytest.raises(UsageError, match=r"no usable pack\.json"):
+        packing.unpack(opened, tmp_path / "env", workspace=place)
+    assert not (tmp_path / "env").exists()
+
+
+def test_a_pack_with_two_environments_is_refused(
+    opened: Path, with_kernels: locks.LockedEnvironment, tmp_path: Path, place: Workspace
+) -> None:
+    other = replace(with_kernels, name="other")
+    locks.write_locked((with_kernels, other), opened / "pixi.lock")
+    with pytest.raises(IntegrityError, match="2 environments"):
+        packing.unpack(opened, tmp_path / "env", workspace=place)
+
+
+def test_force_replaces_environments_and_nothing_else(archive: Path, tmp_path: Path, place: Workspace) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "text").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for target in (folder, tmp_path / "file"):
+        with pytest.raises(InstallError, match="is not a conda environment"):
+            packing.unpack(archive, target, workspace=place, force=True)
+    assert (folder / "text").read_text() == (tmp_path / "file").read_text() == "precious"
+    packing.unpack(archive, tmp_path / "env", workspace=place)
+    packing.unpack(archive, tmp_path / "env", workspace=place, force=True)
+
+
+@pytest.mark.parametrize("told", [{"subdir": "../../up"}, {"fn": "../../../up-1.0-h1_0.conda"}, {"build": "../../up"}])
+def test_an_environment_does_not_choose_where_pack_writes(
+    with_kernels: locks.LockedEnvironment, channel: Path, place: Workspace, tmp_path: Path, told: dict[str, str]
+) -> None:
+    mirrors = [Mirror(CANONICAL, channel)]
+    prefix = tmp_path / "env"
+    create(with_kernels, prefix, mirrors=mirrors, workspace=place)
+    record = prefix / "conda-meta" / "tool-1.0-h1_0.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), **told}))
+    with pytest.raises((IntegrityError, InstallError), match=r"are not a platform|can't be read"):
+        packing.pack(packing.of_prefix(prefix), tmp_path / "pack.tar", mirrors=mirrors, workspace=place)
+    assert not [path for path in tmp_path.rglob("*up*") if "group" not in path.name]
+
+
+def test_a_lock_names_no_file_outside_of_a_mirror(channel: Path, place: Workspace, tmp_path: Path) -> None:
+    place.root.mkdir()
+    lock_channel(channel, place.lock, "tool")
+    (record, *_) = locks.environment(place.lock, "demo").records
+    (tmp_path / "secret").write_text("x")
+    evil = RepoDataRecord(record, record.file_name, f"{CANONICAL}%2e%2e/secret", CANONICAL)
+    assert local_file(evil, [Mirror(CANONICAL, channel)]) is None
+
+
+def test_every_record_of_the_projects_lock_has_plain_names() -> None:
+    for environment in locks.read(ROOT / "pixi.lock"):
+        require_plain_names(environment.records)
+
+
+def test_an_environment_of_any_name_packs_and_unpacks(
+    with_kernels: locks.LockedEnvironment, channel: Path, place: Workspace, tmp_path: Path
+) -> None:
+    mirrors = [Mirror(CANONICAL, channel)]
+    prefix = tmp_path / ".My Env"
+    create(with_kernels, prefix, mirrors=mirrors, workspace=place)
+    packing.pack(packing.of_prefix(prefix), tmp_path / "pack.tar", mirrors=mirrors, workspace=place)
+    assert packing.unpack(tmp_path / "pack.tar", None, workspace=place)[0] == place.envs / "my-env"
+
+
 @pytest.mark.slow
 def test_a_pack_with_tools_installs_with_nothing_but_python(
     locked: locks.LockedEnvironment, channel: Path, tmp_path: Path
@@ -176,8 +287,7 @@ def test_a_pack_with_tools_installs_with_nothing_but_python(
     target = tmp_path / "demo.tar"
     mirrors = [Mirror(CANONICAL, channel)]
     packing.pack(locked, target, mirrors=mirrors, workspace=here, add_tools=lambda top: add_tools(top, here))
-    with tarfile.open(target) as tar:
-        tar.extractall(tmp_path / "carried", filter="data")
+    unpack_tar(target, tmp_path / "carried")
     prefix = tmp_path / "env"
     done = subprocess.run(
         ["unshare", "-rn", tmp_path / "carried/ssm-forge-demo/install.sh", "--prefix", prefix],
@@ -236,6 +346,7 @@ class TestExports:
         }
 
     def test_bill_of_materials_is_valid_and_reproducible(self, cu118: locks.LockedEnvironment) -> None:
+        pytest.importorskip("cyclonedx", reason="cyclonedx is not in this environment; the tools of ./run have it")
         from cyclonedx.schema import SchemaVersion
         from cyclonedx.validation.json import JsonStrictValidator
 

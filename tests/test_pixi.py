@@ -114,6 +114,6 @@ def test_in_a_terminal_it_has_a_terminal(place: Workspace, tmp_path: Path, monke
     os.close(inside)
     assert done.returncode == 0
     assert b"\x1b[32mbar\x1b[0m\rdone" in os.read(terminal, 1 << 16)
-    (log,) = (tmp_path / ".pixi/logs").iterdir()
+    (log,) = place.logs.iterdir()
     assert "] bar\n" in log.read_text()
     assert "\x1b" not in log.read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import assert_one_line_error, run
+from front_door import assert_one_line_error, run, run_here
 from ssm_forge import machine, plan, variants
 from ssm_forge.arch import Capability
 from ssm_forge.errors import NetworkError, VerifyError
@@ -134,7 +134,7 @@ def test_the_name_in_a_file_name() -> None:
 
 
 def dry_run(tmp_path: Path, *args: str) -> dict[str, object]:
-    done = run(
+    done = run_here(
         "install-mamba",
         "--dry-run",
         "--json",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from front_door import assert_one_line_error, run
+from front_door import assert_one_line_error, run_here
 from ssm_forge.arch import ArchList
 from ssm_forge.errors import UsageError
 from ssm_forge.paths import workspace
@@ -105,6 +106,32 @@ def test_columns_of_unequal_length_and_unknown_sources_are_refused(tmp_path: Pat
     ],
 )
 def test_the_command_line_says_so_in_one_line(args: tuple[str, ...], words: tuple[str, ...], tmp_path: Path) -> None:
-    done = run("install-mamba", *args, SSM_FORGE_CACHE_DIR=str(tmp_path / "cache"))
+    done = run_here("install-mamba", *args, SSM_FORGE_CACHE_DIR=str(tmp_path / "cache"))
     assert_one_line_error(done, 2, *words)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.filterwarnings("ignore:build_recipes is deprecated")
+@pytest.mark.parametrize("row", ROWS)
+def test_rattler_build_alone_makes_what_exists_in_the_conda_channels(row: Variant, tmp_path: Path) -> None:
+    """What exists fails at the empty channel, what does not is skipped."""
+    from rattler_build import RattlerBuildError, build_recipes
+
+    place = workspace()
+    common = yaml.safe_load(place.variants.read_text())["build_source"]
+    for python, spec in row.python_specs.items():
+        values = row.render_values(row.pythons[0], ArchList.parse(row.default_archs))
+        (tmp_path / "variants.yaml").write_text(yaml.safe_dump({**values, "python": [spec], "build_source": common}))
+        made = False
+        try:
+            build_recipes(
+                [place.recipes / "causal-conv1d/recipe.yaml"],
+                variant_config=[str(tmp_path / "variants.yaml")],
+                ignore_recipe_variants=True,
+                channel=[(tmp_path / "empty").as_uri()],
+                output_dir=tmp_path / "out",
+            )
+        except RattlerBuildError as error:
+            assert "Failed to resolve dependencies" in str(error)
+            made = True
+        assert made == (row.source == "conda" and python in row.pythons), python

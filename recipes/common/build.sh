@@ -12,6 +12,12 @@ export MAX_JOBS="${CPU_COUNT}"
 # in the binary's build ID. These are the rpaths of the recipe.
 export LD_RUN_PATH='$ORIGIN/../..:$ORIGIN/torch/lib'
 
+# Activation may give bare names, and a bare name is the system's for whoever looks it up with another PATH, such as the
+# compile cache.
+CC="$(command -v "${CC}")"
+CXX="$(command -v "${CXX}")"
+export CC CXX
+
 # Reached through links, no folder of this build shows in what is compiled (see compile.sh).
 ln -sfn "${PREFIX}" "${SRC_DIR}/.host"
 ln -sfn "${BUILD_PREFIX}" "${SRC_DIR}/.build"
@@ -24,7 +30,11 @@ mkdir -p "${SRC_DIR}/.tools"
 unset NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS
 compile="${RECIPE_DIR}/../common/compile.sh"
 printf '#!/bin/sh\nexec "%s" "%s" -objtemp -no-compress "$@"\n' "${compile}" "${BUILD_PREFIX}/bin/nvcc" >"${SRC_DIR}/.tools/nvcc"
-printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
+# conda-forge's GCC adds the build environment to the rpath of everything it links, by its specs file; beside that file
+# lie the specs without (see compile.sh).
+specs="$("${CXX}" -print-file-name=builtin.specs)"
+[ -f "${specs}" ] || specs=""
+printf '#!/bin/sh\nexport LINK_SPECS="%s"\nexec "%s" "%s" "$@"\n' "${specs}" "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
 # torch writes build.ninja and starts the first ninja on PATH; this one orders the files before it starts the real one.
 order="${RECIPE_DIR}/../common/order.py"
 costs="${RECIPE_DIR}/../compile-costs.txt"
@@ -45,7 +55,10 @@ export CCACHE_EXTRAFILES="${identity}:${stage}"
 CCACHE_BASEDIR="$(cd "${BUILD_PREFIX}/.." && pwd -P)"
 export CCACHE_BASEDIR
 for tool in "${BUILD_PREFIX}/bin/cudafe++" "${BUILD_PREFIX}/nvvm/bin/cicc"; do
-    mv "${tool}" "${tool}.real"
+    # A second build in the same environment finds the script of the first.
+    if [ "$(head -c 2 "${tool}")" != '#!' ]; then
+        mv -f "${tool}" "${tool}.real"
+    fi
     printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "${stage}" "${tool}" >"${tool}"
     chmod +x "${tool}"
 done

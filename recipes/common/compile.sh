@@ -7,6 +7,9 @@
 set -euo pipefail
 
 work="$(cd "${SRC_DIR}" && pwd -P)"
+if [ -n "${LINK_SPECS:-}" ] && [[ " $* " != *" -c "* ]]; then
+    set -- "$@" "-specs=${LINK_SPECS}"
+fi
 args=()
 for arg in "$@"; do
     # A conda compiler's LDFLAGS name the prefix here. The recipe sets the rpaths; a relative one would stay beside them.

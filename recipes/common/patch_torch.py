@@ -3,7 +3,8 @@
 Runs in the build with the build's own Python and nothing but its standard library. PATCHES has a folder per
 torch version (``2.3.0/0001-*.patch``, unified diffs with paths as in site-packages); another patch release of
 the same minor takes the folder of its minor's newest. Each file is replaced, never written in place: it is a
-hard link to the package cache, which all later environments are made from. All patches fit, or none is applied.
+hard link to the package cache, which all later environments are made from. All patches fit, or none is applied;
+what an earlier build in the same environment applied is left as it is.
 """
 
 from __future__ import annotations
@@ -35,9 +36,7 @@ def patches_for(version: str, folder: Path) -> list[Path]:
     same_minor = [path for path in folder.glob(f"{minor}.*") if path.is_dir()]
     same_minor.sort(key=lambda path: (path.name == version, int(path.name.rpartition(".")[2])))
     if not same_minor:
-        raise MisfitError(
-            f"{folder} has no patches for torch {version}; make them with the task 'bump torch'"
-        )
+        raise MisfitError(f"{folder} has no patches for torch {version}; make them with the task 'bump torch'")
     return sorted(same_minor[-1].glob("*.patch"))
 
 
@@ -62,20 +61,26 @@ def parse(patch: Path) -> list[tuple[str, list[tuple[int, list[str], list[str]]]
 
 
 def patched(lines: list[str], hunks: list[tuple[int, list[str], list[str]]], where: str) -> list[str]:
-    """``lines`` with every hunk applied; context must match exactly, at one place only.
+    """``lines`` with every hunk applied that is not yet; context must match exactly, at one place only.
 
     Raises:
         MisfitError: naming the hunk.
     """
     for number, (first, before, after) in enumerate(hunks, 1):
-        places = [i for i in range(len(lines) - len(before) + 1) if lines[i : i + len(before)] == before]
+        places = _places(before, lines)
+        applied = _places(after, lines)
+        # The longer of the two may hold the other: where it is, that is what is there.
+        if len(applied) == 1 and (not places or len(after) > len(before)):
+            continue
         if len(places) != 1:
             found = "nowhere" if not places else f"at {len(places)} places"
-            raise MisfitError(
-                f"{where}: hunk {number} (line {first}) fits {found}; its first line is '{before[0]}'"
-            )
+            raise MisfitError(f"{where}: hunk {number} (line {first}) fits {found}; its first line is '{before[0]}'")
         lines = [*lines[: places[0]], *after, *lines[places[0] + len(before) :]]
     return lines
+
+
+def _places(block: list[str], lines: list[str]) -> list[int]:
+    return [i for i in range(len(lines) - len(block) + 1) if lines[i : i + len(block)] == block]
 
 
 def replace(path: Path, text: str) -> None:
@@ -108,7 +113,9 @@ def apply(patches: Path, site_packages: Path) -> list[str]:
             texts[path] = patched(texts[path], hunks, where)
         names.append(f"{patch.parent.name}/{patch.name}")
     for path, lines in texts.items():
-        replace(path, "\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"
+        if text != path.read_text(encoding="utf-8"):
+            replace(path, text)
     return names
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import psutil
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from ssm_forge import channel as channels
 from ssm_forge import compile_cache, mirrors
 from ssm_forge.arch import ArchList
+from ssm_forge.credentials import for_engine
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
 from ssm_forge.machine import cores, free_memory
@@ -114,7 +116,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         target = channels.add(channel, finished)
         seconds = human_seconds(time.monotonic() - started)
         size = human_bytes(target.stat().st_size)
-        say(f"Built [bold]{target.name}[/] in {seconds} ({size})")
+        say(Text.assemble("Built ", (target.name, "bold"), f" in {seconds} ({size})"))
         return target
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -168,6 +170,7 @@ def _share_sources(staging: Path, workspace: Workspace) -> None:
     (staging / "out" / "src_cache").symlink_to(sources)
 
 
+@for_engine()
 def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log) -> Path:
     _share_sources(staging, workspace)
     spec = staging / "spec.json"
@@ -191,57 +194,61 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         "CONDA_OVERRIDE_CUDA": request.values["cuda_compiler_version"][0],
         "CONDA_OVERRIDE_CUDA_ARCH": str(ArchList.parse(request.values["cuda_arch_list"][0]).sass[0]),
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ssm_forge.build_worker", spec],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=environment,
-        start_new_session=True,
-    )
-    (staging / "worker.pgid").write_text(str(process.pid))
+    # Where the worker says what came of it: what the recipe's tools print is never taken for that.
+    answer = os.memfd_create("outcome")
     try:
-        outcome = _follow(process, request.project, log)
-        process.wait()
-    except BaseException:
-        _kill_session(process.pid)
-        raise
-    if "package" not in outcome:
-        _kill_session(process.pid)
-        # The engine's errors have one line for each cause.
-        reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
-        raise BuildError(
-            f"building {request.project} failed: {reason}",
-            fix=_hint(outcome.get("tail", "")),
-            log=log.path,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ssm_forge.build_worker", spec, str(answer)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+            pass_fds=(answer,),
         )
-    return Path(outcome["package"])
+        (staging / "worker.pgid").write_text(str(process.pid))
+        try:
+            tail = _follow(process, request.project, log)
+            process.wait()
+        except BaseException:
+            _kill_session(process.pid)
+            raise
+        outcome = _read_outcome(answer)
+    finally:
+        os.close(answer)
+    if process.returncode == 0 and "error" not in outcome and "package" in outcome:
+        return Path(outcome["package"])
+    _kill_session(process.pid)
+    # The engine's errors have one line for each cause.
+    reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
+    raise BuildError(f"building {request.project} failed: {reason}", fix=_hint(tail), log=log.path)
 
 
-def _follow(process: subprocess.Popen[str], project: str, log: Log) -> dict[str, str]:
-    """Read the worker's events: everything into the log, compile steps into the progress bar."""
-    outcome: dict[str, str] = {}
+def _read_outcome(answer: int) -> dict[str, str]:
+    """What the worker said at its end; nothing when it was killed before, or in the middle of it."""
+    with os.fdopen(os.dup(answer), encoding="utf-8", errors="replace") as stream:
+        stream.seek(0)
+        try:
+            outcome: dict[str, str] = json.loads(stream.read())
+        except ValueError:
+            return {}
+    return outcome
+
+
+def _follow(process: subprocess.Popen[str], project: str, log: Log) -> str:
+    """Read what is printed: everything into the log, compile steps into the progress bar; returns the last lines."""
     tail: list[str] = []
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"building {project}", total=None)
         assert process.stdout is not None
         for line in process.stdout:
-            try:
-                event = json.loads(line)
-                if not isinstance(event, dict):
-                    raise ValueError
-            except ValueError:
-                event = {"log": line.rstrip("\n")}
-            if "log" not in event:
-                outcome.update(event)
-                continue
-            log(event["log"])
-            tail = [*tail[-200:], event["log"]]
-            step = _NINJA_STEP.search(event["log"])
+            log(line)
+            tail = [*tail[-200:], line]
+            step = _NINJA_STEP.search(line)
             if step:
-                source = _SOURCE.findall(event["log"])
+                source = _SOURCE.findall(line)
                 name = Path(source[-1]).name if source else ""
                 progress.update(
                     task,
@@ -249,8 +256,7 @@ def _follow(process: subprocess.Popen[str], project: str, log: Log) -> dict[str,
                     completed=int(step.group(1)),
                     total=int(step.group(2)),
                 )
-    outcome["tail"] = "\n".join(tail)
-    return outcome
+    return "".join(tail)
 
 
 def _hint(tail: str) -> str:

@@ -48,7 +48,7 @@ def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log)
     origin = plan.origin(options, place)
     variant = origin.variant
     channel.ensure_indexed(place.channel)
-    specs = [*toolchain.specs(variant), f"python {origin.python}.*", f"pytorch {variant.torch}.* *cuda*", *_TOOLS]
+    specs = [*toolchain.specs(variant), f"python {origin.python}.*", variant.torch_spec, *_TOOLS]
     records = install.solve_for_prefix(specs, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
     made = install.Installed(variant.name, origin.python, variant.source, names, created=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 
 from ssm_forge.build_tools import COMPILERS
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import human_bytes, human_seconds
 
 Document = dict[str, Any]
@@ -62,8 +62,8 @@ def _rows(document: Document) -> dict[str, Document]:
     return {**document["steps"], **upstream}
 
 
-def _runs(document: Document) -> Table:
-    table = Table("build", "wall", "CPU", "memory", *COLOURS, title="Whole builds; CPU seconds by tool")
+def _runs(document: Document) -> FoldingTable:
+    table = FoldingTable("build", "wall", "CPU", "memory", *COLOURS, title="Whole builds; CPU seconds by tool")
     for name, run in _rows(document).items():
         split = _split(run)
         cells = [human_seconds(run["wall"]), f"{run['cpu']:.0f} s", human_bytes(run["peak_memory"])]
@@ -77,11 +77,11 @@ def _split(run: Document) -> dict[str, float]:
     return {**inside, "everything else": run["cpu_outside_compilers"]}
 
 
-def _files(document: Document) -> Table | None:
+def _files(document: Document) -> FoldingTable | None:
     cold = document["steps"].get("cold")
     if cold is None:
         return None
-    table = Table("file", "CPU", "memory", *COMPILERS, title="Cold: what each file took, in CPU seconds")
+    table = FoldingTable("file", "CPU", "memory", *COMPILERS, title="Cold: what each file took, in CPU seconds")
     for file in cold["files"]:
         tools = (f"{file['tools'].get(tool, 0.0):.1f}" for tool in COMPILERS)
         name = f"{file['extension']}: {file['source']}"
@@ -89,11 +89,11 @@ def _files(document: Document) -> Table | None:
     return table
 
 
-def _sizes(document: Document) -> Table | None:
+def _sizes(document: Document) -> FoldingTable | None:
     same = document.get("baseline", {}).get("same capability")
     if same is None:
         return None
-    table = Table(
+    table = FoldingTable(
         "project",
         "functions",
         "same SASS",
@@ -110,8 +110,8 @@ def _sizes(document: Document) -> Table | None:
     return table
 
 
-def _ratios(document: Document) -> Table:
-    table = Table("ratio", "", title=f"{document['machine']['cores']} cores, {document['machine']['cpu']}")
+def _ratios(document: Document) -> FoldingTable:
+    table = FoldingTable("ratio", "", title=f"{document['machine']['cores']} cores, {document['machine']['cpu']}")
     for name, value in ratios(document).items():
         table.add_row(name, f"{value:.3f}" if value < 1 else f"{value:.1f}")
     for cores, seconds in document.get("simulated", {}).items():

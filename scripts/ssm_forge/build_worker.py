@@ -1,12 +1,14 @@
 """Builds one recipe in a process of its own, so that it can be stopped with everything it started.
 
-Started by :mod:`ssm_forge.build` as ``python -m ssm_forge.build_worker SPEC.json``; writes one JSON event a
-line to stdout: ``{"log": "..."}``, finally ``{"package": "PATH"}`` or ``{"error": "..."}``.
+Started by :mod:`ssm_forge.build` as ``python -m ssm_forge.build_worker SPEC.json DESCRIPTOR``. What the engine and
+the recipe's tools say goes to stdout; what came of it, ``{"package": "PATH"}`` or ``{"error": "..."}``, is written to
+the open file DESCRIPTOR, which no tool inherits.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,19 +27,25 @@ class _Events:
     def on_download_complete(self, event: Any) -> None: ...
 
     def on_build_step(self, event: Any) -> None:
-        _emit(log=f"step: {event.step_name}")
+        _print(f"step: {event.step_name}")
 
     def on_log(self, event: Any) -> None:
-        _emit(log=str(event.message))
+        _print(str(event.message))
 
 
-def _emit(**event: str) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
+def _print(text: str) -> None:
+    # Whatever the locale: a compiler's words need not be ASCII.
+    sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
     sys.stdout.flush()
 
 
-def main(spec_path: Path) -> int:
+def main(spec_path: Path, answer: int) -> int:
     from rattler_build import RattlerBuildError, ToolConfiguration
+
+    os.set_inheritable(answer, False)
+
+    def tell(**outcome: str) -> None:
+        os.write(answer, json.dumps(outcome).encode())
 
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
     rendered = render(spec["project"], spec["values"], workspace())
@@ -53,11 +61,11 @@ def main(spec_path: Path) -> int:
             package_format="conda:1",
         )
     except RattlerBuildError as error:
-        _emit(error=str(error))
+        tell(error=str(error))
         return 1
-    _emit(package=str(result.packages[0]))
+    tell(package=str(result.packages[0]))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -8,20 +8,29 @@ writes to a temporary name and renames), and one writer works at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from ssm_forge import repodata
 from ssm_forge.errors import IntegrityError, MachineError
 
 SUBDIR = "linux-64"
+
+UPLOADS = ".uploads"
+
+# Held by whoever receives files for the channel: its server, a mirror.
+_IN_USE = ".in-use"
+_KEPT_SECONDS = 7 * 86_400
 
 # There while a package gets its place: the index may then describe the file that had the same name before.
 _PENDING = ".pending"
@@ -36,17 +45,22 @@ def find(channel: Path, filename: str) -> Path | None:
     return path if path.exists() else None
 
 
-def records(channel: Path, subdir: str = SUBDIR) -> dict[str, dict[str, Any]]:
-    """What the index lists: file name -> record."""
+def records(channel: Path, subdir: str = SUBDIR, needed: Sequence[str] = ()) -> repodata.Records:
+    """What the index lists: file name -> record; ``needed`` names fields that every record must have.
+
+    Raises:
+        DamagedIndexError: when it is no index.
+    """
     index = channel / subdir / "repodata.json"
-    if not index.exists():
-        return {}
-    return records_of(json.loads(index.read_text(encoding="utf-8")))
+    return repodata.records(index.read_bytes(), str(index), needed) if index.exists() else {}
 
 
-def records_of(repodata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The records of a repodata.json: file name -> record."""
-    return {**repodata.get("packages", {}), **repodata.get("packages.conda", {})}
+def record(channel: Path, subdir: str, filename: str) -> dict[str, Any] | None:
+    """What the index says of a file; None when it does not list it, or can't be read: indexing mends both."""
+    try:
+        return records(channel, subdir).get(filename)
+    except repodata.DamagedIndexError:
+        return None
 
 
 def listed(channel: Path) -> set[str]:
@@ -119,7 +133,7 @@ def place_sidecar(channel: Path, subdir: str, package: str, data: bytes) -> bool
     """
     digest = hashlib.sha256(data).hexdigest()
     folder = channel / subdir
-    fresh = records(channel, subdir).get(package, {}).get("attestations_sha256") != digest
+    fresh = (record(channel, subdir, package) or {}).get("attestations_sha256") != digest
     write_whole(folder / f"{package}.sigs.{digest}", data)
     write_whole(folder / f"{package}.sigs", data)
     if fresh:
@@ -145,17 +159,25 @@ def flush(path: Path) -> None:
 
 
 def ensure_indexed(channel: Path) -> None:
-    """Make the index list exactly the files that are there."""
+    """Make the index list exactly the files that are there; a damaged one is written anew from them."""
     (channel / SUBDIR).mkdir(parents=True, exist_ok=True)
-    pending = (channel / _PENDING).exists()
-    if pending or not in_step(channel):
+    stale = (channel / _PENDING).exists()
+    try:
+        behind = stale or not in_step(channel)
+    except repodata.DamagedIndexError:
+        behind = stale = True
+    if behind:
         with locked(channel):
-            index(channel, force=pending)
+            index(channel, force=stale)
             (channel / _PENDING).unlink(missing_ok=True)
 
 
 def in_step(channel: Path) -> bool:
-    """Whether the index lists exactly the files that are there, with the statements they have."""
+    """Whether the index, in all its forms, lists exactly the files that are there, with the statements they have.
+
+    Raises:
+        DamagedIndexError: when a form of it can't be read.
+    """
     if not (channel / "noarch" / "repodata.json").exists():
         return False
     for subdir in {*subdirs(channel), SUBDIR}:
@@ -164,7 +186,42 @@ def in_step(channel: Path) -> bool:
         told = {name: r.get("attestations_sha256") for name, r in records(channel, subdir).items()}
         if found != told or not all((folder / name).exists() for name in INDEX_FILES):
             return False
+        # Not what is in the shards: that needs msgpack, which pixi's environment may lack.
+        shards = folder / "repodata_shards.msgpack.zst"
+        repodata.decompress(shards.read_bytes(), str(shards))
+        if differing_forms(partial(_read, folder), str(folder), set(told)):
+            return False
     return True
+
+
+def _read(folder: Path, name: str) -> bytes:
+    return (folder / name).read_bytes()
+
+
+def differing_forms(read: Callable[[str], bytes | None], folder: str, told: set[str]) -> dict[str, str]:
+    """Which of ``repodata.json.zst`` and ``run_exports.json`` say something else than ``repodata.json``, and how.
+
+    Args:
+        read: gives the bytes of an index file; None when there is none.
+        folder: where the files are, for messages.
+        told: file names that ``repodata.json`` lists.
+    """
+
+    def packed_agrees(data: bytes) -> bool:
+        return repodata.decompress(data, f"{folder}/repodata.json.zst") == read("repodata.json")
+
+    def exports_agree(data: bytes) -> bool:
+        return set(repodata.records(data, f"{folder}/run_exports.json")) == told
+
+    found = {}
+    for name, agrees in (("repodata.json.zst", packed_agrees), ("run_exports.json", exports_agree)):
+        data = read(name)
+        try:
+            if data is not None and not agrees(data):
+                found[name] = "differs from repodata.json"
+        except repodata.DamagedIndexError as error:
+            found[name] = error.reason
+    return found
 
 
 def _alias_digest(package: Path) -> str | None:
@@ -206,20 +263,11 @@ def full(channel: Path, error: OSError) -> MachineError:
     )
 
 
-def run_exports(repodata: Mapping[str, Any]) -> bytes:
-    """run_exports.json (CEP-12) from a repodata.json, where the engine keeps them in the records."""
-    parts = {
-        part: {name: {"run_exports": record.get("run_exports", {})} for name, record in repodata.get(part, {}).items()}
-        for part in ("packages", "packages.conda")
-    }
-    info = {"subdir": repodata.get("info", {}).get("subdir"), "version": 1}
-    return json.dumps({"info": info, **parts}, sort_keys=True).encode()
-
-
 def _write_run_exports(folder: Path) -> None:
     index_file = folder / "repodata.json"
     if index_file.exists():
-        write_whole(folder / "run_exports.json", run_exports(json.loads(index_file.read_text(encoding="utf-8"))))
+        told = repodata.document(index_file.read_bytes(), str(index_file))
+        write_whole(folder / "run_exports.json", repodata.run_exports(told))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -233,6 +281,37 @@ def write_whole(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def receiving(channel: Path) -> IO[str]:
+    """Say that unfinished files of the channel are in use, for as long as what is returned stays open."""
+    folder = channel / UPLOADS
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = (folder / _IN_USE).open("w")
+    fcntl.flock(stream, fcntl.LOCK_SH)
+    return stream
+
+
+def unfinished(channel: Path) -> list[Path]:
+    """Uploads that nobody will go on with: those of a week ago, and all of them where nothing receives files."""
+    in_use = _is_receiving(channel)
+    found = []
+    for path in sorted((channel / UPLOADS).glob("*.part")):
+        with contextlib.suppress(FileNotFoundError):  # It was finished in between.
+            if not in_use or time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                found.append(path)
+    return found
+
+
+def _is_receiving(channel: Path) -> bool:
+    try:
+        with (channel / UPLOADS / _IN_USE).open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextmanager

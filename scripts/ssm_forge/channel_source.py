@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+import httpx
+
 from ssm_forge import channel as channels
+from ssm_forge import repodata
 from ssm_forge.credentials import redact, require_clean
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.inspection import SUBDIRS
+from ssm_forge.web import Client
 
 _CHUNK = 1 << 20
 
@@ -60,17 +63,14 @@ def open_source(url: str) -> ChannelSource:
     return source
 
 
-def records(source: ChannelSource, subdir: str) -> dict[str, dict[str, Any]]:
-    """What the index lists: file name -> record.
+def records(source: ChannelSource, subdir: str, needed: Sequence[str] = ()) -> repodata.Records:
+    """What the index lists: file name -> record; ``needed`` names fields that every record must have.
 
     Raises:
-        IntegrityError: when the index is no JSON.
+        DamagedIndexError: when it is no index.
     """
     data = source.read(f"{subdir}/repodata.json")
-    try:
-        return channels.records_of(json.loads(data)) if data is not None else {}
-    except (ValueError, AttributeError) as error:
-        raise IntegrityError(f"{source.name}/{subdir}/repodata.json is no index ({error}).") from error
+    return repodata.records(data, f"{source.name}/{subdir}/repodata.json", needed) if data is not None else {}
 
 
 def measure(source: ChannelSource, path: str) -> tuple[str, int] | None:
@@ -118,8 +118,6 @@ class WebSource:
     """A channel on a server."""
 
     def __init__(self, url: str) -> None:
-        from ssm_forge.publish_http import Client
-
         self._client = Client(url)
         self.name = redact(url.rstrip("/"))
 
@@ -136,26 +134,19 @@ class WebSource:
         return answer.content
 
     def chunks(self, path: str, first: int = 0) -> Iterator[bytes] | None:
-        with self._answer(path, 0, "HEAD") as head:
-            if head is None:
+        # Not asked with HEAD first: a signed address that a CDN gives out for GET refuses it.
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={first}-"} if first else {})}
+        with ExitStack() as stack:
+            answer = stack.enter_context(self._client.stream("GET", path, headers=headers))
+            if answer.status_code == 404:
                 return None
-        return self._stream(path, first)
-
-    def _stream(self, path: str, first: int) -> Iterator[bytes]:
-        with self._answer(path, first, "GET") as answer:
-            if answer is None:
-                raise NetworkError(f"{self.name}/{path} is gone.")
+            if answer.status_code not in (200, 206):
+                raise NetworkError(f"{self.name}/{path} answered {answer.status_code}.")
             if first and answer.status_code != 206:
                 raise NetworkError(f"{self.name}/{path}: the server can't go on in the middle of a file.")
-            yield from answer.iter_bytes(_CHUNK)
+            return _body(answer, stack.pop_all())
 
-    @contextmanager
-    def _answer(self, path: str, first: int, method: str) -> Iterator[Any]:
-        headers = {"Range": f"bytes={first}-"} if first else {}
-        with self._client.stream(method, path, headers=headers) as answer:
-            if answer.status_code == 404:
-                yield None
-            elif answer.status_code in (200, 206):
-                yield answer
-            else:
-                raise NetworkError(f"{self.name}/{path} answered {answer.status_code}.")
+
+def _body(answer: httpx.Response, connection: ExitStack) -> Iterator[bytes]:
+    with connection:
+        yield from answer.iter_bytes(_CHUNK)

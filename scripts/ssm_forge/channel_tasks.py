@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from ssm_forge import channel as channels
+from ssm_forge import repodata
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
-from ssm_forge.publish import TransientError
+from ssm_forge.repodata import Records
 from ssm_forge.ui import step_progress
+from ssm_forge.web import TransientError, retrying
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
-_ATTEMPTS = 5
-
-Records = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,14 +54,19 @@ def check(source: ChannelSource) -> tuple[list[Problem], int]:
     problems: list[Problem] = []
     count = 0
     for subdir in source.subdirs():
-        told = records(source, subdir)
+        try:
+            told = records(source, subdir)
+        except repodata.DamagedIndexError as error:
+            # What it lists can't be told, so nothing can be missing or orphaned.
+            problems.append(Problem("index", f"{subdir}/repodata.json", error.reason))
+            continue
         count += len(told)
         problems += _check_packages(source, subdir, told)
         problems += _check_index(source, subdir, told)
         if isinstance(source, FolderSource):
             problems += _check_folder(source.folder / subdir, subdir, told)
     if isinstance(source, FolderSource):
-        for path in sorted((source.folder / ".uploads").glob("*.part")):
+        for path in channels.unfinished(source.folder):
             problems.append(Problem("leftover", f".uploads/{path.name}", "an upload that was never finished"))
     return problems, count
 
@@ -95,38 +96,31 @@ def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterat
 
 def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
     """repodata.json.zst, shards and run_exports.json against repodata.json."""
-    packed = source.read(f"{subdir}/repodata.json.zst")
-    if packed is not None and _unpack(packed) != source.read(f"{subdir}/repodata.json"):
-        yield Problem("index", f"{subdir}/repodata.json.zst", "differs from repodata.json")
-    shards = source.read(f"{subdir}/repodata_shards.msgpack.zst")
-    if shards is not None and _shard_hashes(source, subdir, shards) != {
-        name: record.get("sha256") for name, record in told.items()
-    }:
-        yield Problem("index", f"{subdir}/repodata_shards.msgpack.zst", "differs from repodata.json")
-    exports = source.read(f"{subdir}/run_exports.json")
-    if exports is not None and set(channels.records_of(json.loads(exports))) != set(told):
-        yield Problem("index", f"{subdir}/run_exports.json", "differs from repodata.json")
+    forms = channels.differing_forms(lambda name: source.read(f"{subdir}/{name}"), f"{source.name}/{subdir}", set(told))
+    for name, reason in forms.items():
+        yield Problem("index", f"{subdir}/{name}", reason)
+    file = f"{subdir}/repodata_shards.msgpack.zst"
+    shards = source.read(file)
+    try:
+        if shards is not None and _shard_hashes(source, subdir, shards) != {
+            name: record.get("sha256") for name, record in told.items()
+        }:
+            yield Problem("index", file, "differs from repodata.json")
+    except repodata.DamagedIndexError as error:
+        yield Problem("index", file, error.reason)
 
 
 def _shard_hashes(source: ChannelSource, subdir: str, index: bytes) -> dict[str, str | None]:
     """File name -> sha256, as the shards say; a shard that is missing or changed leaves its packages out."""
-    import msgpack
-
     found: dict[str, str | None] = {}
-    for digest in msgpack.unpackb(_unpack(index))["shards"].values():
-        data = source.read(f"{subdir}/shards/{digest.hex()}.msgpack.zst")
-        if data is None or hashlib.sha256(data).digest() != digest:
+    for digest in repodata.shard_digests(index, f"{source.name}/{subdir}/repodata_shards.msgpack.zst").values():
+        file = f"{subdir}/shards/{digest}.msgpack.zst"
+        data = source.read(file)
+        if data is None or hashlib.sha256(data).hexdigest() != digest:
             continue
-        for name, record in channels.records_of(msgpack.unpackb(_unpack(data))).items():
-            found[name] = record["sha256"].hex()
+        for name, record in repodata.shard(data, f"{source.name}/{file}").items():
+            found[name] = record.get("sha256")
     return found
-
-
-def _unpack(data: bytes) -> bytes:
-    try:
-        return zstandard.ZstdDecompressor().stream_reader(data).read()
-    except zstandard.ZstdError:
-        return b""
 
 
 def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]:
@@ -143,9 +137,9 @@ def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]
 
 
 def repair(channel: Path) -> None:
-    """Bring the index in step with the files that are there, and remove what was never finished."""
+    """Bring the index in step with the files that are there, and remove what nobody will finish."""
     with channels.locked(channel):
-        for path in [*channel.glob(".uploads/*.part"), *channel.glob("*/.*.part")]:
+        for path in [*channels.unfinished(channel), *channel.glob("*/.*.part")]:
             path.unlink(missing_ok=True)
         channels.index(channel, force=True)
 
@@ -164,11 +158,14 @@ def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
 
     What a package that stays depends on stays too. The index forgets first, then the files go: a reader with
     the new index misses nothing, and a run killed in between is finished by the next.
+
+    Raises:
+        DamagedIndexError: when a form of the index can't be read; nothing is removed then.
     """
     with channels.locked(channel):
         doomed: dict[str, set[str]] = {}
         for subdir in channels.subdirs(channel):
-            doomed[subdir] = _superseded(channels.records(channel, subdir), keep)
+            doomed[subdir] = _superseded(channel, subdir, keep)
         packages = [f"{subdir}/{name}" for subdir in doomed for name in sorted(doomed[subdir])]
         other = _garbage(channel, doomed)
         size = sum((channel / path).stat().st_size for path in [*packages, *other])
@@ -182,8 +179,20 @@ def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
         return result
 
 
-def _superseded(told: Records, keep: int) -> set[str]:
+def _superseded(channel: Path, subdir: str, keep: int) -> set[str]:
     """Records that ``keep`` newer ones of the same package and variant replace, and nothing kept needs."""
+    from rattler.exceptions import InvalidMatchSpecError, InvalidVersionError, InvalidVersionSpecError
+
+    told = channels.records(channel, subdir, repodata.COMPLETE)
+    try:
+        return _replaced(told, keep)
+    except (InvalidMatchSpecError, InvalidVersionError, InvalidVersionSpecError) as error:
+        raise repodata.DamagedIndexError(
+            f"{channel / subdir}/repodata.json", f"lists what is no version or no dependency ({error})"
+        ) from error
+
+
+def _replaced(told: Records, keep: int) -> set[str]:
     from rattler.version import Version
 
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -192,7 +201,7 @@ def _superseded(told: Records, keep: int) -> set[str]:
 
     def age(name: str) -> tuple[Any, int, int]:
         record = told[name]
-        return Version(record["version"]), record["build_number"], record.get("timestamp", 0)
+        return Version(record["version"]), record["build_number"], record.get("timestamp") or 0
 
     kept = {name for names in groups.values() for name in sorted(names, key=age)[-keep:]}
     while needed := {name for name in set(told) - kept if _is_needed(told[name], [told[k] for k in kept])}:
@@ -209,8 +218,8 @@ def _is_needed(record: dict[str, Any], kept: Sequence[dict[str, Any]]) -> bool:
         return spec.version is None or VersionSpec(str(spec.version)).matches(Version(candidate["version"]))
 
     for other in kept:
-        for text in other["depends"]:
-            if text.split()[0] != record["name"]:
+        for text in other.get("depends") or ():
+            if text.split()[:1] != [record["name"]]:
                 continue
             spec = MatchSpec(text)
             alternatives = [k for k in kept if k["name"] == record["name"]]
@@ -221,7 +230,7 @@ def _is_needed(record: dict[str, Any], kept: Sequence[dict[str, Any]]) -> bool:
 
 def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:
     """Shards that no index names, statements that no package has, unfinished uploads."""
-    found = [f".uploads/{path.name}" for path in sorted(channel.glob(".uploads/*.part"))]
+    found = [f".uploads/{path.name}" for path in channels.unfinished(channel)]
     for subdir in channels.subdirs(channel):
         folder = channel / subdir
         told = {n: r for n, r in channels.records(channel, subdir).items() if n not in doomed.get(subdir, set())}
@@ -233,9 +242,7 @@ def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:
                 found.append(f"{subdir}/{path.name}")
         index = folder / "repodata_shards.msgpack.zst"
         if index.exists():
-            import msgpack
-
-            named = {digest.hex() for digest in msgpack.unpackb(_unpack(index.read_bytes()))["shards"].values()}
+            named = set(repodata.shard_digests(index.read_bytes(), str(index)).values())
             shards = sorted((folder / "shards").glob("*.msgpack.zst"))
             found += [f"{subdir}/shards/{p.name}" for p in shards if p.name.partition(".")[0] not in named]
     return found
@@ -261,8 +268,8 @@ def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
             (live / "shards").mkdir(exist_ok=True)
             for shard in (new / "shards").glob("*"):
                 shard.replace(live / "shards" / shard.name)
-            exports = channels.run_exports(json.loads((new / "repodata.json").read_text(encoding="utf-8")))
-            (new / "run_exports.json").write_bytes(exports)
+            told = repodata.document((new / "repodata.json").read_bytes(), str(new / "repodata.json"))
+            (new / "run_exports.json").write_bytes(repodata.run_exports(told))
             for name in channels.INDEX_FILES:
                 channels.flush(new / name)
                 (new / name).replace(live / name)
@@ -297,7 +304,7 @@ def mirror(
         MachineError: when the disk is full.
     """
     copied = there = 0
-    (target / ".uploads").mkdir(parents=True, exist_ok=True)
+    in_use = channels.receiving(target)
     wanted = {
         (subdir, name): record
         for subdir in source.subdirs()
@@ -308,7 +315,7 @@ def mirror(
         with step_progress() as progress:
             task = progress.add_task("copying packages", total=len(wanted))
             for (subdir, name), record in wanted.items():
-                new = _copy_package(source, target, subdir, name, record["sha256"])
+                new = _copy_package(source, target, subdir, name, record, log)
                 _copy_statement(source, target, subdir, name, record.get("attestations_sha256"))
                 log(f"{subdir}/{name}: {'copied' if new else 'was there'}")
                 copied, there = copied + new, there + (not new)
@@ -316,23 +323,35 @@ def mirror(
     except OSError as error:
         raise channels.full(target, error) from error
     finally:
+        in_use.close()
         channels.ensure_indexed(target)
     return copied, there
 
 
-def _copy_package(source: ChannelSource, target: Path, subdir: str, name: str, sha256: str) -> bool:
+def _copy_package(
+    source: ChannelSource, target: Path, subdir: str, name: str, record: Mapping[str, Any], log: Callable[[str], None]
+) -> bool:
     from ssm_forge.inspection import FILENAME, inspect
 
     if not FILENAME.fullmatch(name):
         raise IntegrityError(f"{source.name} lists '{name}', which is no name of a package; it was not copied.")
+    sha256 = record.get("sha256")
+    if not isinstance(sha256, str):
+        raise IntegrityError(f"{source.name} lists {name} without a sha256; it was not copied.")
     file = target / subdir / name
     if file.exists():
         if sha256_of(file) != sha256:
             raise channels.different(name, str(target))
         return False
     partial = target / ".uploads" / f"{sha256}.part"
-    _download(source, f"{subdir}/{name}", partial)
+    adopted = partial.exists()
+    _download(source, f"{subdir}/{name}", partial, log)
     found = sha256_of(partial)
+    if found != sha256 and adopted:
+        # What an earlier run left may be what is wrong, not the source.
+        partial.unlink()
+        _download(source, f"{subdir}/{name}", partial, log)
+        found = sha256_of(partial)
     if found != sha256:
         partial.unlink()
         raise IntegrityError(
@@ -348,25 +367,35 @@ def _copy_package(source: ChannelSource, target: Path, subdir: str, name: str, s
         return channels.place(target, partial, subdir, name, sha256)
 
 
-def _download(source: ChannelSource, path: str, partial: Path) -> None:
-    """Get a file, going on after a cut, from this run or an earlier one."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        have = partial.stat().st_size if partial.exists() else 0
+def _download(source: ChannelSource, path: str, partial: Path, log: Callable[[str], None] = lambda line: None) -> None:
+    """Get a file, going on after a cut, from this run or an earlier one; it is whole afterwards.
+
+    Raises:
+        NetworkError: when it isn't to be had, after some attempts.
+        IntegrityError: when the source lists it and has it not.
+    """
+
+    def attempt() -> None:
         try:
-            chunks = source.chunks(path, have)
-            if chunks is None:
-                raise IntegrityError(f"{source.name} lists {path}, but does not have it.")
-            with partial.open("ab") as stream:
-                for chunk in chunks:
-                    stream.write(chunk)
-            return
+            _append(source, path, partial)
         except TransientError:
-            if attempt == _ATTEMPTS:
-                raise
+            raise
         except NetworkError:
-            if not have:
+            if not partial.exists():
                 raise
-            partial.unlink()  # It did not fit; from the start, then.
+            partial.unlink()  # What was there did not fit; from the start, then.
+            _append(source, path, partial)
+
+    retrying(attempt, log)
+
+
+def _append(source: ChannelSource, path: str, partial: Path) -> None:
+    chunks = source.chunks(path, partial.stat().st_size if partial.exists() else 0)
+    if chunks is None:
+        raise IntegrityError(f"{source.name} lists {path}, but does not have it.")
+    with partial.open("ab") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
 
 
 def _copy_statement(source: ChannelSource, target: Path, subdir: str, name: str, digest: object) -> None:

@@ -86,8 +86,8 @@ def _save_traceback() -> Path:
 
 
 def _fail(message: str, code: int) -> int:
-    console.print("[red]error:[/]", end=" ")
-    console.print(redact(message), markup=False)
+    console.print("error:", style="red", end=" ")
+    console.print(redact(message))
     return code
 
 
@@ -105,7 +105,8 @@ def run() -> int:
         code = tasks.main(prog_name=launcher(), standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.Abort, KeyboardInterrupt):
-        console.print("[yellow]stopped[/]: run the same command again to go on where it was.")
+        console.print("stopped", style="yellow", end=": ")
+        console.print("run the same command again to go on where it was.")
         return 130
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()

@@ -11,12 +11,14 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from ssm_forge.bridge import debian
 from ssm_forge.errors import ForgeError
+from ssm_forge.folders import give_place
 from ssm_forge.paths import Workspace
-from ssm_forge.ui import say
+from ssm_forge.ui import note
 
 _LOCK = "debs.ccache.toml"
 _SIZE = "10G"
@@ -51,18 +53,18 @@ def _from_debian(workspace: Workspace) -> Path | None:
     tool = root / "usr/bin/ccache"
     if tool.exists():
         return tool
-    partial = root.with_name(f".{root.name}.{os.getpid()}")
     try:
-        for path in debian.fetch_debs(debian.read_lock(lock), workspace).values():
-            debian.unpack(path, partial)
-        patchelf = shutil.which("patchelf") or "patchelf"
-        library_path = "$ORIGIN/../lib/x86_64-linux-gnu"
-        subprocess.run([patchelf, "--set-rpath", library_path, partial / "usr/bin/ccache"], check=True)
-        subprocess.run([partial / "usr/bin/ccache", "--version"], check=True, capture_output=True)
-        partial.rename(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=".ccache-") as scratch:
+            made = Path(scratch) / "made"
+            for path in debian.fetch_debs(debian.read_lock(lock), workspace).values():
+                debian.unpack(path, made)
+            patchelf = shutil.which("patchelf") or "patchelf"
+            library_path = "$ORIGIN/../lib/x86_64-linux-gnu"
+            subprocess.run([patchelf, "--set-rpath", library_path, made / "usr/bin/ccache"], check=True)
+            subprocess.run([made / "usr/bin/ccache", "--version"], check=True, capture_output=True)
+            give_place(made, root)
     except (ForgeError, OSError, subprocess.SubprocessError) as error:
-        say(f"[yellow]note:[/] no compile cache, so nothing compiled is kept for the next build: {error}")
+        note(f"no compile cache, so nothing compiled is kept for the next build: {error}")
         return None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return tool

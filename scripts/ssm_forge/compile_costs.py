@@ -6,6 +6,7 @@ many compilers fit into memory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def write(workspace: Workspace, costs: Mapping[str, Sequence[Job]]) -> Path:
         for job in longest_first(jobs):
             lines.append(f"{extension} {job.name} {job.seconds:.1f} {-(-job.memory // 1_000_000)}")
     file = path(workspace)
-    partial = file.with_name(f".{file.name}.part")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(file)
     return file

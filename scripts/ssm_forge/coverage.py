@@ -13,6 +13,7 @@ from typing import Any
 from ssm_forge.arch import ArchList
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.recipe import PROJECTS
+from ssm_forge.repodata import COMPLETE
 from ssm_forge.variants import Matrix
 
 _BUILD = re.compile(r"cuda(\d+?)(\d)_py(\d)(\d+)_((?:sm|compute).*)_h[0-9a-f]+_\d+$")
@@ -63,7 +64,7 @@ def items(source: ChannelSource) -> list[Item]:
     return [
         item
         for subdir in source.subdirs()
-        for filename, record in sorted(records(source, subdir).items())
+        for filename, record in sorted(records(source, subdir, COMPLETE).items())
         if (item := _item(filename, record)) is not None
     ]
 
@@ -129,7 +130,7 @@ def _item(filename: str, record: Mapping[str, Any]) -> Item | None:
     if record.get("name") not in PROJECTS or not found:
         return None
     major, minor, python_major, python_minor, tag = found.groups()
-    torch = next((m.group(1) for spec in record["depends"] if (m := _TORCH.match(spec))), "")
+    torch = next((m.group(1) for spec in record.get("depends") or () if (m := _TORCH.match(spec))), "")
     return Item(
         filename=filename,
         name=record["name"],
@@ -138,7 +139,7 @@ def _item(filename: str, record: Mapping[str, Any]) -> Item | None:
         torch=torch,
         python=f"{python_major}.{python_minor}",
         archs=str(ArchList.from_tag(tag)),
-        size=int(record.get("size", 0)),
+        size=int(record.get("size") or 0),
         signed=bool(record.get("attestations_sha256")),
     )
 

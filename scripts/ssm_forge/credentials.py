@@ -14,7 +14,6 @@ import json
 import netrc
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,10 @@ from ssm_forge.errors import UsageError
 TOKEN_VARIABLE = "SSM_FORGE_CHANNEL_TOKEN"
 
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_URL = re.compile(r"(?i)\b(?!file:)[a-z][a-z0-9+.-]*://[^\s'\"]*")
 _CONDA_TOKEN = re.compile(r"/t/[^/\s'\"]+")
+# A request's path as servers and the engine print it, without its host.
+_BARE_TOKEN = re.compile(r"(?<![\w./:-])/t/[^/\s'\"]+(?=/(?:noarch|(?:linux|osx|win)-[a-z0-9]+)\b)")
 _HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:basic\s+|token\s+)?)[A-Za-z0-9._~+/=-]{8,}")
 _QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|password|credential)[^=&\s]*=)[^&\s'\"]+")
 _HIDDEN = "********"
@@ -57,11 +59,17 @@ class Credential:
 
 
 def redact(text: str) -> str:
-    """``text`` without user names, passwords and tokens in URLs, headers and queries."""
+    """``text`` without user names, passwords and tokens in URLs, headers and queries; a folder ``t`` is no secret."""
     text = _USERINFO.sub(f"{_HIDDEN}@", text)
-    text = _CONDA_TOKEN.sub(f"/t/{_HIDDEN}", text)
+    text = _URL.sub(lambda url: redact_path(url.group()), text)
+    text = _BARE_TOKEN.sub(f"/t/{_HIDDEN}", text)
     text = _QUERY.sub(rf"\g<1>{_HIDDEN}", text)
     return _HEADER.sub(rf"\g<1>{_HIDDEN}", text)
+
+
+def redact_path(path: str) -> str:
+    """The path of a request, or an URL, without a token in it."""
+    return _CONDA_TOKEN.sub(f"/t/{_HIDDEN}", path)
 
 
 def require_clean(url: str) -> str:
@@ -70,7 +78,7 @@ def require_clean(url: str) -> str:
     Raises:
         UsageError: when it does: every user of a machine sees command lines, and they end up in logs.
     """
-    if _USERINFO.search(url) or _CONDA_TOKEN.search(url) or _QUERY.search(url):
+    if redact(url) != url:
         raise UsageError(
             f"{redact(url)} holds a secret, and command lines are no place for one.",
             fix=f"Leave it out, and put it into RATTLER_AUTH_FILE, netrc, the keyring or {TOKEN_VARIABLE}.",
@@ -100,11 +108,16 @@ def authorization(url: str) -> dict[str, str]:
     return {"Authorization": found.header} if found else {}
 
 
+# What RATTLER_AUTH_FILE was outside of each for_engine() that is open, the outermost first.
+_outside: list[str | None] = []
+
+
 @contextlib.contextmanager
 def for_engine() -> Iterator[None]:
     """While inside, the engine and child processes know the tokens of ``SSM_FORGE_CHANNEL_TOKEN`` too.
 
-    They are passed in a file only this user can read, which is gone afterwards.
+    They are passed in a file without a name, in memory, which only this user can read and which is gone with this
+    process, however it ends.
     """
     tokens = _environment_tokens()
     if not tokens:
@@ -113,18 +126,31 @@ def for_engine() -> Iterator[None]:
     before = os.environ.get("RATTLER_AUTH_FILE")
     entries = _read_auth_file(Path(before)) if before else {}
     entries.update({host: {"BearerToken": token} for host, token in tokens.items()})
-    with tempfile.TemporaryDirectory(prefix="ssm-forge-auth-") as folder:
-        path = Path(folder) / "auth.json"
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(entries), encoding="utf-8")
-        os.environ["RATTLER_AUTH_FILE"] = str(path)
+    with os.fdopen(os.memfd_create("ssm-forge-auth"), "w", encoding="utf-8") as stream:
+        os.fchmod(stream.fileno(), 0o600)
+        json.dump(entries, stream)
+        stream.flush()
+        _outside.append(before)
+        # Not /proc/self: children read it too.
+        os.environ["RATTLER_AUTH_FILE"] = f"/proc/{os.getpid()}/fd/{stream.fileno()}"
         try:
             yield
         finally:
+            _outside.pop()
             if before is None:
                 os.environ.pop("RATTLER_AUTH_FILE", None)
             else:
                 os.environ["RATTLER_AUTH_FILE"] = before
+
+
+def environment_outside() -> dict[str, str]:
+    """The environment for a program that takes this process's place: without what :func:`for_engine` put there."""
+    environment = dict(os.environ)
+    if _outside:
+        environment.pop("RATTLER_AUTH_FILE", None)
+        if _outside[0] is not None:
+            environment["RATTLER_AUTH_FILE"] = _outside[0]
+    return environment
 
 
 def _environment_tokens() -> dict[str, str]:

@@ -12,14 +12,16 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
+from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
-from ssm_forge.install import UNFINISHED, replacing
+from ssm_forge.install import UNFINISHED, check_target, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.mirrors import client as channel_client
-from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact
+from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact, require_plain_names
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import subdir_type
+from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 
@@ -40,11 +42,13 @@ def create(
         UsageError: when ``prefix`` exists and ``force`` is not set.
         IntegrityError: when a package's bytes are not the locked ones; nothing of it is installed.
         NetworkError: when a package can't be downloaded.
-        InstallError: when linking fails.
+        InstallError: when linking fails, or ``prefix`` is something else than an environment.
     """
+    check_target(prefix)
     finished = prefix.exists() and not (prefix / UNFINISHED).exists()
     if finished and any(prefix.iterdir()) and not force:
         raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
+    require_plain_names(locked.records)
     files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
     require_all_intact(files)
     _require_hashes(locked)
@@ -85,6 +89,7 @@ def _install_and_verify(
     raise InstallError(f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations).")
 
 
+@for_engine()
 def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
     canonical = {r.name.normalized: r.url for r in locked.records}
     records = []
@@ -115,11 +120,13 @@ def _from_file(record: RepoDataRecord, path: Path) -> RepoDataRecord:
 def _explain(message: str) -> ForgeError:
     lines = [line.removeprefix("Caused by: ") for line in message.splitlines() if line.strip()]
     reason = f"{lines[0]}: {lines[-1]}" if len(lines) > 1 else message
-    if "hash mismatch" in message:
-        mismatch = next(line for line in lines if "hash mismatch" in line)
-        return IntegrityError(f"a package is not the locked one: {mismatch}. Nothing was installed.")
-    if any(word in message for word in ("error sending request", "lookup address", "status client error", "timed out")):
-        return NetworkError(f"{reason}.", fix="Check the network, or give a --mirror URL=DIR that has the package.")
+    kind = kind_of_failure(message)
+    if kind is IntegrityError:
+        return IntegrityError(f"a package is not the locked one: {reason.rstrip('.')}. Nothing was installed.")
+    if kind is NetworkError:
+        refused = "401 Unauthorized" in message or "403 Forbidden" in message
+        fix = HOW_TO_LOG_IN if refused else "Check the network, or give a --mirror URL=DIR that has the package."
+        return NetworkError(redact(f"{reason}."), fix=fix)
     return InstallError(f"the environment could not be made: {reason}.")
 
 

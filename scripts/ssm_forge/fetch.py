@@ -18,6 +18,7 @@ from rich.progress import Progress, TaskID
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import download_progress, human_bytes
+from ssm_forge.web import HOW_TO_LOG_IN, session
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4
@@ -82,7 +83,7 @@ def fetch_all(artifacts: Sequence[Artifact], workspace: Workspace) -> dict[Artif
             stop = threading.Event()
             limits = httpx.Limits(max_connections=_PARALLEL * 2)
             with (
-                httpx.Client(timeout=httpx.Timeout(30, connect=10), follow_redirects=True, limits=limits) as client,
+                session(timeout=httpx.Timeout(30, connect=10), limits=limits) as client,
                 ThreadPoolExecutor(_PARALLEL) as pool,
             ):
                 # Largest first, so that the last download is a short one.
@@ -222,7 +223,9 @@ def _download(
 
 def _refused(artifact: Artifact, status: int) -> ForgeError:
     fix = "Run the same command again later."
-    if status in (403, 404, 410):
+    if status == httpx.codes.UNAUTHORIZED:
+        fix = HOW_TO_LOG_IN
+    elif status in (403, 404, 410):
         fix = f"The lock is out of date: refresh it with '{launcher()} bump bridge'."
     return NetworkError(f"{mirrored(artifact.url)} answered {status}.", fix=fix)
 

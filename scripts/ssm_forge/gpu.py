@@ -5,6 +5,7 @@ The work itself is done by :mod:`ssm_forge.kernels`, in the environment's own Py
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,14 +16,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from ssm_forge import install, recipe, sdists
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import InstallError, UsageError, VerifyError
 from ssm_forge.fetch import checked, fetch_all
+from ssm_forge.folders import give_place
 from ssm_forge.paths import Workspace, launcher, workspace
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import human_bytes, open_log, out, say
 
 Document = dict[str, Any]
@@ -67,7 +69,7 @@ def kernels(prefix: Path, command: str, arguments: Sequence[str] = (), *, python
         for message in process.stderr:
             last = message.rstrip() or last
             log(message)
-            say(f"[dim]{escape(last)}[/]")
+            say(Text(last, "dim"))
         code = process.wait()
         if code not in _ENDED_WELL or not answer.is_file():
             msg = f"'kernels {command}' ended with status {code} and no result: {last or 'no message'}."
@@ -89,7 +91,8 @@ def sanitize(prefix: Path) -> Document:
 
 def lend_pytest(place: Workspace) -> Path:
     """A folder with the tools' own pytest, for an environment that has none; all of it is plain Python."""
-    target = place.state / "upstream" / "pytest"
+    versions = "-".join(f"{name}-{metadata.version(name)}" for name in PYTEST)
+    target = place.state / "upstream" / f"pytest-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ def lend_pytest(place: Workspace) -> Path:
                     path = staged / file
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(Path(str(file.locate())).read_bytes())
-        staged.replace(target)
+        give_place(staged, target)
     return target
 
 
@@ -159,7 +162,7 @@ def _unpack_tests(archive: Path, folder: Path) -> Path:
                 path.write_bytes(stream.read())
         if not (Path(scratch) / "tests").is_dir():
             raise UsageError(f"{archive.name} has no tests folder.")
-        (Path(scratch) / "tests").replace(target)
+        give_place(Path(scratch) / "tests", target)
     return target
 
 
@@ -195,10 +198,10 @@ def show(document: Document, title: str) -> None:
     """Print a document's checks for people."""
     device = document["device"]
     name = f"{device['name']} ({device['capability']})" if device else "no GPU"
-    table = Table("check", "result", "detail", title=f"{title}: {name}", title_justify="left")
+    table = FoldingTable("check", "result", "detail", title=f"{title}: {name}", wraps=["check", "detail"])
     for check in document["checks"]:
         status = check["status"]
-        table.add_row(escape(check["name"]), f"[{COLOURS[status]}]{status}[/]", escape(check["detail"]))
+        table.add_row(check["name"], Text(status, COLOURS[status]), check["detail"])
     out.print(table)
     if "seed" in document:
         out.print(f"seed {document['seed']}; tolerance: {document['tolerance']}", markup=False)
@@ -210,7 +213,7 @@ def show_bench(document: Document) -> None:
         copy = human_bytes(document["copy_bandwidth"])
         title = f"{document['device']['name']}, copy {copy}/s"
         columns = ("kernel", "direction", "dtype", "size", "time", "bandwidth", "of copy", "speed-up over")
-        table = Table(*columns, title=title, title_justify="left")
+        table = FoldingTable(*columns, title=title)
         for row in document["rows"]:
             shape = f"{row['batch']}x{row['dim']}x{row['length']}, {row['size']}"
             layout = " channel-last" if row["channel_last"] else ""

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_forge import mirrors
-from ssm_forge.errors import ForgeError, InstallError, IntegrityError
+from ssm_forge.credentials import for_engine
+from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
+from ssm_forge.web import HOW_TO_LOG_IN
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -202,6 +204,7 @@ def install(
                 (prefix / "conda-meta/history").touch()
                 write_marker(prefix, installed)
             return
+        check_target(prefix)
         fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
         try:
             _link(packages, fresh, prefix, workspace, log)
@@ -223,7 +226,12 @@ def _engine_relocates() -> bool:
 
 @contextmanager
 def replacing(prefix: Path) -> Iterator[None]:
-    """Make a prefix in its final place: the one that was there is set aside, and comes back on any failure."""
+    """Make a prefix in its final place: the one that was there is set aside, and comes back on any failure.
+
+    Raises:
+        InstallError: when something else than an environment is there; it is left alone.
+    """
+    check_target(prefix)
     aside = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
     if (prefix / UNFINISHED).exists():
         shutil.rmtree(prefix)
@@ -259,6 +267,7 @@ def _discard(unfinished: Path) -> None:
         time.sleep(0.05)
 
 
+@for_engine()
 def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
 
@@ -297,17 +306,45 @@ def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, 
             raise _explained(error, final or target, log) from error
 
 
+_NETWORK = (
+    "error sending request",
+    "lookup address",
+    "status client error",
+    "status server error",
+    "error decoding response body",
+    "timed out",
+)
+
+
+def kind_of_failure(message: str) -> type[ForgeError]:
+    """What the engine's message is about; it has one type of error for everything.
+
+    A package that is not what its record says fails in some twenty ways, which differ from one py-rattler to the next
+    (another hash, zip's or tar's or zstd's complaints, whichever comes first). What else can fail while a package is
+    fetched is the network and the machine, and those can be told: by few words, and by the system's error number.
+    """
+    if any(words in message for words in _NETWORK):
+        return NetworkError
+    if "failed to fetch" in message and "(os error" not in message:
+        return IntegrityError
+    return InstallError
+
+
 def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
     text = " ".join(str(error).split())
-    if "checksum" in text.lower():
+    again = "then run the same command again."
+    kind = kind_of_failure(text)
+    if kind is IntegrityError:
         return IntegrityError(
             f"a package is not what its channel's index says: {text}. Nothing was installed.",
             fix="Run the same command again; if it happens again, tell whoever runs the channel.",
             log=log.path,
         )
-    fix = "Check that the folder is writable and the disk not full, then run the same command again."
-    if "401 Unauthorized" in text or "403 Forbidden" in text:
-        fix = "Put a token for the channel into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+    if kind is NetworkError:
+        refused = "401 Unauthorized" in text or "403 Forbidden" in text
+        fix = HOW_TO_LOG_IN if refused else f"Check the network, {again}"
+        return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
+    fix = f"Check that the folder is writable and the disk not full, {again}"
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 
@@ -364,9 +401,11 @@ def is_foreign(prefix: Path) -> bool:
 def check_target(prefix: Path) -> None:
     """
     Raises:
-        InstallError: when ``prefix`` is a folder that is no environment.
+        InstallError: when ``prefix`` is a file, or a folder with something in it that is no environment.
     """
-    if prefix.exists() and not (prefix / "conda-meta").is_dir() and any(prefix.iterdir()):
+    if not prefix.exists() or (prefix / "conda-meta").is_dir():
+        return
+    if not prefix.is_dir() or any(prefix.iterdir()):
         raise InstallError(
             f"{prefix} exists and is not a conda environment (it has no conda-meta folder).",
             fix="Name an empty or new folder, or an existing environment, with --prefix.",

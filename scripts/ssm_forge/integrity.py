@@ -17,6 +17,7 @@ from ssm_forge.install import UNFINISHED
 from ssm_forge.install import records as records_of
 from ssm_forge.lock import describe, digest
 from ssm_forge.packages import file_digest
+from ssm_forge.urls import is_under
 
 Kind = Literal[
     "incomplete",
@@ -121,7 +122,7 @@ def _check_package(
 ) -> None:
     have = f"{meta['name']} {meta['version']} {meta['build']}"
     if record is None:
-        if allowed and str(meta.get("url", "")).startswith(allowed):
+        if _is_from(str(meta.get("url", "")), allowed):
             tally.on_top.append(have)
         else:
             tally.deviations.append(Deviation("extra package", name, "", f"{have} from {meta.get('url', 'nowhere')}"))
@@ -133,6 +134,13 @@ def _check_package(
     elif found != expected:
         detail = f"{algorithm} {expected} is locked, {found or 'none'} recorded"
         tally.deviations.append(Deviation("other package", name, "", detail))
+
+
+def _is_from(url: str, channels: tuple[str, ...]) -> bool:
+    try:
+        return any(is_under(url, channel) for channel in channels)
+    except ValueError:  # The environment's own record says nonsense.
+        return False
 
 
 def _check_files(prefix: Path, installed: dict[str, dict[str, Any]], tally: _Tally) -> None:

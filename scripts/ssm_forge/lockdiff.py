@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rattler.version import Version
 
-from ssm_forge.errors import UsageError
+from ssm_forge.errors import MachineError, UsageError
 from ssm_forge.lock import LockedEnvironment, counterpart, digest, read
 from ssm_forge.paths import Workspace
 
@@ -52,9 +52,16 @@ def at_revision(workspace: Workspace, revision: str) -> tuple[LockedEnvironment,
 
     Raises:
         UsageError: when there is no such revision, or it has no lock.
+        MachineError: without git.
     """
+    if not revision or revision.startswith("-"):
+        # git would take it for an option, and write files with some of them.
+        raise UsageError(f"'{revision}' is no revision of git.", fix="Name a commit, tag or branch.")
     name = f"{revision}:./{workspace.lock.name}"
-    shown = subprocess.run(["git", "-C", str(workspace.root), "show", name], capture_output=True, check=False)
+    try:
+        shown = subprocess.run(["git", "-C", str(workspace.root), "show", name], capture_output=True, check=False)
+    except OSError as error:
+        raise MachineError(f"git can't be started ({error.strerror}).", fix="Install git.") from error
     if shown.returncode != 0:
         reason = shown.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
         raise UsageError(

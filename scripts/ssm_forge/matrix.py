@@ -6,8 +6,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from ssm_forge import finalize, install, plan, recipe, variants
 from ssm_forge.arch import ArchList
@@ -15,6 +14,7 @@ from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.channel import SUBDIR
 from ssm_forge.errors import IntegrityError
 from ssm_forge.paths import Workspace
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import out
 from ssm_forge.variants import Source, Variant
 
@@ -128,16 +128,17 @@ def _installed(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
 
 def show(found: list[Row], workspace: Workspace) -> None:
     """Print the matrix for people."""
-    table = Table("variant", "source", "CUDA", "torch", "Triton", "g++", "cuDNN", "causal-conv1d", "mamba-ssm")
-    for title in ("Python", "built", "installed"):
-        table.add_column(title)
+    table = FoldingTable(
+        *("variant", "source", "CUDA", "torch", "Triton", "g++", "cuDNN", "causal-conv1d", "mamba-ssm"),
+        *("Python", "built", "installed"),
+    )
     for row in found:
-        pythons = " ".join(p if p in row.available else f"[dim]({p})[/]" for p in row.pythons)
+        pythons = Text(" ").join(Text(p) if p in row.available else Text(f"({p})", style="dim") for p in row.pythons)
         prefixes = [prefix.replace(f"{workspace.root}/", "") for prefix in row.installed]
         table.add_row(
             *(row.variant, row.source, row.cuda, row.torch, row.triton, row.gxx, row.cudnn),
             *(row.causal_conv1d, row.mamba_ssm, pythons),
-            *(escape("\n".join(part)) or "-" for part in (row.built, prefixes)),
+            *("\n".join(part) or "-" for part in (row.built, prefixes)),
         )
     out.print(table)
     for row in found:

@@ -12,11 +12,13 @@ Layout of the archive (an uncompressed tar, since packages are compressed alread
 from __future__ import annotations
 
 import json
+import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from ssm_forge.install import MARKER, Installed, remember, write_marker
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
-from ssm_forge.packages import Mirror, collect
+from ssm_forge.packages import Mirror, collect, require_plain_names
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
@@ -40,6 +42,9 @@ FORMAT = 1
 
 # Packages that were never on a server (kernels, bridge) are locked under this URL on every machine.
 LOCAL_CHANNEL = "file:///ssm-forge/channel/"
+
+# What an environment may be called: a name that can only be a folder's, wherever an archive comes from.
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Pack:
     subdir: str
     packages: int
     kernels: tuple[str, ...]
-    installed: dict[str, object] | None
+    installed: Installed | None
 
 
 def add_kernels(locked: LockedEnvironment, workspace: Workspace, *, gpu: Capability | None = None) -> LockedEnvironment:
@@ -113,7 +118,12 @@ def of_prefix(prefix: Path) -> LockedEnvironment:
     records: list[RepoDataRecord] = [PrefixRecord.from_path(path) for path in metas]
     urls = dict.fromkeys(f"{r.url.rsplit('/', 2)[0]}/" for r in records)
     platform = Platform("linux-64", "linux-64", virtual_packages())
-    return LockedEnvironment(prefix.name, tuple(urls), platform, tuple(records))
+    return LockedEnvironment(_plain_name(prefix.name), tuple(urls), platform, tuple(records))
+
+
+def _plain_name(text: str) -> str:
+    """The name of a folder in the letters that :func:`unpack` takes."""
+    return re.sub(r"[^a-z0-9_.-]", "-", text.lower()).lstrip("_.-") or "environment"
 
 
 def pack(
@@ -139,8 +149,7 @@ def pack(
         channels.index(channel)
         write_locked((_portable(locked),), top / "pixi.lock")
         kernels = tuple(r.file_name for r in locked.records if r.name.normalized in PROJECTS)
-        known = asdict(installed) if installed else None
-        made = Pack(FORMAT, locked.name, locked.platform.subdir, len(locked.records), kernels, known)
+        made = Pack(FORMAT, locked.name, locked.platform.subdir, len(locked.records), kernels, installed)
         (top / "pack.json").write_text(json.dumps(asdict(made), indent=2) + "\n", encoding="utf-8")
         if add_tools is not None:
             add_tools(top)
@@ -173,7 +182,7 @@ def _write_tar(top: Path, target: Path) -> None:
         return member
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.part")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
             for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):
@@ -195,7 +204,11 @@ def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bo
     """
     with _opened(source, workspace) as top:
         made = _read_pack(top, source)
-        (locked,) = read(top / "pixi.lock")
+        environments = read(top / "pixi.lock")
+        if len(environments) != 1:
+            raise IntegrityError(f"the lock of {source} has {len(environments)} environments, and a pack has one.")
+        locked = environments[0]
+        require_plain_names(locked.records)
         target = (prefix or workspace.envs / made.environment).absolute()
         mirrors = [Mirror(url, top / "channel") for url in locked.channels]
         missing = [r for r in locked.records if not (top / "channel" / r.subdir / r.file_name).is_file()]
@@ -203,21 +216,43 @@ def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bo
             raise IntegrityError(f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again.")
         report = environment.create(locked, target, mirrors=mirrors, workspace=workspace, force=force)
     if made.installed:
-        known: dict[str, Any] = {**made.installed, "packages": made.kernels}
-        write_marker(target, Installed(**known))
+        write_marker(target, made.installed)
         remember(target, workspace)
     return target, report
 
 
 def _read_pack(top: Path, source: Path) -> Pack:
+    """pack.json, of which nothing is believed that it should not say."""
+    strange = UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).")
     try:
         data = json.loads((top / "pack.json").read_text(encoding="utf-8"))
         made = Pack(**{**data, "kernels": tuple(data["kernels"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).") from error
+        raise strange from error
+    if not isinstance(made.format, int):
+        raise strange
     if made.format > FORMAT:
         raise UsageError(f"{source} has format {made.format}; this ssm-forge reads up to {FORMAT}.", fix="Update it.")
-    return made
+    if not isinstance(made.environment, str) or not _NAME.fullmatch(made.environment):
+        raise IntegrityError(
+            f"{source} calls its environment {made.environment!r}, which is no name of one; nothing was installed.",
+            fix="Ask whoever made the archive; do not install it.",
+        )
+    if not all(isinstance(name, str) for name in made.kernels):
+        raise strange
+    return replace(made, installed=_read_installed(made, strange))
+
+
+def _read_installed(made: Pack, strange: UsageError) -> Installed | None:
+    if made.installed is None:
+        return None
+    told: Any = made.installed
+    kinds = {"variant": str, "python": str, "source": str, "created": bool}
+    if not isinstance(told, dict) or set(told) != {*kinds, "packages"}:
+        raise strange
+    if not all(isinstance(told[key], kind) for key, kind in kinds.items()):
+        raise strange
+    return Installed(**{**told, "packages": made.kernels})
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import httpx
 from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sdist_filename, parse_wheel_filename
 from packaging.version import Version
 
+from ssm_forge import web
 from ssm_forge.errors import NetworkError
 from ssm_forge.fetch import Artifact, mirrored
 from ssm_forge.paths import Workspace
@@ -50,7 +51,7 @@ def releases(project: str, workspace: Workspace) -> list[Release]:
     """
     url = f"{index_url(workspace)}/{project}/"
     try:
-        answer = httpx.get(mirrored(url), headers={"Accept": _ACCEPT}, timeout=60, follow_redirects=True)
+        answer = web.get(mirrored(url), headers={"Accept": _ACCEPT})
         answer.raise_for_status()
         files = answer.json()["files"]
     except (httpx.HTTPError, ValueError, KeyError) as error:

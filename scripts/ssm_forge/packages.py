@@ -7,23 +7,29 @@ through :func:`require_intact` before it is unpacked.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import httpx
 from rattler import RepoDataRecord
 
+from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.lock import digest
 from ssm_forge.mirrors import mirrored
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import channel_url
+from ssm_forge.web import HOW_TO_LOG_IN, refused, session
 
 _CHUNK = 1 << 20
+_SUBDIR = re.compile(r"[a-z0-9]+(-[a-z0-9_]+)?")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*")
 _DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "md5": hashlib.md5}
 
 
@@ -63,8 +69,10 @@ def local_file(record: RepoDataRecord, mirrors: Sequence[Mirror]) -> Path | None
     """The record's file on this machine, if a mirror folder or its own ``file://`` URL leads to one."""
     for mirror in mirrors:
         if isinstance(mirror.target, Path) and record.url.startswith(mirror.source):
-            path = mirror.target / unquote(record.url[len(mirror.source) :])
-            if path.is_file():
+            rest = PurePosixPath(unquote(record.url[len(mirror.source) :]))
+            path = mirror.target / rest
+            # A lock comes from anywhere: it names no file outside of the mirror.
+            if ".." not in rest.parts and not rest.is_absolute() and path.is_file():
                 return path
     return _path(record.url) if record.url.startswith("file://") else None
 
@@ -76,6 +84,21 @@ def network_mirrors(mirrors: Iterable[Mirror]) -> dict[str, list[str]]:
         if isinstance(mirror.target, str):
             found.setdefault(mirror.source, []).append(mirror.target)
     return {source: [*targets, source] for source, targets in found.items()}
+
+
+def require_plain_names(records: Iterable[RepoDataRecord]) -> None:
+    """Make sure that what records say can be used as the name of a file and of a folder.
+
+    Raises:
+        IntegrityError: when it would lead elsewhere: locks and environments may come from anybody.
+    """
+    for record in records:
+        parts = (record.file_name, f"{record.name.normalized}-{record.version}-{record.build}")
+        if not _SUBDIR.fullmatch(record.subdir) or not all(map(_PLAIN.fullmatch, parts)):
+            raise IntegrityError(
+                f"{record.subdir!r}, {parts[0]!r}, {parts[1]!r} are not a platform, a package's file and its name.",
+                fix="Ask whoever made the lock, archive or environment; do not use it.",
+            )
 
 
 def require_intact(record: RepoDataRecord, path: Path) -> None:
@@ -125,6 +148,7 @@ def collect(
     """
     from ssm_forge.fetch import Artifact, checked, fetch_all
 
+    require_plain_names(records)
     local = {r.file_name: path for r in records if (path := local_file(r, mirrors)) is not None}
     remote = [r for r in records if r.file_name not in local]
     artifacts = {
@@ -158,17 +182,16 @@ def _mirrored(url: str, mirrors: Sequence[Mirror]) -> str:
 
 def _download(url: str, target: Path) -> None:
     """For the few packages with md5 alone, which the content-addressed cache can't hold."""
-    import httpx
-
     try:
-        with httpx.stream("GET", url, timeout=30, follow_redirects=True) as answer:
+        with session() as client, client.stream("GET", url) as answer:
             answer.raise_for_status()
             with target.open("wb") as stream:
                 for chunk in answer.iter_bytes(_CHUNK):
                     stream.write(chunk)
     except httpx.HTTPError as error:
         raise NetworkError(
-            f"{url} could not be downloaded ({error}).", fix="Check the network, or give a --mirror."
+            redact(f"{url} could not be downloaded ({error})."),
+            fix=HOW_TO_LOG_IN if refused(error) else "Check the network, or give a --mirror.",
         ) from error
 
 

@@ -56,7 +56,8 @@ class Workspace:
 
     @property
     def logs(self) -> Path:
-        return self.state / "logs"
+        """A full log of each long run."""
+        return Path(os.environ.get("SSM_FORGE_LOG_DIR") or self.state / "logs")
 
     @property
     def bridge_locks(self) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rattler import RepoDataRecord
-from rich.table import Table
+from rich.text import Text
 
 from ssm_forge import channel, install, pixi, plan, policy, remote, solve_only, toolchain
 from ssm_forge.bridge.assemble import assemble
@@ -20,7 +20,8 @@ from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve_only import solve_builds
 from ssm_forge.solver import channel_url, require_reachable, virtual_packages
-from ssm_forge.ui import Log, console, human_bytes, human_seconds, open_log, out, say
+from ssm_forge.tables import FoldingTable
+from ssm_forge.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.variants import Variant
 
 
@@ -36,6 +37,7 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         # What a killed run left compiling takes memory that the plan counts.
         sweep(place)
     work = plan.make(options, place)
+    policy.require_used(work.trust, work.channels)
     if dry_run:
         _show(work, as_json)
         return
@@ -58,7 +60,8 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
             f"{work.prefix} was installed, but {failed} check{'s' if failed > 1 else ''} failed.",
             fix=f"See them with '{launcher()} verify --prefix {work.prefix}'.",
         )
-    say(f"[green]Done[/] in {human_seconds(time.monotonic() - started)}: {_names(work)} in {work.prefix}")
+    took = human_seconds(time.monotonic() - started)
+    say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {work.prefix}"))
     say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
 
 
@@ -206,7 +209,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
         say(f"{checked} packages come with the signed statements that the trust policy asks for")
     lost = [] if base.in_place else install.added_by_hand(work.prefix)
     if lost:
-        say(f"[yellow]note:[/] the environment is made anew, without what was added by hand: {', '.join(lost)}")
+        note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
     installed = install.Installed(
         variant=work.variant.name,
         python=work.python,
@@ -237,13 +240,13 @@ def _names(work: Plan) -> str:
 
 def _announce(work: Plan) -> None:
     facts = work.as_dict()
-    say(
-        f"Variant [bold]{work.variant.name}[/]: CUDA {work.variant.cuda}, torch {work.variant.torch}, "
+    described = (
+        f": CUDA {work.variant.cuda}, torch {work.variant.torch}, "
         f"Python {facts['python']}, kernels for {work.archs}, from {work.variant.source}"
     )
-    note = plan.jit_note(work)
-    if note:
-        say(f"[yellow]note:[/] {note}")
+    say(Text.assemble("Variant ", (work.variant.name, "bold"), described))
+    if waits := plan.jit_note(work):
+        note(waits)
     needs = [f"disk {human_bytes(work.disk)}"]
     if work.download:
         needs.insert(0, f"download {human_bytes(work.download)}")
@@ -257,7 +260,7 @@ def _show(work: Plan, as_json: bool) -> None:
         out.print_json(json.dumps(work.as_dict()))
         return
     _announce(work)
-    table = Table("package", "version", "build", "what happens")
+    table = FoldingTable("package", "version", "build", "what happens", wraps=["what happens"])
     actions = {
         "installed": "nothing",
         "in channel": "installed from the channel",
@@ -268,7 +271,7 @@ def _show(work: Plan, as_json: bool) -> None:
         table.add_row(package.name, package.version, package.build, actions[package.state] + source)
     out.print(table)
     if work.parts is not None:
-        table = Table("part", "version", "from")
+        table = FoldingTable("part", "version", "from")
         table.add_row("python", work.parts.interpreter.version, str(work.parts.interpreter.executable))
         table.add_row("C++ compiler", work.parts.compiler.version, work.parts.compiler.origin)
         for deb in work.parts.debs:

@@ -165,7 +165,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
     channel_list = tuple(dict.fromkeys((*offered, *channel_list)))
     overrides = {}
     if parts is not None:
-        overrides = {"cxx_compiler_version": str(parts.compiler.major)}
+        overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
     values = variant.render_values(python, archs, **overrides)
     packages = tuple(_package(name, values, channel_list, prefix, workspace, offered) for name in recipe.PROJECTS)
     planned = _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)

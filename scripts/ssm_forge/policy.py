@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.paths import Workspace
 from ssm_forge.toolbox import require
+from ssm_forge.urls import canonical, is_under, local_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,11 +36,11 @@ class Rule:
     """What one channel's packages need.
 
     Attributes:
-        url: the channel; everything under it is meant.
+        url: the channel in its one spelling (:func:`ssm_forge.urls.canonical`); everything under it is meant.
         require: ``signature`` by one of ``keys``, or ``sigstore`` for a bundle of an identity.
         keys: trusted public keys.
-        identity: certificate identity, ``*`` allowed; empty for any.
-        issuer: OIDC issuer's URL; empty for any.
+        identity: for sigstore: certificate identity, ``*`` allowed.
+        issuer: for sigstore: OIDC issuer's URL.
     """
 
     url: str
@@ -75,38 +75,68 @@ def load(path: Path) -> tuple[Rule, ...]:
     return tuple(_rule(entry, path) for entry in data["channel"])
 
 
-def _rule(entry: dict[str, Any], path: Path) -> Rule:
+def _rule(entry: Any, path: Path) -> Rule:
     from ssm_forge.trust import load_public
 
-    unknown = set(entry) - {"url", "require", "keys", "identity", "issuer"}
-    wanted = entry.get("require", "signature")
-    if unknown or "url" not in entry or wanted not in ("signature", "sigstore"):
+    wanted: Requirement = "sigstore" if isinstance(entry, dict) and entry.get("require") == "sigstore" else "signature"
+    needed = {"identity", "issuer"} if wanted == "sigstore" else {"keys"}
+    known = isinstance(entry, dict) and entry.get("require", wanted) == wanted
+    if not known or set(entry) - {"require"} != {"url", *needed} or not entry["url"]:
         raise UsageError(
-            f"{path}: a [[channel]] has url, require (signature or sigstore), keys, identity and issuer, "
+            f'{path}: a [[channel]] has url and keys, or url, require = "sigstore", identity and issuer, '
             f"but this one says {entry}."
         )
-    keys = tuple(load_public(path.parent / name) for name in entry.get("keys", []))
+    names = entry.get("keys", [])
+    texts = [value for key, value in entry.items() if key != "keys"]
+    if not isinstance(names, list) or not all(isinstance(text, str) for text in (*texts, *names)):
+        raise UsageError(f"{path}: keys is a list of files, everything else is text, but this one says {entry}.")
+    keys = tuple(load_public(path.parent / name) for name in names)
     if wanted == "signature" and not keys:
         raise UsageError(f"{path}: channel {entry['url']} requires a signature, but names no keys.")
-    url = str(entry["url"])
-    if "://" not in url:
-        url = (path.parent / url).resolve().as_uri()
-    return Rule(url.rstrip("/") + "/", wanted, keys, entry.get("identity", ""), entry.get("issuer", ""))
+    return Rule(_rule_url(entry["url"], path), wanted, keys, entry.get("identity", ""), entry.get("issuer", ""))
+
+
+def _rule_url(text: str, path: Path) -> str:
+    """What ``url`` means: an URL, a folder (beside the policy, unless it is absolute), or a channel's name."""
+    from ssm_forge.solver import channel_url
+
+    if "://" not in text:
+        folder = path.parent / Path(text).expanduser()
+        if folder.is_dir() or text.startswith((".", "/", "~")):
+            return canonical(folder.resolve().as_uri())
+    try:
+        return canonical(channel_url(text))
+    except Exception as error:  # The engine has an error of its own for each thing that is wrong with an URL.
+        raise UsageError(f"{path}: '{redact(text)}' is no channel ({error}).") from error
+
+
+def require_used(rules: Sequence[Rule], channels: Sequence[str]) -> None:
+    """Make sure that every rule is about a channel that packages are taken from.
+
+    Raises:
+        UsageError: when one is not: it may be misspelled, and would protect nothing without anybody noticing.
+    """
+    for rule in rules:
+        if not any(is_under(channel, rule.url) for channel in channels):
+            raise UsageError(
+                f"the trust policy has a rule for {redact(rule.url)}, and no channel in use is there: "
+                f"{', '.join(map(redact, channels))}.",
+                fix="Name that channel with --channel, correct the rule, or choose another policy with --trust.",
+            )
 
 
 def enforce(records: Sequence[RepoDataRecord], rules: Sequence[Rule], log: Callable[[str], None]) -> int:
-    """Check every record that a rule is about; returns how many there were.
+    """Check every record that rules are about, against each of them; returns how many records there were.
 
     Raises:
         IntegrityError: for the first package that lacks what its channel's rule asks for.
     """
     checked = 0
     for record in records:
-        rule = next((r for r in rules if record.url.startswith(r.url)), None)
-        if rule is None:
-            continue
-        log(f"{record.file_name}: {_check(record, rule)}")
-        checked += 1
+        found = [rule for rule in rules if is_under(record.url, rule.url)]
+        for rule in found:
+            log(f"{record.file_name}: {_check(record, rule)}")
+        checked += bool(found)
     return checked
 
 
@@ -137,7 +167,7 @@ def _check_sigstore(record: RepoDataRecord, rule: Rule) -> str:
     """The engine's own verification, against sigstore's public roots."""
     from rattler.sigstore import ChannelCheck, Issuer, Publisher, VerificationPolicy, verify_attestation
 
-    publisher = Publisher(rule.identity or None, Issuer(rule.issuer) if rule.issuer else None)
+    publisher = Publisher(rule.identity, Issuer(rule.issuer))
     policy = VerificationPolicy.require(publisher, channel_check=ChannelCheck.WARN)
     try:
         outcome = asyncio.run(verify_attestation(record, policy))
@@ -156,17 +186,17 @@ def _require_local_intact(record: RepoDataRecord) -> None:
     if record.url.startswith("file://"):
         from ssm_forge.packages import require_intact
 
-        require_intact(record, Path(unquote(urlsplit(record.url).path)))
+        require_intact(record, local_path(record.url))
 
 
 def _fetch(url: str) -> bytes | None:
     """A statement; None when there is none."""
     if url.startswith("file://"):
         try:
-            return Path(unquote(urlsplit(url).path)).read_bytes()
+            return local_path(url).read_bytes()
         except FileNotFoundError:
             return None
-    from ssm_forge.publish_http import Client
+    from ssm_forge.web import Client
 
     base, _, name = url.rpartition("/")
     answer = Client(base).send("GET", name)

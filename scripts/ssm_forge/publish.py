@@ -6,30 +6,23 @@ never replaced, a transient failure is tried again, and a run that was cut goes 
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
 from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import ForgeError, IntegrityError, NetworkError, UsageError
+from ssm_forge.errors import ForgeError, IntegrityError, UsageError
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.paths import launcher
 from ssm_forge.ui import download_progress
+from ssm_forge.web import TransientError as TransientError  # What targets raise.
+from ssm_forge.web import retrying
 
 Outcome = Literal["added", "was there"]
 Advance = Callable[[int], None]
-
-_ATTEMPTS = 5
-_T = TypeVar("_T")
-
-
-class TransientError(NetworkError):
-    """A failure that may pass: worth another attempt."""
 
 
 @dataclass(frozen=True)
@@ -150,36 +143,23 @@ def publish(
             stated = bool(parcel.statements) and _attach(there, parcel, log)
             done.append(Published(package.filename, package.sha256, outcome, stated))
             log(f"{package.filename} sha256 {package.sha256}: {outcome}, statement: {stated}")
-        _retrying(lambda: there.finish(parcels), log)
+        retrying(lambda: there.finish(parcels), log)
     return done
 
 
 def _present(there: Target, package: Package, to: str) -> str | None:
-    found = _retrying(lambda: there.present(package), lambda line: None)
+    found = retrying(lambda: there.present(package))
     if found is not None and found != package.sha256:
         raise channels.different(package.filename, redact(to))
     return found
 
 
 def _upload(there: Target, parcel: Parcel, advance: Advance, log: Callable[[str], None]) -> Outcome:
-    return _retrying(lambda: there.upload(parcel, advance), log)
+    return retrying(lambda: there.upload(parcel, advance), log)
 
 
 def _attach(there: Target, parcel: Parcel, log: Callable[[str], None]) -> bool:
-    return _retrying(lambda: there.attach(parcel), log)
-
-
-def _retrying(action: Callable[[], _T], log: Callable[[str], None]) -> _T:
-    """``action``'s result; transient failures are waited out: 0.5, 1, 2, 4 s, each with some randomness."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return action()
-        except TransientError as error:
-            log(f"attempt {attempt} of {_ATTEMPTS}: {error}")
-            if attempt == _ATTEMPTS:
-                raise
-            time.sleep(0.25 * 2**attempt * random.uniform(0.5, 1.5))
-    raise AssertionError("unreachable")
+    return retrying(lambda: there.attach(parcel), log)
 
 
 class FolderTarget:

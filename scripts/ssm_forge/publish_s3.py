@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ssm_forge import channel as channels
+from ssm_forge import repodata
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.inspection import Package
-from ssm_forge.publish import Advance, Outcome, Parcel, TransientError, compare
+from ssm_forge.publish import Advance, Outcome, Parcel, compare
+from ssm_forge.web import TransientError
 
 # More than this needs a multipart upload, which can't be conditional everywhere.
 _MOST_BYTES = 5_000_000_000
@@ -40,7 +41,10 @@ class S3Target:
         self._credentials = session.get_credentials()
 
     def present(self, package: Package) -> str | None:
-        told = compare(package, self._records(package.subdir).get(package.filename))
+        try:
+            told = compare(package, self._records(package.subdir).get(package.filename))
+        except repodata.DamagedIndexError:
+            told = None  # The object itself is asked, and the index is written anew in the end.
         return told or self._stored(package)
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
@@ -81,9 +85,10 @@ class S3Target:
             # The engine's check that nobody else changed the index meanwhile fails like any other error.
             raise TransientError(redact(f"the index of {self.url} could not be written: {error}")) from error
         for subdir in sorted({p.package.subdir for p in parcels} | {"noarch"}):
-            repodata = self._get(subdir, "repodata.json")
-            if repodata is not None:
-                self._put(subdir, "run_exports.json", channels.run_exports(json.loads(repodata)))
+            data = self._get(subdir, "repodata.json")
+            if data is not None:
+                told = repodata.document(data, f"{self.url}/{subdir}/repodata.json")
+                self._put(subdir, "run_exports.json", repodata.run_exports(told))
         missing = [p for p in parcels if p.package.filename not in self._records(p.package.subdir)]
         if missing:
             raise TransientError(f"the index of {self.url} does not list {missing[0].package.filename} yet.")
@@ -102,9 +107,9 @@ class S3Target:
             addressing_style="virtual-host" if "amazonaws.com" in meta.endpoint_url else "path",
         )
 
-    def _records(self, subdir: str) -> dict[str, dict[str, Any]]:
+    def _records(self, subdir: str) -> repodata.Records:
         data = self._get(subdir, "repodata.json")
-        return channels.records_of(json.loads(data)) if data else {}
+        return repodata.records(data, f"{self.url}/{subdir}/repodata.json") if data is not None else {}
 
     def _stored(self, package: Package) -> str | None:
         """sha256 of the object itself, which a killed run may have left out of the index."""

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge import mirrors
+from ssm_forge import mirrors, repodata
 from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import IntegrityError, NetworkError
+from ssm_forge.errors import ForgeError, IntegrityError, NetworkError
+from ssm_forge.urls import is_under
+from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 
@@ -47,6 +49,7 @@ def find(filename: str, channels: Sequence[str]) -> Found | None:
 
     Raises:
         NetworkError: when a channel can't be read: silently compiling for an hour instead helps nobody.
+        DamagedIndexError: when its index is no index.
     """
     import rattler
     import rattler.exceptions
@@ -79,19 +82,20 @@ def require_origin(filename: str, url: str, channel: str) -> None:
     Raises:
         IntegrityError: when it took it from elsewhere.
     """
-    if channel and not url.startswith(channel):
+    if channel and not is_under(url, channel):
         raise IntegrityError(
             f"{filename} was to come from {redact(channel)}, but the solver took {redact(url)}. Nothing was installed.",
             fix="Name the channel that is to be trusted first, and alone.",
         )
 
 
-def _unreadable(url: str, error: Exception) -> NetworkError:
+def _unreadable(url: str, error: Exception) -> ForgeError:
+    from ssm_forge.solver import require_readable
+
     reason = redact(str(error)).strip().splitlines()[-1].removeprefix("Caused by: ")
+    require_readable((url,), "linux-64", None)
+    if damage := repodata.damage_in(str(error)):
+        return repodata.DamagedIndexError(redact(url), f"has an index that can't be read ({damage})")
     refused = any(status in str(error) for status in ("401", "403"))
-    fix = (
-        "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
-        if refused
-        else "Check the network and the URL, or leave --channel out."
-    )
+    fix = HOW_TO_LOG_IN if refused else "Check the network and the URL, or leave --channel out."
     return NetworkError(f"channel {redact(url)} could not be read ({reason}).", fix=fix)

@@ -10,6 +10,7 @@ import httpx
 
 from ssm_forge.errors import NetworkError
 from ssm_forge.fetch import mirrored
+from ssm_forge.web import session
 
 # Read ahead this much: a zip's directory is at its end, in one piece.
 _BLOCK = 1 << 18
@@ -69,7 +70,7 @@ def read_member(url: str, suffix: str) -> bytes:
         NetworkError: when the server does not answer, or the zip has no such member.
     """
     try:
-        with httpx.Client(timeout=60, follow_redirects=True) as client:
+        with session() as client:
             stream = io.BufferedReader(RemoteFile(url, client), buffer_size=1 << 16)
             with zipfile.ZipFile(stream) as archive:
                 names = [name for name in archive.namelist() if name.endswith(suffix)]

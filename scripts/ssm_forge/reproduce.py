@@ -24,7 +24,7 @@ from ssm_forge.errors import ForgeError, IntegrityError, MachineError, UsageErro
 from ssm_forge.fetch import sha256_of
 from ssm_forge.package_diff import Comparison, Difference
 from ssm_forge.paths import Workspace, launcher
-from ssm_forge.ui import Log, open_log, say
+from ssm_forge.ui import Log, note, open_log, say
 
 _VARIANT_KEYS = ("forge_variant", "forge_source", "python", "cuda_arch_list", "cxx_compiler_version")
 
@@ -96,7 +96,7 @@ def reproduce(
         request = next(p.request for p in work.packages if p.name == recorded.project)
         _check_kept(keep, {recorded.filename, request.filename})
         if request.filename != recorded.filename:
-            say(f"[yellow]note:[/] the recipe now gives {request.filename}: the packages can't be the same.")
+            note(f"the recipe now gives {request.filename}: the packages can't be the same.")
         _make_needed(work, recorded, jobs, place, log)
         rebuilt = _rebuild(work, request, Path(scratch) / "channel", jobs, cache=cache, place=place, log=log)
         comparison = _compare(package, rebuilt, recorded)
@@ -224,7 +224,7 @@ def _other_values(recorded: Recorded, place: Workspace) -> list[str]:
     archs = ArchList.parse(recorded.variant["cuda_arch_list"])
     values = {key: value[0] for key, value in row.render_values(recorded.python, archs).items()}
     if source == "bridge":
-        values["cxx_compiler_version"] = recorded.variant["cxx_compiler_version"]
+        values |= {key: recorded.variant[key] for key in variants.COMPILER_KEYS if key in recorded.variant}
     return [
         f"recipes/variants.yaml: {key} is {values.get(key, 'nothing')} here, "
         f"{recorded.variant.get(key, 'nothing')} in the package"

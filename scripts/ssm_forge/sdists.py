@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 from ssm_forge import recipe, variants
@@ -10,6 +9,7 @@ from ssm_forge.arch import ArchList
 from ssm_forge.errors import UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all
 from ssm_forge.paths import Workspace
+from ssm_forge.unpacking import unpack_tar
 
 
 def find(project: str, version: str, place: Workspace) -> Artifact:
@@ -36,6 +36,5 @@ def unpack(artifact: Artifact, folder: Path, place: Workspace) -> Path:
         NetworkError, IntegrityError: from the download.
     """
     fetch_all([artifact], place)
-    with tarfile.open(checked(artifact, place)) as tar:
-        tar.extractall(folder, filter="data")
+    unpack_tar(checked(artifact, place), folder)
     return next(path for path in folder.iterdir() if path.is_dir())

@@ -283,7 +283,7 @@ class _AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        from ssm_forge.credentials import redact
+        from ssm_forge.credentials import redact_path
 
         started, status = time.monotonic(), 0
 
@@ -298,4 +298,4 @@ class _AccessLog:
         finally:
             spent = (time.monotonic() - started) * 1000
             client = (scope.get("client") or ("?",))[0]
-            self._access(f"{client} {status} {scope['method']} {redact(scope['path'])!r} {spent:.0f} ms")
+            self._access(f"{client} {status} {scope['method']} {redact_path(scope['path'])!r} {spent:.0f} ms")

@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import httpx
 import rattler
 import rattler.exceptions
 from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, RepoDataRecord, SparseRepoData
 from rattler.package import PackageName
 from rattler.version import Version
 
-from ssm_forge import mirrors
+from ssm_forge import mirrors, repodata
+from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.paths import workspace
+from ssm_forge.web import HOW_TO_LOG_IN, session
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
 _MOST_LINES = 14
@@ -128,6 +131,7 @@ def subdir_type(name: str) -> Any:
     return rattler.Subdir(name) if hasattr(rattler, "Subdir") else rattler.Platform(name)
 
 
+@for_engine()
 def solve(request: Request) -> list[RepoDataRecord]:
     """Solve, and return the records sorted by name.
 
@@ -153,8 +157,8 @@ def solve(request: Request) -> list[RepoDataRecord]:
             if request.snapshot is None:
                 records = asyncio.run(_solve_online(sources, request.subdir, common))
             else:
-                repodata = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
-                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=repodata, **common))
+                known = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
+                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=known, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
                 f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}\n"
@@ -165,7 +169,16 @@ def solve(request: Request) -> list[RepoDataRecord]:
             # A failed gateway leaves threads behind that crash the interpreter if it ends at once.
             time.sleep(0.5)
             reason = str(error).strip().splitlines()[-1].removeprefix("Caused by: ")
+            require_readable(request.channels, request.subdir, request.snapshot)
+            if repodata.damage_in(str(error)):
+                raise repodata.DamagedIndexError(
+                    redact(", ".join(request.channels)), f"is damaged ({reason})"
+                ) from error
             raise _unreachable(request.channels, reason) from error
+        except OSError:
+            # How the engine reports recorded or local repodata that it can't read.
+            require_readable(request.channels, request.subdir, request.snapshot)
+            raise
     return sorted(records, key=lambda r: r.name.normalized)
 
 
@@ -191,11 +204,8 @@ def _parse_spec(text: str) -> MatchSpec:
 def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
     """The repodata of a channel for ``subdir`` and noarch, from its own folder or from the snapshot."""
     base = channel_url(channel)
-    if base.startswith("file://"):
-        folder = Path(unquote(urlparse(base).path))
-    else:
-        # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
-        folder = snapshot / urlparse(base).path.strip("/")
+    folder = _folder(base, snapshot)
+    assert folder is not None
     found = [
         SparseRepoData(Channel(channel), part, str(path))
         for part in (subdir, "noarch")
@@ -209,6 +219,28 @@ def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
             f"{what} (looked in {folder}).", fix="Check the folder, or leave --snapshot out to solve online."
         )
     return found
+
+
+def _folder(base: str, snapshot: Path | None) -> Path | None:
+    """Where a channel's repodata lie on this machine; None when it is only online."""
+    path = urlparse(base).path
+    if base.startswith("file://"):
+        return Path(unquote(path))
+    # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
+    return snapshot / path.strip("/") if snapshot else None
+
+
+def require_readable(channels: Sequence[str], subdir: str, snapshot: Path | None) -> None:
+    """Find the damage in the indexes on this machine; the engine does not say in which file it met some.
+
+    Raises:
+        DamagedIndexError: for the first index that can't be read.
+    """
+    for channel in channels:
+        folder = _folder(channel_url(channel), snapshot)
+        for part in (subdir, "noarch"):
+            if folder is not None and (path := _repodata_file(folder / part)) is not None:
+                repodata.records(path.read_bytes(), str(folder / part / "repodata.json"))
 
 
 def _repodata_file(folder: Path) -> Path | None:
@@ -300,17 +332,17 @@ def require_reachable(channels: Sequence[str], seconds: float = _PROBE_SECONDS, 
 
 def _probe(channel: str, seconds: float, public: bool, reasons: dict[str, str]) -> None:
     """Ask one channel; ``reasons`` gets why it is of no use, if it is not."""
-    import httpx
-
     url = mirrors.mirrored(f"{channel_url(channel)}noarch/")
     if not url.startswith(("http://", "https://")):
         return
     try:
-        # Some channels have one of them only.
-        for name in ("repodata.json.zst", "repodata.json"):
-            status = httpx.head(url + name, timeout=seconds, follow_redirects=True).status_code
-            if status != httpx.codes.NOT_FOUND:
-                break
+        # Servers that hide a private channel answer 404 to strangers, so this says who asks.
+        with session(timeout=seconds) as client:
+            # Some channels have one of them only.
+            for name in ("repodata.json.zst", "repodata.json"):
+                status = client.head(url + name).status_code
+                if status != httpx.codes.NOT_FOUND:
+                    break
     except httpx.HTTPError as error:
         reasons[channel] = str(error) or type(error).__name__
         return
@@ -321,8 +353,10 @@ def _probe(channel: str, seconds: float, public: bool, reasons: dict[str, str]) 
 
 
 def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
+    if "401" in reason or "403" in reason:
+        return NetworkError(redact(f"{', '.join(channels)} could not be read ({reason})."), fix=HOW_TO_LOG_IN)
     return NetworkError(
-        f"{', '.join(channels)} could not be read ({reason}).",
+        redact(f"{', '.join(channels)} could not be read ({reason})."),
         fix="Check the network, and the mirrors in pixi's configuration if there are any; the tasks lock and build "
         "--solve-only also solve offline, against recorded repodata with --snapshot DIR.",
     )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import string
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,11 @@ from ssm_forge.errors import UsageError
 Right = Literal["read", "write"]
 
 _DAY = 86_400
-_PREFIX = "ssmf_"
+# conda takes a token in a channel's URL for as long as it consists of [a-zA-Z0-9-] only, and crashes on the rest.
+# Tokens of before that held "_" are still found: a token is looked up whatever it looks like.
+_PREFIX = "ssmf-"
+_LETTERS = string.ascii_letters + string.digits
+_LENGTH = 43  # As many as 256 random bits need.
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class TokenStore:
         Raises:
             UsageError: when the name is taken.
         """
-        secret = _PREFIX + secrets.token_urlsafe(32)
+        secret = _PREFIX + "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
         with self._changing() as tokens:
             if any(token.name == name for token in tokens):
                 raise UsageError(f"there is a token '{name}' already.", fix="Choose another name, or revoke it first.")

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 
+from ssm_forge.credentials import environment_outside
 from ssm_forge.errors import MachineError
 from ssm_forge.paths import workspace
 from ssm_forge.ui import say
@@ -31,6 +32,6 @@ def require(*modules: str) -> None:
             fix="Remove .pixi/tools and run the same command again.",
         )
     say(f"This environment has no {', '.join(missing)}: going on with the tools of ./run.")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {key: value for key, value in environment_outside().items() if key != "PYTHONPATH"}
     run = workspace().root / "run"
     os.execve(run, [str(run), *sys.argv[1:]], {**environment, _OWN_TOOLS: "1"})

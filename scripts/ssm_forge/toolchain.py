@@ -59,7 +59,7 @@ def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
     channel.ensure_indexed(workspace.channel)
     # Not among the environments: those are what `verify` and `python` choose from.
     prefix = workspace.state / "toolchains" / f"{variant.name}-py{python.replace('.', '')}"
-    wanted = (*specs(variant), f"python {python}.*", f"pytorch {variant.torch}.* *cuda*")
+    wanted = (*specs(variant), f"python {python}.*", variant.torch_spec)
     records = install.solve_for_prefix(wanted, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
     present = install.read_marker(prefix)

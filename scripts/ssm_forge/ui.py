@@ -20,22 +20,29 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from ssm_forge.credentials import redact
 
-# Progress and messages go to stderr, so that --json and piped results on stdout stay clean.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
+# Progress and messages go to stderr, so that --json and piped results on stdout stay clean. Text is shown as it is:
+# paths and other people's words hold brackets and colons too, so that style is given with a Text, never inside a str.
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def say(message: str) -> None:
+def say(message: str | Text) -> None:
     """One line of progress for people."""
     console.print(message)
 
 
+def note(message: str) -> None:
+    """Something that people should know, and that stops nothing."""
+    say(Text.assemble(("note:", "yellow"), f" {message}"))
+
+
 def download_progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -48,7 +55,7 @@ def download_progress() -> Progress:
 def step_progress() -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

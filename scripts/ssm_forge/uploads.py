@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
-import time
 from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +19,9 @@ from ssm_forge.errors import IntegrityError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.inspection import inspect
 
-FOLDER = ".uploads"
 MOST_BYTES = 20_000_000_000
 MOST_SIDECAR_BYTES = 4 * 1024 * 1024
 _BLOCK = 1 << 20
-_KEPT_SECONDS = 7 * 86_400
 
 
 class Uploads:
@@ -31,8 +29,12 @@ class Uploads:
 
     def __init__(self, channel: Path, record: Callable[[str], None]) -> None:
         self._channel = channel
-        self._folder = channel / FOLDER
+        self._folder = channel / channels.UPLOADS
         self._record = record
+        # Held as long as this lives: repair and prune leave what clients go on with.
+        self._in_use: object = None
+        with contextlib.suppress(OSError):  # A channel that can't be written receives nothing.
+            self._in_use = channels.receiving(channel)
 
     def received(self, sha256: str) -> int:
         """Bytes that are here of a file with this digest."""
@@ -43,9 +45,8 @@ class Uploads:
 
     def sweep(self) -> None:
         """Forget uploads that nobody went on with for a week."""
-        for path in self._folder.glob("*.part"):
-            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                path.unlink(missing_ok=True)
+        for path in channels.unfinished(self._channel):
+            path.unlink(missing_ok=True)
 
     async def receive(
         self,
@@ -91,7 +92,7 @@ class Uploads:
             return False
         if sha256_of(target) != sha256:
             raise HTTPException(409, str(channels.different(filename, "this channel")))
-        if filename not in channels.records(self._channel, subdir):
+        if channels.record(self._channel, subdir, filename) is None:
             with channels.locked(self._channel):
                 channels.index(self._channel)
         return True
@@ -144,7 +145,7 @@ class Uploads:
             with channels.locked(self._channel):
                 added = channels.place(self._channel, part, subdir, filename, sha256)
                 # The run that held the lock before may have listed this file with its own.
-                if filename not in channels.records(self._channel, subdir):
+                if channels.record(self._channel, subdir, filename) is None:
                     channels.index(self._channel)
                 return added
         except IntegrityError as error:

@@ -16,6 +16,9 @@ from ssm_forge.paths import launcher
 Source = Literal["conda", "bridge"]
 SOURCES: tuple[Source, ...] = ("conda", "bridge")
 
+# Of a bridge row these are what the machine has.
+COMPILER_KEYS = ("c_compiler_version", "cxx_compiler_version")
+
 DEFAULT_VARIANT = "cu130"
 DEFAULT_PYTHON = "3.12"
 
@@ -47,6 +50,11 @@ class Variant:
     def torch(self) -> str:
         """torch minor release, ``2.11``."""
         return self.row["pytorch"]
+
+    @property
+    def torch_spec(self) -> str:
+        """The match spec of the torch that kernels of this variant are built with."""
+        return f"pytorch {self.row['pytorch_host']}.* {self.row['pytorch_build']}"
 
     @property
     def pythons(self) -> tuple[str, ...]:
@@ -109,6 +117,7 @@ class Variant:
     def render_values(self, python: str, archs: ArchList, **overrides: str) -> dict[str, list[str]]:
         """The variant configuration for the recipe renderer: one value a key."""
         values = {**self.common, **self.row, "python": self.python_specs[python], "cuda_arch_list": str(archs)}
+        values["build_source"] = self.source
         values.update(overrides)
         return {key: [value] for key, value in values.items()}
 

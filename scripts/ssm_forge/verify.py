@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from ssm_forge import elf, install, machine
 from ssm_forge.activation import activated_environment
@@ -19,6 +18,7 @@ from ssm_forge.errors import ForgeError, InstallError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.recipe import EXTENSIONS
+from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import out
 
 Status = Literal["pass", "fail", "not-run"]
@@ -256,9 +256,9 @@ def _gpu_checks(prefix: Path) -> list[Check]:
 def show(report: Report) -> None:
     """Print a report for people."""
     colours = {"pass": "green", "fail": "red", "not-run": "yellow"}
-    table = Table("check", "result", "detail", title=escape(f"{report.prefix}"), title_justify="left")
+    table = FoldingTable("check", "result", "detail", title=f"{report.prefix}", wraps=["check", "detail"])
     for check in report.checks:
-        table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", escape(check.detail))
+        table.add_row(check.name, Text(check.status, style=colours[check.status]), check.detail)
     out.print(table)
     counts = report.as_dict()["counts"]
     out.print(f"{counts['pass']} passed, {counts['fail']} failed, {counts['not-run']} not run")

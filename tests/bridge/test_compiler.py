@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from front_door import assert_one_line_error, run
+from front_door import assert_one_line_error, run_here
 from ssm_forge.bridge import compiler as host
 from ssm_forge.errors import MachineError
 
@@ -83,7 +83,7 @@ def test_an_explicit_path_that_is_no_gxx_is_named(path: Path, text: str | None) 
 
 def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     old = fake(tmp_path / "g++", "7.5.0")
-    done = run(
+    done = run_here(
         "install-mamba", "--source", "bridge", "--host-compiler", str(old), SSM_FORGE_CACHE_DIR=str(tmp_path / "cache")
     )
     if "no Python" in done.stderr:
@@ -96,7 +96,7 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
 def test_packages_point_at_the_compiler_and_carry_its_runtime(tmp_path: Path) -> None:
     compiler = host.HostCompiler(Path(shutil.which("g++") or ""), Path(shutil.which("gcc") or ""), "12.2.0")
     made = {package.name: package for package in host.system_compiler_packages(compiler)}
-    assert set(made) >= {"gxx_linux-64", "sysroot_linux-64", "libstdcxx", "libgcc"}
+    assert set(made) >= {"gcc_linux-64", "gxx_linux-64", "sysroot_linux-64", "libstdcxx", "libgcc"}
     assert made["gxx_linux-64"].run_exports == {"strong": ["libstdcxx >=12", "libgcc >=12"]}
     for name in ("gxx_linux-64", "libstdcxx"):
         (tmp_path / name).mkdir()

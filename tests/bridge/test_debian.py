@@ -91,14 +91,17 @@ class Archive:
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Iterator[Archive]:
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    """An archive whose signature can't be checked, as on a machine without Debian's keyring."""
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "missing.gpg")
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None: ...
 
     root = tmp_path / "www"
     root.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     debian.load_index.cache_clear()
     yield Archive(root, f"http://127.0.0.1:{server.server_port}")
     server.shutdown()
@@ -123,24 +126,49 @@ def test_a_signature_that_cannot_be_checked_is_reported_as_not_checked(archive: 
     assert archive.index(place).signature.startswith("not checked: ")
 
 
+@dataclass
+class Signer:
+    """gpg with a key of its own, and an archive that it signs."""
+
+    archive: Archive
+    home: Path
+    folder: Path
+
+    def gpg(self, *command: str) -> None:
+        base = ["gpg", "--homedir", str(self.home), "--batch", "--yes", "--pinentry-mode", "loopback"]
+        subprocess.run([*base, "--passphrase", "", *command], check=True, capture_output=True)
+
+    def make_key(self, *options: str, expires: str = "never") -> None:
+        self.gpg(*options, "--quick-generate-key", "tin@example.org", "ed25519", "sign", expires)
+
+    def sign(self, *options: str) -> None:
+        release = self.archive.root / "debian/dists/tin/InRelease"
+        text = release.read_text().split("\n\n", 1)[1].split("-----BEGIN PGP SIGNATURE")[0]
+        (self.folder / "Release").write_text(text)
+        self.gpg(*options, "--clearsign", "--output", str(release), str(self.folder / "Release"))
+        self.gpg("--output", str(debian.KEYRING), "--export")
+
+    def revoke(self) -> None:
+        (certificate,) = (self.home / "openpgp-revocs.d").iterdir()
+        certificate.write_text(certificate.read_text().replace(":-----BEGIN", "-----BEGIN"))
+        self.gpg("--import", str(certificate))
+
+
 @pytest.fixture
-def signed(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
-    """The archive, signed with a key that is in the keyring."""
+def signer(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Signer]:
     home = Path(tempfile.mkdtemp(prefix="gpg", dir="/tmp"))  # gpg's socket paths must be short
-    gpg = ["gpg", "--homedir", str(home), "--batch", "--yes", "--pinentry-mode", "loopback", "--passphrase", ""]
     archive.publish("1.0", make_deb("hello"))
-    release = archive.root / "debian/dists/tin/InRelease"
-    text = release.read_text().split("\n\n", 1)[1].split("-----BEGIN PGP SIGNATURE")[0]
-    (tmp_path / "Release").write_text(text)
-    for command in (
-        ["--quick-generate-key", "tin@example.org", "ed25519", "sign", "never"],
-        ["--clearsign", "--output", str(release), str(tmp_path / "Release")],
-        ["--output", str(tmp_path / "keyring.gpg"), "--export"],
-    ):
-        subprocess.run([*gpg, *command], check=True, capture_output=True)
     monkeypatch.setattr(debian, "KEYRING", tmp_path / "keyring.gpg")
-    yield archive
+    yield Signer(archive, home, tmp_path)
     shutil.rmtree(home)
+
+
+@pytest.fixture
+def signed(signer: Signer) -> Archive:
+    """The archive, signed with a key that is in the keyring."""
+    signer.make_key()
+    signer.sign()
+    return signer.archive
 
 
 _NEEDS_GPG = pytest.mark.skipif(
@@ -160,6 +188,37 @@ def test_a_bad_signature_is_refused(signed: Archive, place: Workspace) -> None:
     release.write_text(release.read_text().replace("Version: 1.2", "Version: 1.3"))
     with pytest.raises(IntegrityError, match="bad signature"):
         signed.index(place)
+
+
+@_NEEDS_GPG
+def test_a_signature_that_was_taken_off_is_refused(signed: Archive, place: Workspace) -> None:
+    release = signed.root / "debian/dists/tin/InRelease"
+    text, _, rest = release.read_text().partition("-----BEGIN PGP SIGNATURE-----")
+    assert rest
+    for stripped in (text, text.partition("\n\n")[2], f"{text}-----BEGIN PGP SIGNATURE-----\n\nnone\n", ""):
+        release.write_text(stripped)
+        with pytest.raises(IntegrityError, match="has no signature"):
+            signed.index(place)
+
+
+@_NEEDS_GPG
+@pytest.mark.parametrize("kind", ["signature", "key"])
+def test_an_expired_signature_is_refused(signer: Signer, place: Workspace, kind: str) -> None:
+    then = ("--faked-system-time", "20200101T000000")
+    signer.make_key(*then, expires="1y" if kind == "key" else "never")
+    signer.sign(*then, *(("--default-sig-expire", "1d") if kind == "signature" else ()))
+    with pytest.raises(IntegrityError, match=r"(signature|key) that has expired"):
+        signer.archive.index(place)
+
+
+@_NEEDS_GPG
+def test_a_revoked_key_is_refused(signer: Signer, place: Workspace) -> None:
+    signer.make_key()
+    signer.sign()
+    signer.revoke()
+    signer.gpg("--output", str(debian.KEYRING), "--export")
+    with pytest.raises(IntegrityError, match="a key that was revoked"):
+        signer.archive.index(place)
 
 
 @_NEEDS_GPG
@@ -270,7 +329,9 @@ def test_what_is_no_deb_is_refused(tmp_path: Path, content: bytes) -> None:
         debian.unpack(tmp_path / "x.deb", tmp_path / "out")
 
 
-@pytest.mark.parametrize("lock", sorted(Path(__file__).parents[2].glob("recipes/bridge/debs.*.toml")), ids=str)
-def test_every_lock_of_the_project_can_be_read(lock: Path) -> None:
-    debs = debian.read_lock(lock)
+def test_every_lock_of_the_project_can_be_read() -> None:
+    locks = {path.name: debian.read_lock(path) for path in Path(__file__).parents[2].glob("recipes/bridge/debs.*.toml")}
+    assert locks
+    assert all(locks.values()), locks.keys()
+    debs = [deb for lock in locks.values() for deb in lock]
     assert all(len(deb.sha256) == 64 and deb.size and deb.url.endswith(".deb") for deb in debs)

@@ -38,6 +38,8 @@ def keep(place: Workspace, name: str, data: bytes) -> Artifact:
 def wheel(place: Workspace, name: str, version: str, *files: str) -> LockedWheel:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
+        # As in NVIDIA's wheels.
+        archive.writestr("nvidia/__init__.py", "")
         for file in files:
             archive.writestr(f"nvidia/{file}", f"{name} {file}")
         for folder in {file.split("/")[0] for file in files}:

@@ -12,6 +12,7 @@ from ssm_forge.errors import BuildError
 from ssm_forge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
 
 _ROOT = Path(__file__).parents[2]
+_FOLDERS = sorted(path for path in _ROOT.glob("patches/torch/*") if path.is_dir())
 _SCRIPT = _ROOT / "recipes/common/patch_torch.py"
 
 _CPP_EXTENSION = """\
@@ -79,6 +80,35 @@ def test_lines_may_have_moved(tmp_path: Path) -> None:
     site = site_packages(tmp_path / "site", text="# a new comment\n\n" + _CPP_EXTENSION)
     assert run(patches(tmp_path / "patches"), site).returncode == 0
     assert "11.8" in tables(site)["CUDA_GCC_VERSIONS"]
+
+
+def test_a_second_build_in_the_same_environment_finds_it_done(tmp_path: Path) -> None:
+    site, folder = site_packages(tmp_path / "site"), patches(tmp_path / "patches")
+    assert run(folder, site).returncode == 0
+    first = (site / MEMBER).read_text()
+    done = run(folder, site)
+    assert done.returncode == 0, done.stderr
+    assert (site / MEMBER).read_text() == first
+
+
+@pytest.mark.parametrize(
+    "hunk",
+    [
+        "@@ -1,2 +1,3 @@\n import os\n \n+ADDED = 1\n",
+        "@@ -1,3 +1,2 @@\n import os\n \n-MINIMUM_GCC_VERSION = (5, 0, 0)\n",
+    ],
+    ids=["added at the end of a hunk", "removed at the end of a hunk"],
+)
+def test_what_is_there_already_is_told_from_what_is_not(tmp_path: Path, hunk: str) -> None:
+    site = site_packages(tmp_path / "site")
+    folder = tmp_path / "patches"
+    (folder / "2.3.0").mkdir(parents=True)
+    (folder / "2.3.0/0001-x.patch").write_text(f"--- a/{MEMBER}\n+++ b/{MEMBER}\n{hunk}")
+    assert run(folder, site).returncode == 0
+    once = (site / MEMBER).read_text()
+    assert once != _CPP_EXTENSION
+    assert run(folder, site).returncode == 0
+    assert (site / MEMBER).read_text() == once
 
 
 def test_another_patch_release_of_the_minor_takes_the_same_patch(tmp_path: Path) -> None:
@@ -165,7 +195,7 @@ def test_a_torch_without_the_table_is_refused() -> None:
         make_patch("9.0.0", _CPP_EXTENSION.replace("CUDA_CLANG_VERSIONS", "CLANGS"), _BOUNDS)
 
 
-@pytest.mark.parametrize("folder", sorted(_ROOT.glob("patches/torch/*/")), ids=lambda p: str(p.name))
+@pytest.mark.parametrize("folder", _FOLDERS, ids=lambda p: str(p.name))
 def test_every_torch_patch_adds_11_8_with_the_recorded_bounds(folder: Path) -> None:
     bounds = {b.cuda: b for b in read_bounds(_ROOT / "patches/torch/bounds.toml")}
     (patch,) = folder.glob("0001-*.patch")
@@ -179,6 +209,6 @@ def test_every_torch_patch_adds_11_8_with_the_recorded_bounds(folder: Path) -> N
 def test_every_torch_of_the_matrix_has_a_patch() -> None:
     from ssm_forge import variants
 
-    minors = {path.name.rpartition(".")[0] for path in _ROOT.glob("patches/torch/*/")}
+    minors = {path.name.rpartition(".")[0] for path in _FOLDERS}
     matrix = variants.load(_ROOT / "recipes/variants.yaml")
     assert {variant.torch for variant in matrix.variants} <= minors

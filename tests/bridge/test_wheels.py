@@ -166,8 +166,8 @@ def test_torch_tells_its_cuda(place: Workspace) -> None:
     torch = described([LockedWheel("torch", "2.11.0+cu130", wheel.artifact)], place)
     assert (torch.name, torch.version) == ("pytorch", "2.11.0")
     assert "cuda-version >=13.0,<14" in torch.depends
-    # The recipes ask for "pytorch 2.11.* *cuda*".
-    assert torch.build.startswith(f"cuda130_py{tag}_")
+    # The recipes ask for "pytorch 2.11.* bridge_cuda130_*".
+    assert torch.build.startswith(f"bridge_cuda130_py{tag}_")
 
 
 def test_a_wheel_that_changed_in_the_cache_is_not_packed(place: Workspace, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from lab import Running, auth_file, serving
+from lab import Lab, serving
 
 from ssm_forge.tokens import TokenStore
 
@@ -19,25 +18,6 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
     for name in ("RATTLER_AUTH_FILE", "NETRC", "SSM_FORGE_CHANNEL_TOKEN", "SSM_FORGE_TRUST"):
         monkeypatch.delenv(name, raising=False)
-
-
-@dataclass
-class Lab:
-    """A channel that our own server serves, and who may do what there."""
-
-    channel: Path
-    server: Running
-    store: TokenStore
-    read: str
-    write: str
-    home: Path
-
-    @property
-    def url(self) -> str:
-        return self.server.url
-
-    def login(self, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("RATTLER_AUTH_FILE", str(auth_file(self.home, token)))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from rattler_build import assemble_package
 
 from ssm_forge.archive import dump_json, rewrite_info
@@ -88,6 +89,7 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT / "scripts"),
         "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
         "SSM_FORGE_CACHE_DIR": str(home / "cache"),
+        "SSM_FORGE_LOG_DIR": str(home / "logs"),
         **extra,
     }
 
@@ -142,7 +144,7 @@ def wait_until_up(url: str) -> None:
     """Wait for ``/health``."""
     import httpx
 
-    for _ in range(200):
+    for _ in range(2400):
         try:
             if httpx.get(f"{url}/health", verify=False, timeout=2).status_code == 200:
                 return
@@ -156,7 +158,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -171,7 +173,7 @@ def read_channel(url: str, token: str = "") -> dict[str, str]:
     import httpx
 
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with httpx.Client(headers=headers, timeout=30) as client:
+    with httpx.Client(headers=headers, timeout=600) as client:
         answer = client.get(f"{url}/linux-64/repodata.json")
         answer.raise_for_status()
         found = {}
@@ -196,3 +198,22 @@ def check_folder(channel: Path) -> set[str]:
     for name, record in plain["packages.conda"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == record["sha256"], name
     return set(plain["packages.conda"])
+
+
+@dataclass
+class Lab:
+    """A channel that our own server serves, and who may do what there."""
+
+    channel: Path
+    server: Running
+    store: TokenStore
+    read: str
+    write: str
+    home: Path
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def login(self, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RATTLER_AUTH_FILE", str(auth_file(self.home, token)))

@@ -64,7 +64,7 @@ def running(command: list[str | Path], url: str, folder: Path) -> Iterator[str]:
     with log.open("w") as stream:
         process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            for _ in range(300):
+            for _ in range(1200):
                 assert process.poll() is None, log.read_text()
                 try:
                     httpx.get(url, timeout=2)
@@ -114,7 +114,7 @@ def quetz(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 _NGINX = """
-daemon off; worker_processes 2; pid {folder}/nginx.pid; error_log {folder}/error.log;
+{user} daemon off; worker_processes 2; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 512; }}
 http {{
   access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
@@ -143,16 +143,14 @@ def nginx(folder: Path, channel: Path, token: str) -> Iterator[str]:
         program = shutil.which("nginx", path="/usr/sbin")
     if program is None:
         pytest.skip("not run: there is no nginx, and it can't be installed (no root, or no Debian archive)")
-    for path in (folder, *folder.parents):
-        # Workers run as nobody where the test runs as root.
-        if path.is_relative_to("/tmp") and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o011)
     port = free_port()
     salted = base64.b64encode(hashlib.sha1(token.encode() + b"salt").digest() + b"salt").decode()
     (folder / "users").write_text(f"lab:{{SSHA}}{salted}\n")
     (folder / "users").chmod(0o644)
     config = folder / "nginx.conf"
-    config.write_text(_NGINX.format(folder=folder, channel=channel, token=token, port=port))
+    # Root's workers would be nobody, whom other runs of pytest keep out of the temporary folders.
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(_NGINX.format(folder=folder, channel=channel, token=token, port=port, user=user))
     command: list[str | Path] = [program, "-c", config, "-e", folder / "error.log"]
     with running(command, f"http://127.0.0.1:{port}", folder) as url:
         yield url

@@ -10,10 +10,10 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +21,19 @@ from pathlib import Path
 import httpx
 import pytest
 import zstandard
-from conftest import Lab
-from lab import check_folder, environment, make_package, read_channel, serving
+from lab import Lab, check_folder, environment, make_package, read_channel, serving
 from real_servers import free_port
 
+from ssm_forge import channel as channels
 from ssm_forge.errors import MachineError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.publish import publish
 from ssm_forge.tokens import TokenStore
+
+# Every night and before a release; the usual run does the same less often.
+ALL = os.environ.get("SSM_FORGE_TEST_ALL") == "1"
+KILLS = 50 if ALL else 8
+READS = 20 if ALL else 2
 
 
 def require_consistent(channel: Path) -> set[str]:
@@ -51,8 +56,8 @@ def made(folder: Path, count: int, size: int = 20_000) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "server"])
-def test_a_publisher_killed_at_50_random_moments(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
-    packages = made(tmp_path / "made", 50)
+def test_a_publisher_killed_at_random_moments(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    packages = made(tmp_path / "made", KILLS)
     url, channel = str(tmp_path / "channel"), tmp_path / "channel"
     if kind == "server":
         lab: Lab = request.getfixturevalue("lab")
@@ -61,30 +66,31 @@ def test_a_publisher_killed_at_50_random_moments(request: pytest.FixtureRequest,
     if kind == "folder":
         del here["RATTLER_AUTH_FILE"]
     script = Path(__file__).with_name("killed_publisher.py")
-    command = [sys.executable, script, url, tmp_path / "made", "50", "7"]
+    command = [sys.executable, script, url, tmp_path / "made", str(KILLS), "7"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=here)
     assert process.stdout is not None
     ends = []
     for line in process.stdout:
-        ends.append(line.split()[1])
+        ends.append(line.strip())
         require_consistent(channel)
-    assert process.wait(60) == 0
-    assert len(ends) == 50
-    assert ends.count("killed") >= 10
+    assert process.wait(600) == 0
+    assert len(ends) == KILLS
+    assert ends[0] == "ended"
+    # Those that are killed at a step, whatever the clock says.
+    assert ends.count("killed") >= KILLS // 4
     publish(packages, url)
     assert require_consistent(channel) == check_folder(channel) == {package.name for package in packages}
     assert not list((channel / ".uploads").glob("*.lock"))
-    assert len(list((channel / "linux-64").glob("*.conda"))) == 50
+    assert len(list((channel / "linux-64").glob("*.conda"))) == KILLS
 
 
-@pytest.mark.slow
-def test_a_server_killed_at_50_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = made(tmp_path / "made", 50)
+def test_a_server_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = made(tmp_path / "made", KILLS)
     store = TokenStore(tmp_path / "tokens.json")
     monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", f"127.0.0.1={store.add('writer', 'write', 1)}")
-    monkeypatch.setattr("ssm_forge.publish._ATTEMPTS", 1)
+    monkeypatch.setattr("ssm_forge.web.ATTEMPTS", 1)
     channel, port, chance = tmp_path / "channel", free_port(), random.Random(7)
-    for number in range(50):
+    for number in range(KILLS):
         with serving(channel, store, tmp_path / "home", port=port) as server:
             timer = threading.Timer(chance.uniform(0, 0.5), server.process.send_signal, (signal.SIGKILL,))
             timer.start()
@@ -219,76 +225,65 @@ def test_two_publishers_at_once(request: pytest.FixtureRequest, tmp_path: Path, 
         thread.start()
     while any(thread.is_alive() for thread in threads):
         require_consistent(channel)
+        # Looking without a pause would keep the publishers from the interpreter.
+        for thread in threads:
+            thread.join(0.01)
     assert not failures
     assert check_folder(channel) == {package.name for package in packages}
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(30, marks=pytest.mark.slow)], ids=["short", "30 seconds"])
-def test_200_readers_while_publishing(lab: Lab, tmp_path: Path, seconds: int) -> None:
+def test_200_readers_while_publishing(lab: Lab, tmp_path: Path) -> None:
     packages = made(tmp_path / "made", 12, size=5_000)
     publish(packages[:2], lab.url)
-    reads = asyncio.run(_read_and_publish(lab, packages[2:], seconds))
-    assert reads >= 200
+    reads = asyncio.run(_read_and_publish(lab, packages[2:]))
+    assert reads >= 200 * READS
     assert check_folder(lab.channel) == {package.name for package in packages}
 
 
-async def _read_and_publish(lab: Lab, packages: list[Path], seconds: int) -> int:
-    """200 readers, each with a connection of its own; returns how many packages they read."""
-    until, reads = time.monotonic() + seconds, 0
+async def _read_and_publish(lab: Lab, packages: list[Path]) -> int:
+    """200 readers, each with a connection of its own, from before the first package until all are published.
+
+    Returns:
+        How many packages they read.
+    """
+    reads, published = 0, False
 
     async def reader(number: int) -> None:
         nonlocal reads
-        chance = random.Random(number)
+        chance, mine = random.Random(number), 0
         limits = httpx.Limits(max_connections=1)
         headers = {"Authorization": f"Bearer {lab.read}"}
-        async with httpx.AsyncClient(headers=headers, timeout=60, limits=limits, verify=plain) as client:
-            while True:
+        async with httpx.AsyncClient(headers=headers, timeout=600, limits=limits, verify=plain) as client:
+            while mine < READS or not published:
                 index = await client.get(f"{lab.url}/linux-64/repodata.json")
                 assert index.status_code == 200
                 name, record = chance.choice(sorted(index.json()["packages.conda"].items()))
                 package = await client.get(f"{lab.url}/linux-64/{name}")
                 assert package.status_code == 200, name
                 assert hashlib.sha256(package.content).hexdigest() == record["sha256"], name
+                mine += 1
                 reads += 1
-                if time.monotonic() > until:
-                    return
 
     async def writer() -> None:
+        nonlocal published
         for package in packages:
             await asyncio.to_thread(publish, [package], lab.url)
-
-    import ssl
+        published = True
 
     plain = ssl.create_default_context()  # One for all: making 200 takes seconds.
     await asyncio.gather(writer(), *(reader(number) for number in range(200)))
     return reads
 
 
-def test_a_channel_of_1000_packages_is_indexed_in_under_two_seconds(tmp_path: Path) -> None:
-    from rattler_build import assemble_package
-
-    content = tmp_path / "content"
-    content.mkdir()
-    (content / "data.txt").write_text("data\n")
+def test_an_index_update_opens_no_package_that_is_listed(tmp_path: Path) -> None:
+    """What it costs does not grow with the bytes of the channel: none of them are there any more."""
     channel = tmp_path / "channel"
-    for number in range(1000):
-        assemble_package(
-            name=f"p{number}",
-            version="1.0",
-            build_string="h1_0",
-            target_platform="linux-64",
-            output_dir=str(channel / "linux-64"),
-            files_dir=str(content),
-            compression_level=1,
-        )
-    publish([make_package(tmp_path / "made", "first")], str(channel))
-    best = 1e9
-    for number in range(3):
-        package = make_package(tmp_path / "made", f"next{number}")
-        started, used = time.monotonic(), time.process_time()
-        publish([package], str(channel))
-        # On a machine that others keep busy, the processor's own time says what the wall clock can't.
-        best = min(best, time.monotonic() - started, time.process_time() - used)
-    assert len(check_folder(channel)) == 1004
-    print(f"index update of 1,000 packages: {best:.2f} s")
-    assert best < 2
+    listed = made(tmp_path / "made", 30)
+    publish(listed, str(channel))
+    digests = {path.name: sha256_of(path) for path in listed}
+    for name in digests:
+        (channel / "linux-64" / name).write_bytes(b"")
+    fresh = make_package(tmp_path / "made", "fresh")
+    publish([fresh], str(channel))
+    digests[fresh.name] = sha256_of(fresh)
+    assert {name: record["sha256"] for name, record in channels.records(channel).items()} == digests

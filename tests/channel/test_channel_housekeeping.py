@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import Lab
-from lab import check_folder, make_package
+from lab import Lab, check_folder, make_package
+
+pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import channel as channels
 from ssm_forge import channel_tasks, coverage, trust, variants
@@ -124,6 +127,31 @@ def test_prune_keeps_more_when_asked_and_what_others_need(tmp_path: Path) -> Non
     channels.index(tmp_path)
     channel_tasks.prune(tmp_path, keep=1, dry_run=False)
     assert any(name.startswith("tool-1.0-") for name in check_folder(tmp_path))
+
+
+@pytest.mark.parametrize("who", ["a server", "a mirror"])
+def test_what_is_still_being_received_is_left_alone(request: pytest.FixtureRequest, tmp_path: Path, who: str) -> None:
+    if who == "a server":
+        lab: Lab = request.getfixturevalue("lab")
+        channel, running = lab.channel, None
+    else:
+        channel = tmp_path / "copy"
+        running = channels.receiving(channel)
+    channels.ensure_indexed(channel)
+    fresh, forgotten = (channel / ".uploads" / f"{digit * 64}.part" for digit in "01")
+    for part in (fresh, forgotten):
+        part.write_bytes(b"half")
+    os.utime(forgotten, (time.time() - 8 * 86_400,) * 2)
+    assert problems(channel) == {f".uploads/{forgotten.name}": "leftover"}
+    assert channel_tasks.prune(channel, keep=1, dry_run=True).other == (f".uploads/{forgotten.name}",)
+    channel_tasks.repair(channel)
+    channel_tasks.prune(channel, keep=1, dry_run=False)
+    assert fresh.exists()
+    assert not forgotten.exists()
+    if running is not None:
+        running.close()
+        channel_tasks.repair(channel)
+        assert not fresh.exists()
 
 
 def test_prune_takes_away_what_no_index_names(channel: Path) -> None:

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Lab
-from lab import auth_file, environment, make_package
+from lab import Lab, auth_file, environment, make_package
 from rattler import RepoDataRecord
 
 from ssm_forge import channel as channels

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import Lab
-from lab import environment, make_package, serving
+from lab import Lab, environment, make_package, serving
 
 from ssm_forge.publish import publish
 from ssm_forge.tokens import TokenStore
@@ -61,6 +63,31 @@ def test_a_token_works_in_every_form_that_conda_tools_use(filled: Lab) -> None:
     assert httpx.get(url, auth=("anything", filled.read)).status_code == 200
     assert httpx.get(f"{filled.url}/t/{filled.read}/linux-64/{NAME}").status_code == 200
     assert httpx.get(url, headers={"Authorization": f"Bearer {filled.write}"}).status_code == 200
+
+
+# As conda.common.url has it (split_anaconda_token, unchanged from conda 4.2 to 26.7).
+CONDAS_TOKEN = re.compile(r"/t/([a-zA-Z0-9-]*)")
+
+
+def test_conda_reads_a_token_whole_from_a_channels_url(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    secrets = [store.add(f"user{number}", "read", 1) for number in range(50)]
+    for secret in secrets:
+        url = f"https://conda.lab.example:8400/t/{secret}/linux-64"
+        found = CONDAS_TOKEN.search(url)
+        assert found is not None
+        assert found.group(1) == secret
+    assert len(set(secrets)) == len(secrets)
+
+
+def test_a_token_that_was_made_with_underscores_still_works(tmp_path: Path) -> None:
+    old = "ssmf_x_Yz-0123456789abcdefghijklmnopqrstuvwxyzABC"
+    entry = {"name": "old", "right": "read", "sha256": hashlib.sha256(old.encode()).hexdigest(), "expires": 1 << 40}
+    (tmp_path / "tokens.json").write_text(json.dumps([entry]))
+    make_package(tmp_path / "channel" / "linux-64")
+    with serving(tmp_path / "channel", TokenStore(tmp_path / "tokens.json"), tmp_path / "home") as server:
+        assert httpx.get(f"{server.url}/t/{old}/linux-64/{NAME}").status_code == 200
+        assert httpx.get(f"{server.url}/linux-64/{NAME}", auth=("any", old)).status_code == 200
 
 
 def test_a_public_channel_is_read_without_a_token_but_not_written(tmp_path: Path) -> None:
@@ -139,7 +166,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path: Path) -> None:
 
     made = serve("add", "alice", "--right", "write", "--days", "2")
     secret = made.stdout.strip()
-    assert secret.startswith("ssmf_")
+    assert secret.startswith("ssmf-")
     found = TokenStore(tmp_path / "t.json").find(secret)
     assert found is not None
     assert (found.name, found.right, found.expired) == ("alice", "write", False)

@@ -8,17 +8,21 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Lab
-from lab import make_package
+from lab import Lab, make_package
 from rattler import RepoDataRecord
 
+pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
+
 from ssm_forge import channel as channels
-from ssm_forge import policy, trust
+from ssm_forge import pipeline, plan, policy, remote, trust
+from ssm_forge.arch import ArchList
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.inspection import inspect
 from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
+from ssm_forge.urls import is_under
+from ssm_forge.variants import Variant
 
 
 @pytest.fixture
@@ -96,6 +100,96 @@ def test_another_key_an_unsigned_package_and_another_channel(tmp_path: Path, pac
     with pytest.raises(IntegrityError, match=r"no statement signed by lab.pub: found one signed by another key"):
         policy.enforce([record(lab.as_uri())], rules(keys, lab.as_uri(), "lab"), ignore)
     assert policy.enforce([record(lab.as_uri())], rules(keys, "https://elsewhere.example", "lab"), ignore) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "channel"),
+    [
+        ("https://Conda.Lab.example:8400", "https://conda.lab.example:8400"),
+        ("https://conda.lab.example:8400", "HTTPS://CONDA.LAB.EXAMPLE:8400/"),
+        ("https://conda.lab.example:443", "https://conda.lab.example"),
+        ("https://conda.lab.example", "https://conda.lab.example.:443/"),
+        ("https://conda.lab.example/a", "https://conda.lab.example/x/../a"),
+        ("https://conda.lab.example/a", "https://conda.lab.example//a/./"),
+        ("https://conda.lab.example/a", "https://conda.lab.example/%61"),
+        ("https://conda.lab.example/a/b", "https://conda.lab.example/a%2Fb"),
+        ("https://conda.lab.example/my channel", "https://conda.lab.example/my%20channel"),
+        ("conda-forge", "https://conda.anaconda.org/conda-forge"),
+        ("https://conda.anaconda.org/conda-forge", "conda-forge"),
+    ],
+)
+def test_a_rule_means_its_channel_however_the_two_are_spelled(keys: Path, rule: str, channel: str) -> None:
+    found = rules(keys, rule, "lab")
+    policy.require_used(found, remote.channel_urls([channel]))
+    # As a server's index may spell it: the engine's own spelling, and the one that was asked for.
+    for base in (remote.channel_urls([channel])[0], channel.rstrip("/") + "/"):
+        if "://" in base:
+            assert is_under(f"{base}linux-64/tool-1.0-h1_0.conda", found[0].url)
+
+
+@pytest.mark.parametrize(
+    ("rule", "channel"),
+    [
+        ("https://conda.lab.example/a", "https://conda.lab.example/ab"),
+        ("https://conda.lab.example/a", "https://conda.lab.example"),
+        ("https://conda.lab.example", "http://conda.lab.example"),
+        ("https://conda.lab.example", "https://conda.lab.example:8400"),
+        ("https://conda.lab.example", "https://conda.lab.example.evil.org"),
+        ("conda-forge", "bioconda"),
+    ],
+)
+def test_a_rule_that_matches_no_used_channel_is_an_error(keys: Path, rule: str, channel: str) -> None:
+    with pytest.raises(UsageError, match="no channel in use is there"):
+        policy.require_used(rules(keys, rule, "lab"), remote.channel_urls([channel]))
+
+
+def test_an_installation_stops_at_a_rule_that_protects_nothing(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = Variant("cu130", "bridge", {}, {}, {})
+    channel, archs = "https://conda.lab.example/", ArchList.parse("9.0")
+    work = plan.Plan(
+        row, "3.12", archs, tmp_path, (channel,), (), None, 1, 0, 0, 0, rules(keys, "https://conda.1ab.example", "lab")
+    )
+    monkeypatch.setattr(plan, "make", lambda *_: work)
+    with pytest.raises(UsageError, match="no channel in use is there"):
+        pipeline.install_mamba(plan.Options(), dry_run=True, as_json=True)
+
+
+@pytest.mark.parametrize("linked", ["the rule's folder", "the channel", "the platform", "the package"])
+def test_a_rule_for_a_folder_is_not_escaped_through_a_link(
+    tmp_path: Path, package: Path, keys: Path, linked: str
+) -> None:
+    lab, link = tmp_path / "lab", tmp_path / "link"
+    publish([package], str(lab))
+    rule_for, url = lab, f"{lab.as_uri()}/linux-64/{package.name}"
+    if linked == "the rule's folder":
+        link.symlink_to(lab)
+        rule_for = link
+    elif linked == "the channel":
+        link.symlink_to(lab)
+        url = f"{link.as_uri()}/linux-64/{package.name}"
+    else:
+        part = lab / "linux-64" if linked == "the platform" else lab / "linux-64" / package.name
+        part.rename(tmp_path / "elsewhere")
+        part.symlink_to(tmp_path / "elsewhere")
+    found = RepoDataRecord(record(lab.as_uri()), package.name, url, lab.as_uri())
+    with pytest.raises(IntegrityError, match="comes without a signed statement"):
+        policy.enforce([found], rules(keys, rule_for.as_uri(), "lab"), ignore)
+
+
+def test_every_rule_about_a_channel_holds(tmp_path: Path, package: Path, keys: Path) -> None:
+    """A second table for the same channel is not passed over because the first one is satisfied."""
+    lab = tmp_path / "lab"
+    publish_signed(package, str(lab), keys / "lab.key")
+    both = (*rules(keys, lab.as_uri(), "lab"), *rules(keys, tmp_path.as_uri(), "stranger"))
+    with pytest.raises(IntegrityError, match=r"no statement signed by stranger\.pub"):
+        policy.enforce([record(lab.as_uri())], both, ignore)
+
+
+def test_a_folder_is_named_beside_the_policy(tmp_path: Path, keys: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    assert rules(keys, "../lab", "lab")[0].url == f"{(tmp_path / 'lab').as_uri()}/"
 
 
 def test_a_swapped_package_with_a_new_index_is_refused(tmp_path: Path, package: Path, keys: Path) -> None:
@@ -181,6 +275,13 @@ def test_a_rule_for_sigstore_is_the_engines_to_check(tmp_path: Path, package: Pa
         "[[channel]]\nurl = 'x'",
         "[[channel]]\nurl = 'x'\nrequire = 'nothing'",
         "[[channel]]\nkeys = ['lab.pub']",
+        "[[channel]]\nurl = ''\nkeys = ['lab.pub']",
+        "[[channel]]\nurl = 'https://x:port'\nkeys = ['lab.pub']",
+        "[[channel]]\nurl = 'x'\nkeys = ['lab.pub']\nidentity = 'not asked for'",
+        "[[channel]]\nurl = 'x'\nrequire = 'sigstore'\nidentity = 'https://github.com/lab/*'",
+        "[[channel]]\nurl = 'x'\nkeys = 'lab.pub'",
+        "[[channel]]\nurl = 1\nkeys = ['lab.pub']",
+        "channel = [1]",
         "[[channel]]\nurl = 'x'\nkey = 'lab.pub'",
         "[[channel]]\nurl = 'x'\nkeys = ['missing.pub']",
         "[[channels]]\nurl = 'x'",

@@ -24,6 +24,9 @@ from ssm_forge.ui import open_log
         ("https://me:secret@h/x", "https://********@h/x"),
         ("see https://secret@h/x.", "see https://********@h/x."),
         ("https://h/t/secret/linux-64/repodata.json", "https://h/t/********/linux-64/repodata.json"),
+        ("https://h/conda/t/secret", "https://h/conda/t/********"),
+        ("'https://h/t/secret' and quetz://h/t/other/x", "'https://h/t/********' and quetz://h/t/********/x"),
+        ("GET /t/secret/linux-64/repodata.json", "GET /t/********/linux-64/repodata.json"),
         ("https://h/x?X-Amz-Signature=secret&a=b", "https://h/x?X-Amz-Signature=********&a=b"),
         ("https://h/x?access_token=secret", "https://h/x?access_token=********"),
         ("Authorization: Bearer secret-secret", "Authorization: Bearer ********"),
@@ -37,10 +40,25 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["https://h/x/linux-64/a-1.0-0.conda", "unexpected token 'something'", "user@host:/path", "key=value"],
+    [
+        "https://h/x/linux-64/a-1.0-0.conda",
+        "unexpected token 'something'",
+        "user@host:/path",
+        "key=value",
+        "Installed into /data/t/venv",
+        "/t/venv is not a conda environment",
+        "file:///data/t/channel/linux-64/a-1.0-0.conda",
+        "/data/t/channel/linux-64",
+        "see https://h/x and /data/t/venv",
+    ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("channel", ["/data/t/channel", "/t/channel", "file:///data/t/channel", "https://h/x"])
+def test_a_folder_t_is_no_secret(channel: str) -> None:
+    assert credentials.require_clean(channel) == channel
 
 
 def test_places_are_asked_in_the_engines_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +149,53 @@ def test_the_engine_gets_environment_tokens_in_a_private_file_that_goes_away(
         }
     assert not given.exists()
     assert os.environ["RATTLER_AUTH_FILE"] == str(auth)
+
+
+RESTART = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+from ssm_forge import paths, toolbox
+from ssm_forge.credentials import for_engine
+toolbox.workspace = lambda: paths.Workspace(Path(sys.argv[1]), Path(sys.argv[1]))
+with for_engine(), for_engine():
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    toolbox.require("a_library_that_nobody_has")
+"""
+
+
+@pytest.mark.parametrize("end", ["replaced", "killed"])
+def test_no_token_outlives_a_process_that_is_replaced_or_killed(tmp_path: Path, end: str) -> None:
+    run = tmp_path / "run"
+    run.write_text('#!/bin/sh\necho "$RATTLER_AUTH_FILE"\nls -l /proc/$$/fd\n')
+    run.chmod(0o755)
+    (tmp_path / "auth.json").write_text("{}")
+    (tmp_path / "tmp").mkdir()
+    kept = environment(
+        tmp_path,
+        TMPDIR=str(tmp_path / "tmp"),
+        SSM_FORGE_CHANNEL_TOKEN="lab.example=hunter2",
+        RATTLER_AUTH_FILE=str(tmp_path / "auth.json"),
+    )
+    kept.pop("SSM_FORGE_NO_PIXI", None)
+    done = subprocess.run(
+        [sys.executable, "-c", RESTART, str(tmp_path), end], capture_output=True, text=True, env=kept, check=False
+    )
+    assert done.returncode == (0 if end == "replaced" else -9), done.stderr
+    if end == "replaced":
+        assert done.stdout.splitlines()[0] == str(tmp_path / "auth.json")
+        assert "ssm-forge-auth" not in done.stdout
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and "hunter2" in path.read_text(errors="replace")
+    ]
+
+
+def test_children_of_the_engine_know_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", "lab.example=hunter2")
+    with for_engine():
+        read = 'cat "$RATTLER_AUTH_FILE"'
+        shown = subprocess.run(["sh", "-c", read], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown) == {"lab.example": {"BearerToken": "hunter2"}}
 
 
 def test_logs_take_no_secret(tmp_path: Path) -> None:

@@ -1,26 +1,35 @@
-"""The real thing, in order: each file installs with the command line a user types.
-
-The caches of this machine are used where they are warm; nothing else is shared with the checkout: channel and
-environments are the test run's own.
-"""
+"""The real thing: each file works with the command line that a user types, from nothing but downloads."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from forge_run import Forge
-from ssm_forge.paths import workspace
+from forge_run import ROWS, WHOLE, Forge, Row, fresh_forge
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop tests that are for some variants only (``@pytest.mark.variants``) where another one is run."""
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        wanted: Sequence[str] = next((marker.args for marker in item.iter_markers("variants")), ())
+        row = item.callspec.params.get("row") if hasattr(item, "callspec") else None
+        (dropped if wanted and row is not None and row.variant not in wanted else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
+
+
+@pytest.fixture(scope="module", params=[ROWS[variant] for variant in WHOLE], ids=lambda row: row.variant)
+def row(request: pytest.FixtureRequest) -> Row:
+    """The variant whose main job is run."""
+    found: Row = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
-def forge() -> Iterator[Forge]:
-    """A channel and a folder for environments; each file's own, for what is in the channel is part of its tests."""
-    # Beside the caches, so that environments are hard links and not copies.
-    folder = workspace().cache / "test-runs" / f"{os.getpid()}"
-    folder.mkdir(parents=True)
-    yield Forge(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+def forge(row: Row) -> Iterator[Forge]:
+    """A machine on which nothing was built yet."""
+    with fresh_forge(row) as made:
+        yield made

@@ -111,4 +111,6 @@ def test_charts_are_drawn(build: Build, tmp_path) -> None:
         "date": "2026-01-01T",
         "rows": [row.as_dict() for row in _rows(build)],
     }
-    assert all(path.stat().st_size > 5000 for path in plot.draw(document, tmp_path))
+    charts = plot.draw(document, tmp_path)
+    assert charts
+    assert all(path.stat().st_size > 5000 for path in charts)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from ssm_forge.bridge.package import BridgePackage, hash_text
 from ssm_forge.errors import MachineError
 from ssm_forge.machine import glibc
 
-_ACTIVATE = """\
+_ACTIVATE_GCC = """\
 export CC="{cc}"
+"""
+
+_ACTIVATE_GXX = """\
 export CXX="{cxx}"
 export NVCC_PREPEND_FLAGS="${{NVCC_PREPEND_FLAGS:+$NVCC_PREPEND_FLAGS }}-ccbin={cxx}"
 """
 
-_DEACTIVATE = "unset CC CXX NVCC_PREPEND_FLAGS\n"
+_DEACTIVATE_GCC = "unset CC\n"
+_DEACTIVATE_GXX = "unset CXX NVCC_PREPEND_FLAGS\n"
 
 
 @dataclass(frozen=True)
@@ -109,14 +114,14 @@ def system_compiler_packages(compiler: HostCompiler) -> list[BridgePackage]:
     version = compiler.version
     major = compiler.major
 
-    def stage_compiler(folder: Path) -> None:
-        for step, text in (
-            ("activate", _ACTIVATE.format(cc=compiler.cc, cxx=compiler.cxx)),
-            ("deactivate", _DEACTIVATE),
-        ):
-            script = folder / f"etc/conda/{step}.d/{step}-gxx_linux-64.sh"
-            script.parent.mkdir(parents=True)
-            script.write_text(text)
+    def stage_activation(name: str, activate: str, deactivate: str) -> Callable[[Path], None]:
+        def stage(folder: Path) -> None:
+            for step, text in (("activate", activate), ("deactivate", deactivate)):
+                script = folder / f"etc/conda/{step}.d/{step}-{name}.sh"
+                script.parent.mkdir(parents=True)
+                script.write_text(text)
+
+        return stage
 
     def stage_library(name: str) -> object:
         def stage(folder: Path) -> None:
@@ -137,11 +142,20 @@ def system_compiler_packages(compiler: HostCompiler) -> list[BridgePackage]:
 
     return [
         BridgePackage(
+            name="gcc_linux-64",
+            version=version,
+            inputs=(identity, _ACTIVATE_GCC),
+            stage=stage_activation("gcc_linux-64", _ACTIVATE_GCC.format(cc=compiler.cc), _DEACTIVATE_GCC),
+            depends=("sysroot_linux-64",),
+            run_exports={"strong": [f"libgcc >={major}"]},
+            summary=f"Activates {compiler.cc} of this machine",
+        ),
+        BridgePackage(
             name="gxx_linux-64",
             version=version,
-            inputs=(identity, _ACTIVATE),
-            stage=stage_compiler,
-            depends=("sysroot_linux-64",),
+            inputs=(identity, _ACTIVATE_GXX),
+            stage=stage_activation("gxx_linux-64", _ACTIVATE_GXX.format(cxx=compiler.cxx), _DEACTIVATE_GXX),
+            depends=(f"gcc_linux-64 =={version}",),
             run_exports={"strong": [f"libstdcxx >={major}", f"libgcc >={major}"]},
             summary=f"Activates {compiler.cxx} of this machine",
         ),

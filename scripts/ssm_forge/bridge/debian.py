@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,10 +25,12 @@ import httpx
 import tomlkit
 import zstandard
 
+from ssm_forge import web
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import say
+from ssm_forge.unpacking import unpack_tar
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,14 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SNAPSHOT_TIME = re.compile(r"/\d{8}T\d{6}Z(?=/|$)")
 _GONE = (404, 410)
 _AR_MAGIC = b"!<arch>\n"
+
+# What gpgv says of a signature that is refused.
+_REFUSED = {
+    "BADSIG": "a bad signature",
+    "REVKEYSIG": "a signature of a key that was revoked",
+    "EXPKEYSIG": "a signature of a key that has expired",
+    "EXPSIG": "a signature that has expired",
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
     """
     base = f"{archive}/dists/{suite}"
     try:
-        answer = httpx.get(mirrored(f"{base}/InRelease"), timeout=60, follow_redirects=True).raise_for_status()
+        answer = web.get(mirrored(f"{base}/InRelease")).raise_for_status()
     except httpx.HTTPError as error:
         raise NetworkError(
             f"the package index of Debian {suite} could not be read ({type(error).__name__}: {error}).",
@@ -162,10 +171,12 @@ def _fields(paragraph: str) -> dict[str, str]:
 def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
     """The signed text of InRelease, and whether the signature was checked.
 
-    Only what gpgv says was signed is returned when it did check.
+    Only what gpgv says was signed is returned when it did check. A release that is signed with a key newer than
+    the keyring can't be checked, which is reported; anything else that is no good signature is refused, or it
+    would be enough to take the signature off.
 
     Raises:
-        IntegrityError: for a bad signature.
+        IntegrityError: for a signature that is bad, expired, of a revoked key, or missing.
     """
     tool = shutil.which("gpgv")
     plain = inrelease.decode("utf-8").split("-----BEGIN PGP SIGNATURE-----")[0]
@@ -178,14 +189,18 @@ def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
         message.write_bytes(inrelease)
         command = [tool, "--keyring", str(KEYRING), "--status-fd", "1", "--output", str(signed), str(message)]
         status = subprocess.run(command, capture_output=True, text=True, errors="replace").stdout
-        if "[GNUPG:] BADSIG" in status:
-            raise IntegrityError(
-                f"InRelease of Debian {suite} has a bad signature; nothing of it was used.",
-                fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
-            )
-        if "[GNUPG:] VALIDSIG" in status and signed.exists():
+        # Every signature of the file has lines of its own (doc/DETAILS of GnuPG); VALIDSIG also stands beside
+        # a signature that has expired, GOODSIG only for one that is good.
+        words = {line.split()[1] for line in status.splitlines() if line.startswith("[GNUPG:] ")}
+        if "GOODSIG" in words and "BADSIG" not in words and signed.exists():
             return signed.read_text(encoding="utf-8"), "checked"
-    return plain, f"not checked: {KEYRING} has no key for this release"
+    found = next((text for word, text in _REFUSED.items() if word in words), "")
+    if "NO_PUBKEY" in words and not found:
+        return plain, f"not checked: {KEYRING} has no key for this release"
+    raise IntegrityError(
+        f"InRelease of Debian {suite} has {found or 'no signature'}; nothing of it was used.",
+        fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
+    )
 
 
 def read_lock(path: Path) -> tuple[Deb, ...]:
@@ -313,11 +328,9 @@ def unpack(path: Path, target: Path) -> None:
             name, data = _data_member(stream)
         if name.endswith(".zst"):
             data = io.BytesIO(zstandard.ZstdDecompressor().stream_reader(data).read())
-        target.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=data, mode="r:*") as tar:
-            tar.extractall(target, filter=_inside)
-    except (ValueError, tarfile.TarError, zstandard.ZstdError, lzma.LZMAError) as error:
+    except (ValueError, zstandard.ZstdError) as error:
         raise IntegrityError(f"{path} is not a Debian package that can be unpacked ({error}).") from error
+    unpack_tar(data, target, named=path, absolute_links=True)
 
 
 def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
@@ -332,10 +345,3 @@ def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
             return name, io.BytesIO(stream.read(size))
         stream.seek(size + size % 2, io.SEEK_CUR)
     raise ValueError("no data.tar in it")
-
-
-def _inside(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
-    if member.issym() and member.linkname.startswith("/"):
-        folder = PurePosixPath("/", member.name).parent
-        member = member.replace(linkname=os.path.relpath(member.linkname, folder), deep=False)
-    return tarfile.data_filter(member, target)

@@ -190,7 +190,8 @@ def _unpack(wheels: Sequence[LockedWheel], scratch: Path, workspace: Workspace) 
     for wheel in wheels:
         with zipfile.ZipFile(checked(wheel.artifact, workspace)) as archive:
             archive.extractall(scratch)
-    for part in sorted(scratch.glob("nvidia/*/")):
+    # Not "nvidia/*/", which is files too before Python 3.11: some wheels have an nvidia/__init__.py.
+    for part in sorted(path for path in scratch.glob("nvidia/*") if path.is_dir()):
         shutil.copytree(part, root, dirs_exist_ok=True, copy_function=shutil.move)
     for marker in [*root.glob("__init__.py"), *root.glob("*/__init__.py")]:
         marker.unlink()

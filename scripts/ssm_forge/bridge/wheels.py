@@ -58,7 +58,7 @@ def wheel_package(
     if wheel.name == "torch":
         major, minor = cuda.split(".")
         depends.append(f"cuda-version >={major}.{minor if major != '11' else '0'},<{int(major) + 1}")
-        build_prefix = f"cuda{cuda.replace('.', '')}_{build_prefix}"
+        build_prefix = f"bridge_cuda{cuda.replace('.', '')}_{build_prefix}"
     return BridgePackage(
         name=conda_name(wheel.name),
         version=dist.version.partition("+")[0],

@@ -11,6 +11,7 @@ import click
 
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import launcher, workspace
+from ssm_forge.tables import FoldingTable
 from ssm_forge.toolbox import require
 from ssm_forge.ui import human_bytes, open_log, out, say
 
@@ -143,12 +144,10 @@ def coverage(channel: str | None, page: Path | None, url: str | None, as_json: b
 
 
 def _show(table: list[Row]) -> None:
-    from rich.table import Table
-
     from ssm_forge.coverage import pythons
 
     columns = pythons(table)
-    shown = Table("variant", "CUDA", "torch", "package", *columns)
+    shown = FoldingTable("variant", "CUDA", "torch", "package", *columns)
     for row in table:
         cells = []
         for python in columns:

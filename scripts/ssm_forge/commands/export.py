@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -26,14 +27,17 @@ def export(name: str, form: str, output: Path | None, lock_file: Path | None) ->
     """Write what is locked for environment NAME in another tool's format."""
     from ssm_forge import lock
     from ssm_forge.export import FORMATS
+    from ssm_forge.toolbox import require
 
+    if form == "cyclonedx":
+        require("cyclonedx")
     locked = lock.environment(lock_file or workspace().lock, name)
     text = FORMATS[form](locked)
     if output is None:
         click.echo(text, nl=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.part")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(output)
     say(f"{output}: {len(locked.records)} packages.")

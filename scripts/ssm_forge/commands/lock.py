@@ -33,13 +33,13 @@ def lock(snapshot: Path | None, only_check: bool, revision: str | None, as_json:
     from ssm_forge import lock as locks
     from ssm_forge import manifest as manifests
 
-    if only_check and revision:
+    if only_check and revision is not None:
         raise click.UsageError("--check and --diff exclude each other.")
     place = workspace()
     manifest = manifests.load(place.manifest)
     if only_check:
         _check(manifest, place.lock, as_json)
-    elif revision:
+    elif revision is not None:
         _diff(manifest, revision, as_json)
     else:
         before = place.lock.read_bytes() if place.lock.exists() else b""
@@ -95,16 +95,18 @@ def _diff(manifest: Manifest, revision: str, as_json: bool) -> None:
 
 
 def _print_change(change: EnvironmentChange) -> None:
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    out.print(f"[bold]{change.environment}[/]")
+    out.print(change.environment, style="bold")
     for note in change.notes:
-        out.print(f"  {escape(note)}")
+        out.print(f"  {note}")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for item in change.changes:
         what = " -> ".join(part for part in (item.old, item.new) if part)
-        name = f"[bold]{item.package}[/]" if item.asked_for else item.package
-        table.add_row(f"  {item.kind}", name, escape(what))
+        name = Text(item.package, "bold" if item.asked_for else "")
+        table.add_row(f"  {item.kind}", name, what)
     if change.changes:
         out.print(table)

@@ -10,7 +10,7 @@ import click
 
 from ssm_forge.paths import workspace
 from ssm_forge.toolbox import require
-from ssm_forge.ui import open_log, out, say
+from ssm_forge.ui import note, open_log, out, say
 
 
 @click.command()
@@ -55,6 +55,6 @@ def publish(
     say(f"{redact(to)} has all {len(done)} packages. Full log: {log.path}")
     wanted = bool(sign_key or attestations)
     if wanted and not all(item.statement for item in done):
-        say("[yellow]note:[/] this kind of server has no place for statements; they were not stored.")
+        note("this kind of server has no place for statements; they were not stored.")
     if as_json:
         out.print_json(json.dumps([asdict(item) for item in done]))

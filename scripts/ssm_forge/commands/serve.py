@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from ssm_forge.paths import launcher, workspace
+from ssm_forge.tables import FoldingTable
 from ssm_forge.toolbox import require
 from ssm_forge.ui import out, say
 
@@ -91,14 +92,12 @@ def token_add(name: str, right: Literal["read", "write"], days: float, store: Pa
 @_STORE
 def token_list(as_json: bool, store: Path | None) -> None:
     """List the tokens by name, without the tokens themselves."""
-    from rich.table import Table
-
     tokens = _open(store).all()
     if as_json:
         rows = [{"name": t.name, "right": t.right, "expires": t.expires, "expired": t.expired} for t in tokens]
         out.print_json(json.dumps(rows))
         return
-    table = Table("name", "right", "valid until")
+    table = FoldingTable("name", "right", "valid until")
     for item in tokens:
         day = time.strftime("%Y-%m-%d", time.gmtime(item.expires))
         table.add_row(item.name, item.right, f"{day} (expired)" if item.expired else day)

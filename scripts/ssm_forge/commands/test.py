@@ -1,31 +1,40 @@
 from __future__ import annotations
 
+import datetime
+import os
 import subprocess
 import sys
 
 import click
 
-_PASS_ON = {"ignore_unknown_options": True}
+from ssm_forge import tiers
+from ssm_forge.paths import workspace
+from ssm_forge.toolbox import require
+from ssm_forge.ui import say
 
 
-@click.command(context_settings=_PASS_ON)
-@click.option("--fast", is_flag=True, help="Lint and unit tests only: the inner loop.")
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--fast", is_flag=True, help="Lint, types and unit tests only: the inner loop.")
+@click.option("--all", "everything", is_flag=True, help="Every test for every variant: before a release.")
+@click.option("--strict-skips", is_flag=True, help="Fail for a skip that tests/skips.toml does not expect.")
+@click.option("--random-order", "seed", metavar="SEED", default="", help="Unit and server tests in a random order.")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def test(fast: bool, args: tuple[str, ...]) -> None:
-    """Run the unit tests, then the real thing: bridge, builds, install, verify. ARGS go to pytest."""
-    from ssm_forge.paths import workspace
-    from ssm_forge.ui import say
+def test(fast: bool, everything: bool, strict_skips: bool, seed: str, args: tuple[str, ...]) -> None:
+    """Run the tests: lint, types, unit tests, servers, and the main job of one variant from nothing.
 
+    With ARGS only pytest, with these arguments. SSM_FORGE_TEST_VARIANT names the variant; else it changes every day.
+    """
+    # mypy reads what every module imports; pixi's environments have only some of it, ./run's own tools all.
+    require("mypy", "pytest_randomly", "ruff", "xdist", "cryptography", "cyclonedx", "starlette", "uvicorn")
     root = workspace().root
-    for name, command in (
-        ("ruff", [sys.executable, "-m", "ruff", "check", "--quiet"]),
-        ("mypy", [sys.executable, "-m", "mypy", "--no-error-summary"]),
-    ):
-        done = subprocess.run(command, cwd=root, check=False)
-        if done.returncode:
-            say(f"[red]{name} found problems[/]")
-            raise SystemExit(done.returncode)
-        say(f"{name}: no problems")
-    selection = ["-m", "not slow"] if fast else []
-    done = subprocess.run([sys.executable, "-m", "pytest", *selection, *args], cwd=root, check=False)
-    raise SystemExit(done.returncode)
+    if args:
+        raise SystemExit(subprocess.run([sys.executable, "-m", "pytest", *args], cwd=root, check=False).returncode)
+    if fast and everything:
+        raise click.UsageError("--fast and --all exclude each other.")
+    tier = tiers.FAST if fast else tiers.ALL if everything else tiers.MIDDLE
+    variant = tiers.variant_of_the_day(datetime.date.today(), os.environ.get(tiers.VARIANT_VARIABLE, ""))
+    if tier == tiers.MIDDLE:
+        say(f"The main job is that of {variant} today; {tiers.VARIANT_VARIABLE} names another.")
+    results = tiers.run(tiers.steps(tier, root, strict=strict_skips, seed=seed, variant=variant), root)
+    tiers.show(results, tier)
+    raise SystemExit(next((result.returncode for result in results if result.returncode), 0))

@@ -1,0 +1,206 @@
+"""The one reader of a channel's index, in all its forms.
+
+Goes in: the bytes of ``repodata.json``, ``repodata_shards.msgpack.zst``, a shard or ``run_exports.json``, and where
+they are from. Comes out: records whose names and fields have the types that the rest of this project counts on, or
+:class:`DamagedIndexError`. Nothing here opens a file or a connection.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import zstandard
+
+from ssm_forge.errors import IntegrityError
+from ssm_forge.paths import launcher
+
+Records = dict[str, dict[str, Any]]
+
+# What ranking packages by age, or telling what they are, needs of each record.
+COMPLETE = ("name", "version", "build", "build_number")
+
+_PARTS = ("packages", "packages.conda")
+_HEX = re.compile(r"[0-9a-f]+")
+_FILE_NAME = re.compile(r"[^/\x00-\x1f]+\.(conda|tar\.bz2)")
+# serde's words for a position: how the engine's errors about a damaged index end.
+_POSITION = re.compile(r"at line \d+ column \d+")
+
+
+class DamagedIndexError(IntegrityError):
+    """An index that is not what its format says.
+
+    Attributes:
+        reason: what is wrong with the file, without its name.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        fix = "Tell whoever runs the channel."
+        if "://" not in where:
+            channel = PurePosixPath(where).parent.parent
+            fix = f"'{launcher()} channel check --repair {channel}' makes the index anew from the packages."
+        super().__init__(f"{where} {reason}.", fix=fix)
+        self.reason = reason
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list_of_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_hex(digits: int) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and len(value) == digits and _HEX.fullmatch(value) is not None
+
+
+# The fields that we use; a field that is absent or null is no damage.
+_FIELDS: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "version", "build", "subdir", "license"), _is_text),
+    **dict.fromkeys(("build_number", "size", "timestamp"), _is_number),
+    **dict.fromkeys(("depends", "constrains"), _is_list_of_text),
+    **dict.fromkeys(("sha256", "attestations_sha256"), _is_hex(64)),
+    "md5": _is_hex(32),
+    "run_exports": lambda value: isinstance(value, dict),
+}
+
+
+def document(data: bytes, where: str) -> dict[str, Any]:
+    """A whole ``repodata.json`` or ``run_exports.json``, every record checked.
+
+    Raises:
+        DamagedIndexError: when it is not one.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DamagedIndexError(where, f"is not JSON ({error})") from error
+    return _checked(content, where)
+
+
+def records(data: bytes, where: str, needed: Sequence[str] = ()) -> Records:
+    """What an index lists: file name -> record.
+
+    Args:
+        needed: fields that every record must have.
+
+    Raises:
+        DamagedIndexError: when it is no index.
+    """
+    found = _records_of(document(data, where))
+    for name, record in found.items():
+        for field in needed:
+            if record.get(field) is None:
+                raise DamagedIndexError(where, f"lists {name} without its {field}")
+    return found
+
+
+def shard_digests(data: bytes, where: str) -> dict[str, str]:
+    """A ``repodata_shards.msgpack.zst``: package name -> sha256 of its shard.
+
+    Raises:
+        DamagedIndexError: when it is not one.
+    """
+    content = _unpacked(data, where)
+    shards = content.get("shards") if isinstance(content, dict) else None
+    if not isinstance(shards, dict):
+        raise DamagedIndexError(where, "has no table of shards")
+    for name, digest in shards.items():
+        if not isinstance(name, str) or not isinstance(digest, bytes) or len(digest) != 32:
+            raise DamagedIndexError(where, f"has no sha256 for the shard of {name!r}")
+    return {name: digest.hex() for name, digest in shards.items()}
+
+
+def shard(data: bytes, where: str) -> Records:
+    """The records of one shard, where hashes are bytes instead of text.
+
+    Raises:
+        DamagedIndexError: when it is no shard.
+    """
+
+    def as_text(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: as_text(item) for key, item in value.items()}
+        return value.hex() if isinstance(value, bytes) else value
+
+    return _records_of(_checked(as_text(_unpacked(data, where)), where))
+
+
+def decompress(data: bytes, where: str) -> bytes:
+    """The content of a zstd file.
+
+    Raises:
+        DamagedIndexError: when it is none, or an empty one.
+    """
+    try:
+        content: bytes = zstandard.ZstdDecompressor().stream_reader(data).read()
+    except zstandard.ZstdError as error:
+        raise DamagedIndexError(where, f"is no zstd file ({error})") from error
+    if not content:
+        raise DamagedIndexError(where, "is empty")
+    return content
+
+
+def run_exports(repodata: Mapping[str, Any]) -> bytes:
+    """run_exports.json (CEP-12) from a repodata.json, where the engine keeps them in the records."""
+
+    def exports(part: str) -> dict[str, dict[str, Any]]:
+        listed = repodata.get(part, {})
+        return {name: {"run_exports": record.get("run_exports") or {}} for name, record in listed.items()}
+
+    info = {"subdir": repodata.get("info", {}).get("subdir"), "version": 1}
+    parts = {part: exports(part) for part in _PARTS}
+    return json.dumps({"info": info, **parts}, sort_keys=True).encode()
+
+
+def damage_in(message: str) -> str:
+    """The engine's words for a damaged index, when an error's text holds them; else empty."""
+    return next((line.removeprefix("Caused by: ") for line in message.splitlines() if _POSITION.search(line)), "")
+
+
+def _unpacked(data: bytes, where: str) -> Any:
+    import msgpack
+
+    content = decompress(data, where)
+    try:
+        return msgpack.unpackb(content)
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise DamagedIndexError(where, f"is not msgpack ({error})") from error
+
+
+def _checked(content: object, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise DamagedIndexError(where, f"holds a {type(content).__name__}, not an object")
+    if not isinstance(content.get("info", {}), dict):
+        raise DamagedIndexError(where, "has an 'info' that is no object")
+    for part in _PARTS:
+        listed = content.get(part, {})
+        if not isinstance(listed, dict):
+            raise DamagedIndexError(where, f"has '{part}' that is no object")
+        for name, record in listed.items():
+            _check_record(name, record, where)
+    return content
+
+
+def _check_record(name: object, record: object, where: str) -> None:
+    # Names become paths: whoever wrote the index must not choose a folder with them.
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+        raise DamagedIndexError(where, f"lists {name!r}, which is no name of a package")
+    if not isinstance(record, dict):
+        raise DamagedIndexError(where, f"lists {name} with a {type(record).__name__} instead of a record")
+    for field, fits in _FIELDS.items():
+        value = record.get(field)
+        if value is not None and not fits(value):
+            raise DamagedIndexError(where, f"lists {name} with {field} {value!r:.80}")
+
+
+def _records_of(content: Mapping[str, Any]) -> Records:
+    return {**content.get("packages", {}), **content.get("packages.conda", {})}
