@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 
 from ssm_forge import channel, install, plan, policy, remote, toolchain
@@ -44,7 +45,7 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     if failed:
         raise VerifyError(
             f"{work.prefix} was installed, but {failed} check{'s' if failed > 1 else ''} failed.",
-            fix=f"See them with '{launcher()} verify --prefix {work.prefix}'.",
+            fix=f"See them with '{launcher()} verify --prefix {shlex.quote(str(work.prefix))}'.",
         )
     say(f"[green]Done[/] in {human_seconds(time.monotonic() - started)}: {_names(work)} in {work.prefix}")
     say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
