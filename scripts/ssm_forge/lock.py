@@ -76,6 +76,7 @@ def _request(environment: EnvironmentSpec, platform: Platform, snapshot: Path | 
         constraints=environment.constraints,
         strict=environment.strict,
         snapshot=snapshot,
+        offers_snapshot=True,
         purpose=f"environment {environment.name} on {platform.name}",
     )
 

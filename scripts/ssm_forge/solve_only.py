@@ -73,6 +73,7 @@ def solve_recipes(
                 subdir=platform.subdir,
                 strict=target.strict,
                 snapshot=snapshot,
+                offers_snapshot=True,
                 extra=made if kind == "run" else {},
                 purpose=f"the {kind} environment of {project} for {variant.name} with Python {python}",
             )

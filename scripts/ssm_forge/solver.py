@@ -105,6 +105,7 @@ class Request:
         extra: records no channel has yet, file name -> repodata entry; they take precedence over channels.
         pinned: records that are installed and must stay as they are.
         purpose: what is being solved, for error messages.
+        offers_snapshot: the command that asks has the option ``--snapshot``, so that errors may name it.
     """
 
     specs: tuple[str, ...]
@@ -117,6 +118,7 @@ class Request:
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pinned: tuple[RepoDataRecord, ...] = ()
     purpose: str = "the environment"
+    offers_snapshot: bool = False
 
 
 def channel_url(channel: str) -> str:
@@ -150,12 +152,12 @@ def solve(request: Request) -> list[RepoDataRecord]:
             "channel_priority": ChannelPriority.Strict if request.strict else ChannelPriority.Disabled,
         }
         if request.snapshot is None:
-            require_reachable(request.channels)
+            require_reachable(request.channels, offers_snapshot=request.offers_snapshot)
         try:
             if request.snapshot is None:
                 records = asyncio.run(_solve_online(sources, request.subdir, common))
             else:
-                known = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
+                known = [sparse for c in sources for sparse in _sparse(c, request, request.snapshot)]
                 records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=known, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
@@ -171,7 +173,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
                 raise repodata.DamagedIndexError(
                     redact(", ".join(request.channels)), f"is damaged ({reason})"
                 ) from error
-            raise _unreachable(request.channels, reason) from error
+            raise _unreachable(request.channels, reason, request.offers_snapshot) from error
         except OSError:
             # How the engine reports recorded or local repodata that it can't read.
             require_readable(request.channels, request.subdir, request.snapshot)
@@ -200,23 +202,22 @@ def _parse_spec(text: str) -> MatchSpec:
         raise UsageError(f"'{text}' is not a package spec ({error}).") from error
 
 
-def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
+def _sparse(channel: str, request: Request, snapshot: Path) -> list[SparseRepoData]:
     """The repodata of a channel for ``subdir`` and noarch, from its own folder or from the snapshot."""
     base = channel_url(channel)
     folder = _folder(base, snapshot)
     assert folder is not None
     found = [
         SparseRepoData(Channel(channel), part, str(path))
-        for part in (subdir, "noarch")
+        for part in (request.subdir, "noarch")
         if (path := _repodata_file(folder / part)) is not None
     ]
     if not found:
         what = f"{snapshot} holds no recorded repodata of channel {channel}"
         if base.startswith("file://"):
-            what = f"{folder} is not a conda channel: it has no repodata.json for {subdir} or noarch"
-        raise UsageError(
-            f"{what} (looked in {folder}).", fix="Check the folder, or leave --snapshot out to solve online."
-        )
+            what = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
+        online = ", or leave --snapshot out to solve online" if request.offers_snapshot else ""
+        raise UsageError(f"{what} (looked in {folder}).", fix=f"Check the folder{online}.")
     return found
 
 
@@ -297,7 +298,7 @@ def _shorten(message: str) -> str:
 
 
 def _solve_fix(request: Request) -> str:
-    if request.snapshot is not None:
+    if request.snapshot is not None and request.offers_snapshot:
         return (
             f"The recorded repodata in {request.snapshot} may lack a package that the channel has; "
             "without --snapshot the channels themselves are read."
@@ -305,7 +306,7 @@ def _solve_fix(request: Request) -> str:
     return "Loosen the spec that the message names."
 
 
-def require_reachable(channels: Sequence[str]) -> None:
+def require_reachable(channels: Sequence[str], *, offers_snapshot: bool = False) -> None:
     """Ask each channel on the network for its index, so that a missing network is one quick, clear error.
 
     Raises:
@@ -320,15 +321,17 @@ def require_reachable(channels: Sequence[str]) -> None:
             with session(timeout=_PROBE_SECONDS) as client:
                 answer = client.head(f"{base}noarch/repodata.json")
         except httpx.HTTPError as error:
-            raise _unreachable((channel,), str(error) or type(error).__name__) from error
+            raise _unreachable((channel,), str(error) or type(error).__name__, offers_snapshot) from error
         if answer.status_code == httpx.codes.NOT_FOUND:
-            raise _unreachable((channel,), "it has no index for noarch, so it is not a conda channel")
+            raise _unreachable((channel,), "it has no index for noarch, so it is not a conda channel", offers_snapshot)
 
 
-def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
+def _unreachable(channels: Sequence[str], reason: str, offers_snapshot: bool) -> ForgeError:
     if "401" in reason or "403" in reason:
         return NetworkError(redact(f"{', '.join(channels)} could not be read ({reason})."), fix=HOW_TO_LOG_IN)
     return NetworkError(
         redact(f"{', '.join(channels)} could not be read ({reason})."),
-        fix="Check the network, or solve offline against recorded repodata with --snapshot DIR.",
+        fix="Check the network, or solve offline against recorded repodata with --snapshot DIR."
+        if offers_snapshot
+        else "Check the network and the channel's address, and run the same command again.",
     )
