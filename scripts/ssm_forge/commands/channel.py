@@ -114,9 +114,8 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
         copied, there = channel_tasks.mirror(opened, target.absolute(), only=only, log=log)
     if as_json:
         out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
-    say(
-        f"{target}: {copied} packages copied, {there} were there. Install from it with --channel {shlex.quote(str(target))}."
-    )
+    use = f"--channel {shlex.quote(str(target))}"
+    say(f"{target}: {copied} packages copied, {there} were there. Install from it with {use}.")
 
 
 @channel.command()
