@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from rattler import VersionSpec
+from rattler.version import Version
 
 from ssm_forge.arch import ArchList, Capability, families, resolve
 from ssm_forge.errors import UsageError
@@ -140,3 +142,34 @@ def test_words_and_lists() -> None:
     assert str(resolved("families")) == "7.5;8.0;9.0;10.0;11.0;12.0"
     assert str(resolved("all")) == "7.5;8.0;9.0"
     assert str(resolved("8.9+PTX")) == "8.9+PTX"
+
+
+SOME = [cc("7.5"), cc("8.0"), cc("8.7"), cc("9.0"), cc("10.0"), cc("12.0")]
+EVERY_LIST = [
+    ArchList(sass, ptx)
+    for sass in (tuple(c for i, c in enumerate(SOME) if bits >> i & 1) for bits in range(64))
+    for ptx in ((), *((c,) for c in SOME), (SOME[1], SOME[4]))
+    if sass or ptx
+]
+
+
+def test_the_forms_are_inverse_for_every_list() -> None:
+    """With SASS, with PTX beside it, and with PTX alone."""
+    for made in EVERY_LIST:
+        assert ArchList.from_tag(made.tag) == made
+        assert ArchList.from_tag(f"cuda130_py312_{made.tag}_h0a1b2c3_0") == made
+        assert ArchList.parse(str(made)) == made
+
+
+def test_the_range_of_gpus_is_those_that_are_supported() -> None:
+    tegra = cc("8.7")
+    gpus = [*SOME, cc("7.0"), cc("8.6"), cc("8.9"), cc("10.3"), cc("12.1"), cc("13.0")]
+    for made in (made for made in EVERY_LIST if tegra not in (*made.sass, *made.ptx)):
+        spec = VersionSpec(made.gpu_range)
+        for gpu in (gpu for gpu in gpus if gpu != tegra):
+            assert spec.matches(Version(str(gpu))) == (made.support(gpu) != "none"), (made, gpu)
+
+
+def test_ptx_alone_can_be_read_but_not_asked_for() -> None:
+    with pytest.raises(UsageError, match="PTX alone"):
+        resolve("8.0;compute_90", supported=SOME, upstream=SOME, default="8.0", gpus=[])

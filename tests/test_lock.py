@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from conda_channel import demo_channel
 from ssm_forge import lock as locks
 from ssm_forge import lockdiff
 from ssm_forge import manifest as manifests
 from ssm_forge.cli import COMMANDS
-from ssm_forge.errors import SolveError, UsageError
+from ssm_forge.errors import ForgeError, SolveError, UsageError
 from ssm_forge.paths import Workspace
+from ssm_forge.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -351,3 +353,30 @@ class TestDiff:
             with pytest.raises(UsageError, match="is no revision of git"):
                 lockdiff.at_revision(place, option)
         assert not list(tmp_path.glob("written*"))
+
+
+@pytest.mark.parametrize("snapshot", [True, False])
+def test_only_commands_that_have_the_option_advise_it(tmp_path: Path, snapshot: bool) -> None:
+    """Away, not recorded, and not to be solved: errors that named it to everybody."""
+    folder = demo_channel(tmp_path)
+    given = tmp_path if snapshot else None
+    for specs, channel in ((("tool",), "http://127.0.0.1:9/"), (("no-such-package",), folder.as_uri())):
+        request = Request(specs=specs, channels=(channel,), snapshot=given)
+        with pytest.raises(ForgeError) as caught:
+            solve(request)
+        assert caught.value.fix
+        assert "--snapshot" not in str(caught.value)
+
+
+def test_a_command_that_has_the_option_advises_it(tmp_path: Path) -> None:
+    with pytest.raises(ForgeError, match="--snapshot DIR"):
+        solve(Request(specs=("tool",), channels=("http://127.0.0.1:9/",), offers_snapshot=True))
+
+
+def test_the_commands_whose_errors_name_the_option_have_it() -> None:
+    commands = ROOT / "scripts" / "ssm_forge" / "commands"
+    having = {path.name for path in commands.glob("*.py") if '"--snapshot"' in path.read_text()}
+    assert having == {"lock.py", "build.py"}
+    library = ROOT / "scripts" / "ssm_forge"
+    offering = {path.name for path in library.glob("*.py") if "offers_snapshot=True" in path.read_text()}
+    assert offering == {"lock.py", "solve_only.py"}

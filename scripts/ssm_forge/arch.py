@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ssm_forge.errors import UsageError
 
+_PTX_ALONE = re.compile(r"^compute_\d{2,3}$")
 _CAPABILITY = re.compile(r"^(\d{1,2})\.(\d)(\+PTX)?$", re.IGNORECASE)
 
 # Tegra parts share a major number with desktop parts but not their binaries.
@@ -75,8 +76,12 @@ class ArchList:
     ptx: tuple[Capability, ...] = ()
 
     def __str__(self) -> str:
-        """The form of TORCH_CUDA_ARCH_LIST: ``8.0;9.0+PTX``."""
-        return ";".join(f"{c}+PTX" if c in self.ptx else str(c) for c in self.sass)
+        """The form of TORCH_CUDA_ARCH_LIST: ``8.0;9.0+PTX``; ``compute_90`` for PTX that has no SASS beside it.
+
+        :meth:`parse` reads it back. What has such PTX alone is only ever found in a binary, never asked for.
+        """
+        alone = [f"compute_{c.sm}" for c in self.ptx if c not in self.sass]
+        return ";".join([*(f"{c}+PTX" if c in self.ptx else str(c) for c in self.sass), *alone])
 
     @property
     def tag(self) -> str:
@@ -99,7 +104,7 @@ class ArchList:
     def gpu_range(self) -> str:
         """The GPUs that can run it, as a version range of the virtual package ``__cuda_arch``: ``>=8.0,<10``."""
         intervals: list[tuple[Capability, Capability | None]] = []
-        for capability in self.sass:
+        for capability in sorted({*self.sass, *self.ptx}):
             tegra = (capability.major, capability.minor) in _TEGRA
             end = Capability(capability.major, capability.minor + 1) if tegra else Capability(capability.major + 1, 0)
             if capability in self.ptx:
@@ -116,7 +121,7 @@ class ArchList:
 
     @classmethod
     def parse(cls, text: str) -> ArchList:
-        """Read ``8.0;9.0+PTX`` (semicolons, commas or spaces between).
+        """Read ``8.0;9.0+PTX`` (semicolons, commas or spaces between), and all that :meth:`__str__` writes.
 
         Raises:
             UsageError: when an item is not a capability, or there is none.
@@ -124,6 +129,9 @@ class ArchList:
         sass: set[Capability] = set()
         ptx: set[Capability] = set()
         for item in re.split(r"[;,\s]+", text.strip().rstrip(";,")):
+            if _PTX_ALONE.match(item):
+                ptx.add(Capability.from_sm(item))
+                continue
             match = _CAPABILITY.match(item)
             if match is None:
                 raise UsageError(
@@ -139,10 +147,10 @@ class ArchList:
     @classmethod
     def from_tag(cls, tag: str) -> ArchList:
         """Read back what :attr:`tag` wrote; text around it (a build string) is ignored."""
-        found = re.findall(r"sm(\d{2,3})(ptx)?(?=_|$)", tag)
+        found = re.findall(r"(sm|compute)(\d{2,3})(ptx)?(?=_|$)", tag)
         return cls(
-            tuple(sorted(Capability.from_sm(sm) for sm, _ in found)),
-            tuple(sorted(Capability.from_sm(sm) for sm, with_ptx in found if with_ptx)),
+            tuple(sorted(Capability.from_sm(sm) for kind, sm, _ in found if kind == "sm")),
+            tuple(sorted(Capability.from_sm(sm) for kind, sm, with_ptx in found if with_ptx or kind == "compute")),
         )
 
 
@@ -196,4 +204,9 @@ def resolve(
         arches = ArchList(tuple(sorted(upstream)))
     else:
         arches = ArchList.parse(request)
+        if not set(arches.ptx) <= set(arches.sass):
+            raise UsageError(
+                f"--cuda-arch '{request}' asks for PTX alone, which torch's builds can't make.",
+                fix="Ask for machine code with PTX, such as 9.0+PTX.",
+            )
     return arches

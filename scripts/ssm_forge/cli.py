@@ -9,16 +9,18 @@ import contextlib
 import errno
 import importlib
 import os
+import re
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ssm_forge.credentials import redact
-from ssm_forge.errors import ForgeError, MachineError
+from ssm_forge.errors import ForgeError, MachineError, did_you_mean
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.ui import console
 
@@ -114,7 +116,7 @@ def run() -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else launcher()
-        return _fail(f"{error.format_message()} See '{path} --help'.", error.exit_code)
+        return _fail(f"{error.format_message()} {_nearest(error)}See '{path} --help'.", error.exit_code)
     except ForgeError as error:
         return _fail(str(error), error.exit_code)
     except SystemExit as stop:
@@ -130,6 +132,20 @@ def run() -> int:
         return _crash(error)
     except Exception as error:
         return _crash(error)
+
+
+def _nearest(error: click.ClickException) -> str:
+    """The task, subcommand or choice that a mistyped one is near to; click itself does it for options."""
+    message = error.format_message()
+    context, kind = getattr(error, "ctx", None), getattr(getattr(error, "param", None), "type", None)
+    known: Sequence[str] = ()
+    if "No such command" in message and context and isinstance(context.command, click.Group):
+        known = context.command.list_commands(context)
+    elif "is not one of" in message and isinstance(kind, click.Choice):
+        known = [str(choice) for choice in kind.choices]
+    word = re.search(r"'([^']+)'(?:\.| is not one of)", message)
+    # Newer releases of click name the nearest subcommand themselves.
+    return did_you_mean(word.group(1), known) if word and "Did you mean" not in message else ""
 
 
 def _crash(error: Exception) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,9 +121,9 @@ def page(table: list[Row], channel: str) -> str:
     have = sum(bool(found) for row in table for python, found in row.cells.items() if python in row.wanted)
     wanted = sum(len(row.wanted) for row in table)
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return _PAGE.format(
-        channel=html.escape(channel), head=head, body=body, have=have, wanted=wanted, day=day, style=_STYLE
-    )
+    # What is to be pasted into a shell is one word there, whatever the folder is called.
+    names = {"channel": html.escape(channel), "word": html.escape(shlex.quote(channel))}
+    return _PAGE.format(**names, head=head, body=body, have=have, wanted=wanted, day=day, style=_STYLE)
 
 
 def _item(filename: str, record: Mapping[str, Any]) -> Item | None:
@@ -197,8 +198,8 @@ _PAGE = """<!doctype html>
 <p><code>{channel}</code>: {have} of {wanted} packages of the build matrix, as of {day}.</p>
 <p>A cell lists the compute capabilities that a package has kernels for; +PTX runs on newer GPUs too, after a
 compilation at first use. ✓ marks a signed statement of what the package was built from.</p>
-<p>Install: <code>pixi project channel add {channel}</code> and <code>pixi add mamba-ssm</code>, or
-<code>conda install -c {channel} mamba-ssm</code>.</p>
+<p>Install: <code>pixi workspace channel add --prepend {word}</code> and <code>pixi add mamba-ssm</code>, or
+<code>conda install -c {word} mamba-ssm</code>.</p>
 <div class=scroll>
 <table>
 <thead><tr><th scope=col>Variant</th><th scope=col>Package</th>{head}</tr></thead>

@@ -5,6 +5,9 @@ Each class has its own exit code, so that scripts can tell the causes apart.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ForgeError(Exception):
     """A problem the user can act on.
@@ -78,3 +81,14 @@ class VerifyError(ForgeError):
     """A check of an installed environment failed."""
 
     exit_code = 9
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``Did you mean 'cu130'? ``, to be put before what else there is to say; empty when no word is near.
+
+    Args:
+        known: the words that would have been right.
+    """
+    spelled = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), spelled, n=1)
+    return f"Did you mean '{spelled[near[0]]}'? " if near else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord
 
-from ssm_forge.errors import UsageError
+from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
 from ssm_forge.paths import launcher
 from ssm_forge.solver import Request, VirtualPackage, solve, subdir_type, virtual_packages
@@ -98,6 +98,7 @@ def _request(environment: EnvironmentSpec, platform: Platform, snapshot: Path | 
         constraints=environment.constraints,
         strict=environment.strict,
         snapshot=snapshot,
+        offers_snapshot=True,
         purpose=f"environment {environment.name} on {platform.name}",
     )
 
@@ -138,8 +139,9 @@ def environment(path: Path, name: str) -> LockedEnvironment:
     for candidate in locked:
         if candidate.name == name:
             return candidate
-    names = ", ".join(dict.fromkeys(e.name for e in locked))
-    raise UsageError(f"{path.name} has no environment '{name}'; it has {names}.")
+    names = list(dict.fromkeys(e.name for e in locked))
+    what = f"{path.name} has no environment '{name}'; it has {', '.join(names)}."
+    raise UsageError(what, fix=did_you_mean(name, names).strip())
 
 
 def digest(record: RepoDataRecord) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.errors import UsageError
+from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.solver import VirtualPackage, channel_url, virtual_packages
 
 if sys.version_info >= (3, 11):
@@ -87,8 +87,9 @@ class Manifest:
         for environment in self.environments:
             if environment.name == name:
                 return environment
-        names = ", ".join(e.name for e in self.environments)
-        raise UsageError(f"{self.path.name} has no environment '{name}'; it has {names}.")
+        names = [e.name for e in self.environments]
+        what = f"{self.path.name} has no environment '{name}'; it has {', '.join(names)}."
+        raise UsageError(what, fix=did_you_mean(name, names).strip())
 
 
 def load(path: Path) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     if failed:
         raise VerifyError(
             f"{work.prefix} was installed, but {failed} check{'s' if failed > 1 else ''} failed.",
-            fix=f"See them with '{launcher()} verify --prefix {work.prefix}'.",
+            fix=f"See them with '{launcher()} verify --prefix {shlex.quote(str(work.prefix))}'.",
         )
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {work.prefix}"))

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
 from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import ForgeError, IntegrityError, UsageError
+from ssm_forge.errors import ForgeError, IntegrityError, UsageError, did_you_mean
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.paths import launcher
 from ssm_forge.ui import download_progress
@@ -230,7 +230,9 @@ def select(names: Sequence[str], channel: Path) -> list[Path]:
             continue
         fitting = [path for path in everything if path.name == name or path.name.rsplit("-", 2)[0] == name]
         if not fitting:
-            raise UsageError(f"'{name}' is neither a package file nor a package in {channel}.")
+            known = {form for path in everything for form in (path.name, path.name.rsplit("-", 2)[0])}
+            what = f"'{name}' is neither a package file nor a package in {channel}."
+            raise UsageError(what, fix=did_you_mean(name, known).strip())
         chosen += fitting
     return list(dict.fromkeys(chosen))
 

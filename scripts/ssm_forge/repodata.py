@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,7 +41,7 @@ class DamagedIndexError(IntegrityError):
     def __init__(self, where: str, reason: str) -> None:
         fix = "Tell whoever runs the channel."
         if "://" not in where:
-            channel = PurePosixPath(where).parent.parent
+            channel = shlex.quote(str(PurePosixPath(where).parent.parent))
             fix = f"'{launcher()} channel check --repair {channel}' makes the index anew from the packages."
         super().__init__(f"{where} {reason}.", fix=fix)
         self.reason = reason

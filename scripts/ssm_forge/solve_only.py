@@ -97,6 +97,7 @@ def solve_builds(
                 channels=request.channels,
                 virtual=virtual,
                 snapshot=snapshot,
+                offers_snapshot=True,
                 extra=made if kind == "run" else {},
                 purpose=f"the {kind} environment of {request.project} {what}",
             )
@@ -146,7 +147,7 @@ def choose_snapshot(variant: Variant, workspace: Workspace) -> Path | None:
     """
     channels = manifests.load(workspace.manifest).environment(variant.name).channels
     try:
-        require_reachable(channels)
+        require_reachable(channels, offers_snapshot=True)
     except NetworkError:
         recorded = workspace.root.parent / "shared" / "conda-snapshot"
         if not recorded.is_dir():

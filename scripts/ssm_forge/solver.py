@@ -107,6 +107,7 @@ class Request:
         extra: records no channel has yet, file name -> repodata entry; they take precedence over channels.
         pinned: records that are installed and must stay as they are.
         purpose: what is being solved, for error messages.
+        offers_snapshot: the command that asks has the option ``--snapshot``, so that errors may name it.
     """
 
     specs: tuple[str, ...]
@@ -119,6 +120,7 @@ class Request:
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pinned: tuple[RepoDataRecord, ...] = ()
     purpose: str = "the environment"
+    offers_snapshot: bool = False
 
 
 def channel_url(channel: str) -> str:
@@ -152,12 +154,12 @@ def solve(request: Request) -> list[RepoDataRecord]:
             "channel_priority": ChannelPriority.Strict if request.strict else ChannelPriority.Disabled,
         }
         if request.snapshot is None:
-            require_reachable(request.channels)
+            require_reachable(request.channels, offers_snapshot=request.offers_snapshot)
         try:
             if request.snapshot is None:
                 records = asyncio.run(_solve_online(sources, request.subdir, common))
             else:
-                known = [sparse for c in sources for sparse in _sparse(c, request.subdir, request.snapshot)]
+                known = [sparse for c in sources for sparse in _sparse(c, request, request.snapshot)]
                 records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=known, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
@@ -174,7 +176,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
                 raise repodata.DamagedIndexError(
                     redact(", ".join(request.channels)), f"is damaged ({reason})"
                 ) from error
-            raise _unreachable(request.channels, reason) from error
+            raise _unreachable(request.channels, reason, request.offers_snapshot) from error
         except OSError:
             # How the engine reports recorded or local repodata that it can't read.
             require_readable(request.channels, request.subdir, request.snapshot)
@@ -201,23 +203,22 @@ def _parse_spec(text: str) -> MatchSpec:
         raise UsageError(f"'{text}' is not a package spec ({error}).") from error
 
 
-def _sparse(channel: str, subdir: str, snapshot: Path) -> list[SparseRepoData]:
+def _sparse(channel: str, request: Request, snapshot: Path) -> list[SparseRepoData]:
     """The repodata of a channel for ``subdir`` and noarch, from its own folder or from the snapshot."""
     base = channel_url(channel)
     folder = _folder(base, snapshot)
     assert folder is not None
     found = [
         SparseRepoData(Channel(channel), part, str(path))
-        for part in (subdir, "noarch")
+        for part in (request.subdir, "noarch")
         if (path := _repodata_file(folder / part)) is not None
     ]
     if not found:
         what = f"{snapshot} holds no recorded repodata of channel {channel}"
         if base.startswith("file://"):
-            what = f"{folder} is not a conda channel: it has no repodata.json for {subdir} or noarch"
-        raise UsageError(
-            f"{what} (looked in {folder}).", fix="Check the folder, or leave --snapshot out to solve online."
-        )
+            what = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
+        online = ", or leave --snapshot out to solve online" if request.offers_snapshot else ""
+        raise UsageError(f"{what} (looked in {folder}).", fix=f"Check the folder{online}.")
     return found
 
 
@@ -298,7 +299,7 @@ def _shorten(message: str) -> str:
 
 
 def _solve_fix(request: Request) -> str:
-    if request.snapshot is not None:
+    if request.snapshot is not None and request.offers_snapshot:
         return (
             f"The recorded repodata in {request.snapshot} may lack a package that the channel has; "
             "without --snapshot the channels themselves are read."
@@ -306,13 +307,16 @@ def _solve_fix(request: Request) -> str:
     return "Loosen the spec that the message names."
 
 
-def require_reachable(channels: Sequence[str], seconds: float = _PROBE_SECONDS, *, public: bool = False) -> None:
+def require_reachable(
+    channels: Sequence[str], seconds: float = _PROBE_SECONDS, *, public: bool = False, offers_snapshot: bool = False
+) -> None:
     """Ask each channel on the network for its index, so that a missing network is one quick, clear error.
 
     Args:
         channels: names or URLs.
         seconds: how long to wait for all of them together.
         public: whether one that asks for credentials is of no use.
+        offers_snapshot: the command that asks has the option ``--snapshot``, so that the error may name it.
 
     Raises:
         NetworkError: when a channel does not answer in time, or has no index; names the first such channel.
@@ -327,7 +331,7 @@ def require_reachable(channels: Sequence[str], seconds: float = _PROBE_SECONDS, 
         probe.join(max(0, deadline - time.monotonic()))
         reason = f"no answer in {seconds:g} seconds" if probe.is_alive() else reasons.get(channel, "")
         if reason:
-            raise _unreachable((channel,), reason)
+            raise _unreachable((channel,), reason, offers_snapshot)
 
 
 def _probe(channel: str, seconds: float, public: bool, reasons: dict[str, str]) -> None:
@@ -352,11 +356,12 @@ def _probe(channel: str, seconds: float, public: bool, reasons: dict[str, str]) 
         reasons[channel] = f"it answered {status}"
 
 
-def _unreachable(channels: Sequence[str], reason: str) -> ForgeError:
+def _unreachable(channels: Sequence[str], reason: str, offers_snapshot: bool) -> ForgeError:
     if "401" in reason or "403" in reason:
         return NetworkError(redact(f"{', '.join(channels)} could not be read ({reason})."), fix=HOW_TO_LOG_IN)
     return NetworkError(
         redact(f"{', '.join(channels)} could not be read ({reason})."),
-        fix="Check the network, and the mirrors in pixi's configuration if there are any; the tasks lock and build "
-        "--solve-only also solve offline, against recorded repodata with --snapshot DIR.",
+        fix="Check the network, or solve offline against recorded repodata with --snapshot DIR."
+        if offers_snapshot
+        else "Check the network and the channel's address, and the mirrors in pixi's configuration if there are any.",
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge.errors import UsageError
+from ssm_forge.errors import UsageError, did_you_mean
 
 Right = Literal["read", "write"]
 
@@ -92,7 +92,8 @@ class TokenStore:
         with self._changing() as tokens:
             kept = [token for token in tokens if token.name != name]
             if len(kept) == len(tokens):
-                raise UsageError(f"there is no token '{name}'.", fix="'serve token list' shows those there are.")
+                near = did_you_mean(name, [token.name for token in tokens])
+                raise UsageError(f"there is no token '{name}'.", fix=f"{near}'serve token list' shows those there are.")
             tokens[:] = kept
 
     @contextmanager

@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 
 from ssm_forge.arch import ArchList, Capability
-from ssm_forge.errors import UsageError
+from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.paths import launcher
 
 Source = Literal["conda", "bridge"]
@@ -147,7 +147,7 @@ class Matrix:
             )
         raise UsageError(
             f"there is no variant '{name}'; there are {', '.join(self.names)}.",
-            fix=f"See '{launcher()} variants'.",
+            fix=f"{did_you_mean(name, self.names)}See '{launcher()} variants'.",
         )
 
     def sources(self, name: str) -> tuple[Source, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import shlex
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +22,7 @@ from ssm_forge.channel_source import open_source
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.paths import workspace
 from ssm_forge.publish import publish
+from ssm_forge.repodata import DamagedIndexError
 
 NAME = "tool-1.0-h1_0.conda"
 
@@ -271,3 +275,23 @@ def test_the_page_is_whole_escaped_and_needs_nothing_else(ours: Path) -> None:
     assert "8.0 9.0+PTX" in text
     assert "not built" in text
     assert "<script>" not in target.read_text()
+
+
+@pytest.mark.parametrize("channel", ["https://conda.lab.example:8400", "/data/my lab's channel", "/data/a&b <c>"])
+def test_the_commands_on_the_page_can_be_pasted_into_a_shell(channel: str) -> None:
+    page = html.unescape(coverage.page([], channel))
+    commands = [shlex.split(text) for text in re.findall(r"<code>((?:pixi|conda) .*?)</code>", page, re.S)]
+    assert ["pixi", "workspace", "channel", "add", "--prepend", channel] in commands
+    assert ["conda", "install", "-c", channel, "mamba-ssm"] in commands
+    # It was called "project" until pixi 0.41, and says so each time.
+    assert not any("project" in command for command in commands)
+
+
+def test_the_advice_for_a_damaged_index_can_be_pasted_too(tmp_path: Path) -> None:
+    folder = tmp_path / "my lab's"
+    (folder / "linux-64").mkdir(parents=True)
+    (folder / "linux-64" / "repodata.json").write_text("{")
+    with pytest.raises(DamagedIndexError) as caught:
+        channels.records(folder)
+    (command,) = re.findall(r"'(\S+ channel check --repair .*)' makes the index anew", caught.value.fix)
+    assert shlex.split(command)[-1] == str(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,7 +114,8 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
         copied, there = channel_tasks.mirror(opened, target.absolute(), only=only, log=log)
     if as_json:
         out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
-    say(f"{target}: {copied} packages copied, {there} were there. Install from it with --channel {target}.")
+    use = f"--channel {shlex.quote(str(target))}"
+    say(f"{target}: {copied} packages copied, {there} were there. Install from it with {use}.")
 
 
 @channel.command()
@@ -166,5 +168,5 @@ def keygen(folder: Path, name: str) -> None:
     from ssm_forge import trust
 
     private, public = trust.make_key(folder, name)
-    say(f"{private}: keep it offline; '{launcher()} publish --sign-key {private}' signs with it.")
+    say(f"{private}: keep it offline; '{launcher()} publish --sign-key {shlex.quote(str(private))}' signs with it.")
     say(f"{public}: give it to whoever installs, for their trust policy.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -95,7 +96,7 @@ def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> Verify
             fix=f"'{launcher()} verify' checks such an environment.",
         )
     more = f" (and {len(report.deviations) - 1} more)" if len(report.deviations) > 1 else ""
-    where = f" --prefix {prefix}" if given else ""
+    where = f" --prefix {shlex.quote(str(prefix))}" if given else ""
     return VerifyError(
         f"{prefix} is not what is locked for {name}: {report.deviations[0]}{more}.",
         fix=f"'{launcher()} env create {name} --locked --force{where}' makes it anew.",
