@@ -34,7 +34,7 @@ def prefix(tmp_path: Path) -> Path:
     (prefix / "targets/x86_64-linux/include/crt/host_config.h").write_text(_HOST_CONFIG)
     activate = prefix / "etc/conda/activate.d/x.sh"
     activate.parent.mkdir(parents=True)
-    activate.write_text('export CUDA_HOME="$CONDA_PREFIX" CXX="$CONDA_PREFIX/bin/x-g++"\n')
+    activate.write_text('export CXX="$CONDA_PREFIX/bin/x-g++"\n')
     return prefix
 
 
@@ -108,7 +108,7 @@ def test_an_activation_that_points_elsewhere_fails(prefix: Path) -> None:
     (prefix / "etc/conda/activate.d/x.sh").write_text(
         'export CUDA_HOME=/usr/local/cuda CXX="$CONDA_PREFIX/bin/x-g++"\n'
     )
-    assert check(prefix)["activation"].detail == f"CUDA_HOME is '/usr/local/cuda', not {prefix}"
+    assert check(prefix)["activation"].detail == f"CUDA_HOME is '/usr/local/cuda', not {prefix}; unset it"
 
 
 def test_a_compiler_that_breaks_is_quoted(prefix: Path) -> None:
@@ -120,3 +120,43 @@ def test_an_environment_without_nvcc_is_refused_with_the_way_to_one(prefix: Path
     (prefix / "bin/nvcc").unlink()
     with pytest.raises(InstallError, match=r"has no nvcc.*check-toolchain --variant cu118"):
         check(prefix)
+
+
+def test_without_headers_of_cudnn_torchs_own_is_asked_for_from_12_on(prefix: Path) -> None:
+    (prefix / "include/cudnn_version.h").unlink()
+    set_nvcc(prefix, "13.0", "13.0.88")
+    variant = variants.load(_ROOT / "recipes/variants.yaml").get("cu130", "conda")
+    set_torch(prefix, "2.12.1 13.0 92301")
+    found = {check.name: check for check in toolchain.check(prefix, variant).checks}["cuDNN"]
+    assert (found.status, found.detail) == ("pass", "9.23.1 (of torch; no headers are installed)")
+    set_torch(prefix, "2.12.1 13.0 8907")
+    found = {check.name: check for check in toolchain.check(prefix, variant).checks}["cuDNN"]
+    assert found.status == "fail"
+
+
+def test_another_nvcc_than_the_environments_fails(prefix: Path, tmp_path: Path) -> None:
+    script(tmp_path / "elsewhere/nvcc", 'echo "release 11.8, V11.8.89"')
+    (prefix / "etc/conda/activate.d/y.sh").write_text(f'export PATH="{tmp_path}/elsewhere:$PATH"\n')
+    found = check(prefix)
+    assert found["nvcc"] == Check("nvcc", "fail", f"nvcc is {tmp_path}/elsewhere/nvcc, not the environment's")
+    assert found["activation"].status == "fail"
+
+
+def test_nvcc_gets_the_environments_compiler_where_no_activation_gives_it(prefix: Path, tmp_path: Path) -> None:
+    log = tmp_path / "arguments"
+    script(prefix / "bin/nvcc", f'[ "$1" = -V ] && echo "release 11.8, V11.8.89"; echo "$*" >>"{log}"')
+    assert check(prefix)["compiles"].status == "pass"
+    assert f"-ccbin {prefix}/bin/x-g++" in log.read_text()
+    log.unlink()
+    (prefix / "etc/conda/activate.d/y.sh").write_text('export NVCC_PREPEND_FLAGS="-ccbin=$CXX"\n')
+    assert check(prefix)["compiles"].status == "pass"
+    assert "-ccbin" not in log.read_text()
+
+
+@pytest.mark.parametrize("row", ["cu118", "cu129", "cu130"])
+def test_conda_gets_the_rows_releases_and_not_the_newest(row: str) -> None:
+    variant = variants.load(_ROOT / "recipes/variants.yaml").get(row, "conda")
+    wanted = set(toolchain.specs(variant))
+    nvcc = "cuda-nvcc" if row == "cu118" else "cuda-nvcc_linux-64"
+    assert {f"{nvcc} {variant.cuda}.*", f"cuda-version {variant.cuda}.*"} <= wanted
+    assert f"gxx_linux-64 {variant.row['cxx_compiler_version']}.*" in wanted

@@ -75,6 +75,32 @@ class Library:
         return ".".join(map(str, max(found, default=(2, 2, 5))))
 
 
+def rpaths(path: Path) -> tuple[str, ...]:
+    """DT_RPATH or DT_RUNPATH of a file, as :attr:`Library.rpaths`, without reading its symbols.
+
+    Raises:
+        IntegrityError: when the file is no ELF library.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _dynamic(ELFFile(stream))[1]
+    except (ELFError, StopIteration, OSError) as error:
+        raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
+
+
+def _dynamic(elf: ELFFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(what is needed, where it is looked for)"""
+    dynamic: Any = next(s for s in elf.iter_sections() if isinstance(s, DynamicSection))
+    needed, found = [], []
+    for tag in dynamic.iter_tags():
+        if tag.entry.d_tag == "DT_NEEDED":
+            needed.append(tag.needed)
+        elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
+            text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
+            found += text.split(":")
+    return tuple(needed), tuple(found)
+
+
 def read(path: Path) -> Library:
     """
     Raises:
@@ -83,14 +109,7 @@ def read(path: Path) -> Library:
     try:
         with path.open("rb") as stream:
             elf = ELFFile(stream)
-            dynamic: Any = next(s for s in elf.iter_sections() if isinstance(s, DynamicSection))
-            needed, rpaths = [], []
-            for tag in dynamic.iter_tags():
-                if tag.entry.d_tag == "DT_NEEDED":
-                    needed.append(tag.needed)
-                elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
-                    text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
-                    rpaths += text.split(":")
+            needed, found = _dynamic(elf)
             versions: dict[str, set[str]] = {}
             for section in elf.iter_sections():
                 if isinstance(section, GNUVerNeedSection):
@@ -101,7 +120,7 @@ def read(path: Path) -> Library:
             undefined = frozenset(_undefined(symbols)) if isinstance(symbols, SymbolTableSection) else frozenset()
     except (ELFError, StopIteration, OSError) as error:
         raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
-    return Library(path, tuple(needed), tuple(rpaths), undefined, {k: frozenset(v) for k, v in versions.items()})
+    return Library(path, needed, found, undefined, {k: frozenset(v) for k, v in versions.items()})
 
 
 def _undefined(symbols: SymbolTableSection) -> Iterable[str]:

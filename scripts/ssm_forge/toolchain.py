@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -38,15 +39,23 @@ extern "C" int release() {
 }
 """
 
+_CUDNN = "import torch; print(torch.backends.cudnn.version())"
 _TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version())"
 
 
 def specs(variant: Variant) -> tuple[str, ...]:
-    """Match specs of a variant's toolchain; the names are the same in both sources."""
+    """Match specs of a variant's toolchain, for both sources of packages: conda's newest would be other releases."""
     classic = variant.cuda == "11.8"
-    names = ["cuda-nvcc" if classic else "cuda-nvcc_linux-64", "cuda-cudart-dev", "gxx_linux-64"]
-    # The wheels of torch for CUDA 12 and newer bring a cuDNN of their own, with headers.
-    return (*names, "cuda-cccl", "cudnn 8.9.*") if classic else tuple(names)
+    names = ["cuda-nvcc" if classic else "cuda-nvcc_linux-64", "cuda-cudart-dev", "cuda-version"]
+    # Of the bridge, the compiler is the machine's.
+    compiler = "gxx_linux-64" if variant.source == "bridge" else f"gxx_linux-64 {variant.row['cxx_compiler_version']}.*"
+    found = [*(f"{name} {variant.cuda}.*" for name in names), compiler]
+    if classic:
+        found += ["cuda-cccl", "cudnn 8.9.*"]
+    elif variant.source == "bridge":
+        # conda-forge has none for each CUDA.
+        found.append("libcudnn-dev")
+    return tuple(found)
 
 
 def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
@@ -86,9 +95,9 @@ def check(prefix: Path, variant: Variant) -> Report:
     questions: list[tuple[str, Callable[[], str]]] = [
         ("glibc", lambda: _glibc(prefix)),
         ("activation", lambda: _activation(env, prefix)),
-        ("nvcc", lambda: _nvcc(env, variant)),
+        ("nvcc", lambda: _nvcc(env, prefix, variant)),
         ("g++", lambda: _gxx(env, prefix, variant)),
-        ("cuDNN", lambda: _cudnn(prefix, variant)),
+        ("cuDNN", lambda: _cudnn(env, prefix, variant)),
         ("torch", lambda: _torch(env, variant)),
         ("compiles", lambda: _compiles(env, prefix, variant)),
     ]
@@ -113,23 +122,25 @@ def _glibc(prefix: Path) -> str:
 
 
 def _activation(env: Mapping[str, str], prefix: Path) -> str:
+    """No package sets CUDA_HOME: torch finds the toolkit by the nvcc on PATH, unless someone else has set it."""
     home = env.get("CUDA_HOME", "")
-    if Path(home) != prefix:
-        raise BuildError(f"CUDA_HOME is '{home}', not {prefix}")
+    if home and Path(home) != prefix:
+        raise BuildError(f"CUDA_HOME is '{home}', not {prefix}; unset it")
     first = env.get("PATH", "").split(":")[0]
     if Path(first) != prefix / "bin":
         raise BuildError(f"PATH begins with '{first}', not with {prefix}/bin")
-    library = next((p for p in env.get("LD_LIBRARY_PATH", "").split(":") if p.startswith(str(prefix))), "")
-    return f"CUDA_HOME={home}, library path {library or 'as it was'}"
+    return f"PATH begins with {first}; CC={env.get('CC', '')}, CXX={env.get('CXX', '')}"
 
 
-def _nvcc(env: Mapping[str, str], variant: Variant) -> str:
+def _nvcc(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
+    found_at = shutil.which("nvcc", path=env.get("PATH", ""))
+    if found_at is None or not Path(found_at).resolve().is_relative_to(prefix.resolve()):
+        raise BuildError(f"nvcc is {found_at or 'not on PATH'}, not the environment's")
     answer = _run(env, "nvcc", "-V")
     found = re.search(r"release (\d+\.\d+), V([\d.]+)", answer)
     if found is None:
         raise BuildError(f"nvcc -V answers '{answer.strip()[-200:]}'")
-    # conda-forge's minor may be newer than the variant's: the runtime of a CUDA major serves all of it.
-    if found.group(1).split(".")[0] != variant.cuda.split(".")[0]:
+    if found.group(1) != variant.cuda:
         raise BuildError(f"release {found.group(1)}, not {variant.cuda}")
     if variant.cuda == "11.8" and found.group(2) != "11.8.89":
         raise BuildError(f"V{found.group(2)}, not V11.8.89")
@@ -141,7 +152,8 @@ def _gxx(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
     if not compiler:
         raise BuildError("activation sets no CXX")
     version = _run(env, compiler, "-dumpfullversion").strip()
-    header = next(iter(sorted(prefix.glob("**/crt/host_config.h"))), None)
+    folders = (prefix / "targets/x86_64-linux/include", prefix / "include")
+    header = next((h for folder in folders if (h := folder / "crt/host_config.h").exists()), None)
     if header is None:
         raise BuildError(f"{prefix} has no crt/host_config.h")
     newest = read_host_config(header.read_text(encoding="utf-8"), variant.cuda).gcc
@@ -150,18 +162,22 @@ def _gxx(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
     return f"{version} ({compiler}); this nvcc takes g++ up to {newest}"
 
 
-def _cudnn(prefix: Path, variant: Variant) -> str:
-    candidates = [prefix / "include/cudnn_version.h"]
-    candidates += sorted(prefix.glob("lib/python*/site-packages/nvidia/cudnn/include/cudnn_version*.h"))
-    header = next((path for path in candidates if path.exists()), None)
-    if header is None:
-        raise BuildError("no cudnn_version.h in the environment")
-    text = header.read_text(encoding="utf-8")
-    version = ".".join(re.findall(r"^#define CUDNN_(?:MAJOR|MINOR|PATCHLEVEL) (\d+)", text, re.MULTILINE))
+def _cudnn(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
+    """The cuDNN whose headers are there; without headers, for conda-forge has them not for each CUDA, torch's."""
     expected = variant.row["cudnn"].split(".")[:3]
+    header = prefix / "include/cudnn_version.h"
+    if header.exists():
+        text = header.read_text(encoding="utf-8")
+        version = ".".join(re.findall(r"^#define CUDNN_(?:MAJOR|MINOR|PATCHLEVEL) (\d+)", text, re.MULTILINE))
+        where = str(header)
+    elif variant.cuda == "11.8":
+        raise BuildError(f"no {header}")
+    else:
+        number = int(_run(env, "python", "-W", "ignore", "-c", _CUDNN).split()[-1])
+        version, where = f"{number // 10000}.{number // 100 % 100}.{number % 100}", "of torch; no headers are installed"
     if version.split(".")[: len(expected)] != expected:
-        raise BuildError(f"{version} ({header}), not {'.'.join(expected)}")
-    return f"{version} ({header})"
+        raise BuildError(f"{version} ({where}), not {'.'.join(expected)}")
+    return f"{version} ({where})"
 
 
 def _torch(env: Mapping[str, str], variant: Variant) -> str:
@@ -180,7 +196,11 @@ def _compiles(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         source, thing, library = (str(Path(scratch, name)) for name in ("k.cu", "k.o", "libk.so"))
         Path(source).write_text(_KERNEL, encoding="utf-8")
-        _run(env, "nvcc", "-std=c++17", f"-arch=sm_{capability}", "-Xcompiler", "-fPIC", "-c", source, "-o", thing)
+        # NVIDIA's own packages of 11.8 activate nothing.
+        host = () if "-ccbin" in env.get("NVCC_PREPEND_FLAGS", "") else ("-ccbin", env["CXX"])
+        _run(
+            env, "nvcc", *host, "-std=c++17", f"-arch=sm_{capability}", "-Xcompiler", "-fPIC", "-c", source, "-o", thing
+        )
         folders = [f"-L{prefix}/lib", f"-Wl,-rpath,{prefix}/lib"]
         _run(env, env["CXX"], "-shared", thing, "-o", library, *folders, "-lcudart")
         loaded = _run(env, "python", "-c", f"import ctypes; print(ctypes.CDLL({library!r}).release())")

@@ -203,9 +203,8 @@ def _links(path: Path, prefix: Path) -> tuple[bool, str]:
 
 
 def _preloaded(prefix: Path) -> list[Path]:
-    """What `import torch` has loaded before: the interpreter, torch's libraries and what lies beside them."""
-    site = "lib/python*/site-packages"
-    folders = [*prefix.glob(f"{site}/torch/lib"), *prefix.glob(f"{site}/nvidia/*/lib")]
+    """What `import torch` has loaded before: the interpreter, torch's libraries, and NVIDIA's in the environment."""
+    folders = [*prefix.glob("lib/python*/site-packages/torch/lib"), prefix / "lib"]
     libraries = [path for folder in folders for path in sorted(folder.glob("*.so*"))]
     interpreter = [*prefix.glob("lib/libpython3*.so.1.0"), (prefix / "bin/python").resolve()]
     return [*interpreter, *sorted(libraries, key=lambda path: not path.name.startswith(("libtorch", "libc10")))]

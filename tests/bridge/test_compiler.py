@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from bridge_environment import installed
 from front_door import assert_one_line_error, run_here
+from ssm_forge import elf
 from ssm_forge.bridge import compiler as host
 from ssm_forge.errors import MachineError
 
@@ -92,21 +95,83 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
-def test_packages_point_at_the_compiler_and_carry_its_runtime(tmp_path: Path) -> None:
-    compiler = host.HostCompiler(Path(shutil.which("g++") or ""), Path(shutil.which("gcc") or ""), "12.2.0")
-    made = {package.name: package for package in host.system_compiler_packages(compiler)}
-    assert set(made) >= {"gcc_linux-64", "gxx_linux-64", "sysroot_linux-64", "libstdcxx", "libgcc"}
-    assert made["gxx_linux-64"].run_exports == {"strong": ["libstdcxx >=12", "libgcc >=12"]}
-    for name in ("gxx_linux-64", "libstdcxx"):
-        (tmp_path / name).mkdir()
-        made[name].stage(tmp_path / name)
+@pytest.fixture
+def machines() -> host.HostCompiler:
+    """This machine's g++."""
+    version = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
+    return host.HostCompiler(Path(shutil.which("g++") or ""), Path(shutil.which("gcc") or ""), version)
+
+
+needs_gxx = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ on this machine")
+
+
+@needs_gxx
+def test_packages_are_conda_forges_and_carry_the_runtime(machines: host.HostCompiler, tmp_path: Path) -> None:
+    made = {package.name: package for package in host.system_compiler_packages(machines)}
+    assert set(made) == {
+        *("ld_impl_linux-64", "binutils_impl_linux-64", "binutils_linux-64", "gcc_impl_linux-64", "gxx_impl_linux-64"),
+        *("gcc_linux-64", "gxx_linux-64", "kernel-headers_linux-64", "sysroot_linux-64", "libstdcxx", "libgcc"),
+    }
+    major = machines.major
+    assert made["gxx_linux-64"].run_exports == {"strong": [f"libstdcxx >={major}", f"libgcc >={major}"]}
+    glibc = made["sysroot_linux-64"].version
+    assert made["sysroot_linux-64"].run_exports == {"strong": [f"__glibc >={glibc},<3.0.a0"]}
+    (tmp_path / "libstdcxx").mkdir()
+    made["libstdcxx"].stage(tmp_path / "libstdcxx")
     assert (tmp_path / "libstdcxx/lib/libstdc++.so.6").stat().st_size > 1_000_000
-    script = tmp_path / "gxx_linux-64/etc/conda/activate.d/activate-gxx_linux-64.sh"
-    said = subprocess.run(
-        ["/bin/sh", "-c", f'NVCC_PREPEND_FLAGS=-x; . "{script}"; echo "$CXX|$NVCC_PREPEND_FLAGS"'],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert said == f"{compiler.cxx}|-x -ccbin={compiler.cxx}\n"
+
+
+@pytest.fixture
+def prefix(machines: host.HostCompiler, tmp_path: Path) -> Path:
+    """An environment with the compiler, installed as every conda package."""
+    return installed(host.system_compiler_packages(machines), tmp_path, "gxx_linux-64")
+
+
+@needs_gxx
+def test_what_is_linked_looks_for_libraries_in_the_environment_unless_gccs_own_specs_are_taken(
+    prefix: Path, tmp_path: Path
+) -> None:
+    """As with conda-forge's compiler, whose way out the recipes take (recipes/common/build.sh)."""
+    cxx = prefix / "bin/x86_64-conda-linux-gnu-c++"
+    (tmp_path / "x.cpp").write_text("#include <string>\nstd::string f() { return std::string(99, 'x'); }\n")
+
+    def link(name: str, *options: str) -> tuple[str, ...]:
+        command = [cxx, "-shared", "-fPIC", "x.cpp", "-o", name, *options]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "LD_RUN_PATH": "$ORIGIN/x"})
+        return elf.read(tmp_path / name).rpaths
+
+    asked = subprocess.run([cxx, "-print-file-name=builtin.specs"], capture_output=True, text=True, check=True)
+    assert link("plain.so") == (f"{prefix}/lib",)
+    assert link("own.so", f"-specs={asked.stdout.strip()}") == ("$ORIGIN/x",)
+
+
+@needs_gxx
+def test_activation_gives_bare_names_and_flags_and_deactivation_puts_back_what_was_there(prefix: Path) -> None:
+    shown = "CC CXX LD CFLAGS LDFLAGS CONDA_BUILD_SYSROOT"
+    probe = f"""
+    show() {{ for name in {shown}; do eval "echo \\"$name=\\${{$name-unset}}\\""; done; }}
+    export CONDA_PREFIX="{prefix}" CFLAGS=-mine
+    for script in "{prefix}"/etc/conda/activate.d/*.sh; do . "$script"; done; show; echo --
+    for script in "{prefix}"/etc/conda/deactivate.d/*.sh; do . "$script"; done; show
+    """
+    clean = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(["sh", "-eu", "-c", probe], capture_output=True, text=True, check=True, env=clean)
+    active, _, after = done.stdout.partition("--\n")
+    found = dict(line.split("=", 1) for line in active.splitlines())
+    assert (found["CC"], found["CXX"]) == ("x86_64-conda-linux-gnu-cc", "x86_64-conda-linux-gnu-c++")
+    assert f"-isystem {prefix}/include" in found["CFLAGS"]
+    assert found["CFLAGS"].endswith(" -mine")
+    assert f"-Wl,-rpath,{prefix}/lib" in found["LDFLAGS"]
+    assert after.splitlines() == [f"{n}={'-mine' if n == 'CFLAGS' else 'unset'}" for n in shown.split()]
+
+
+@needs_gxx
+def test_in_a_build_flags_are_about_the_host_environment(prefix: Path) -> None:
+    script = prefix / "etc/conda/activate.d/activate-gcc_linux-64.sh"
+    env = {"PATH": os.environ["PATH"], "CONDA_PREFIX": str(prefix), "CONDA_BUILD": "1", "PREFIX": "/h", "SRC_DIR": "/w"}
+    command = ["sh", "-eu", "-c", f'. "{script}"; echo "$CFLAGS $LDFLAGS"']
+    flags = subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+    assert "-isystem /h/include" in flags
+    assert "-fdebug-prefix-map=/w=" in flags
+    assert "-L/h/lib" in flags
+    assert str(prefix) not in flags

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
+from bridge_wheels import add_wheel
 from ssm_forge.archive import read_json
 from ssm_forge.bridge import package as packages
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode, distributions, wheel_package
 from ssm_forge.errors import IntegrityError
-from ssm_forge.fetch import Artifact, cached_path
+from ssm_forge.fetch import cached_path
 from ssm_forge.paths import Workspace
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -38,27 +36,6 @@ FILES = {
 @pytest.fixture
 def place(tmp_path: Path) -> Workspace:
     return Workspace(root=tmp_path, cache=tmp_path / "cache")
-
-
-def add_wheel(place: Workspace, filename: str, files: dict[str, str]) -> LockedWheel:
-    """Put a wheel into the download cache."""
-    raw = place.root / filename
-    record = "".join(f"{name},sha256={_hash(text)},{len(text.encode())}\n" for name, text in files.items())
-    name, version = filename.split("-")[:2]
-    with zipfile.ZipFile(raw, "w") as archive:
-        for path, text in files.items():
-            archive.writestr(path, text)
-        archive.writestr(f"{name}-{version}.dist-info/RECORD", f"{record}{name}-{version}.dist-info/RECORD,,\n")
-    data = raw.read_bytes()
-    artifact = Artifact("https://example.org/x", hashlib.sha256(data).hexdigest(), len(data), filename)
-    target = cached_path(artifact, place)
-    target.parent.mkdir(parents=True)
-    raw.rename(target)
-    return LockedWheel(name, version, artifact)
-
-
-def _hash(text: str) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
 def described(wheels: list[LockedWheel], place: Workspace, index: int = 0) -> BridgePackage:
@@ -141,33 +118,18 @@ def test_a_python_package_is_for_its_python(demo: BridgePackage) -> None:
 
 def test_libraries_for_no_particular_python_are_shared_by_all(place: Workspace, tmp_path: Path) -> None:
     files = {
-        "nvidia/cu13/lib/libx.so": "elf",
-        "nvidia_x-13.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: nvidia-x\nVersion: 13.0\n",
-        "nvidia_x-13.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n",
+        "tool/data/libx.so": "elf",
+        "tool-13.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tool\nVersion: 13.0\n",
+        "tool-13.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n",
     }
-    wheel = add_wheel(place, "nvidia_x-13.0-py3-none-manylinux_2_27_x86_64.whl", files)
-    shared = described([LockedWheel("nvidia-x", "13.0", wheel.artifact)], place)
+    wheel = add_wheel(place, "tool-13.0-py3-none-manylinux_2_27_x86_64.whl", files)
+    shared = described([LockedWheel("tool", "13.0", wheel.artifact)], place)
     assert (shared.noarch_python, shared.depends) == (True, ("python",))
     written = packages.write(shared, tmp_path / "channel", threads=1)
     index = read_json(written, "index.json")
-    assert (index["noarch"], index["name"], index["version"]) == ("python", "nvidia-x", "13.0")
+    assert (index["noarch"], index["name"], index["version"]) == ("python", "tool", "13.0")
     paths = [entry["_path"] for entry in read_json(written, "paths.json")["paths"]]
-    assert "site-packages/nvidia/cu13/lib/libx.so" in paths
-
-
-def test_torch_tells_its_cuda(place: Workspace) -> None:
-    files = {
-        "torch/__init__.py": "",
-        "torch-2.11.0+cu130.dist-info/METADATA": "Metadata-Version: 2.1\nName: torch\nVersion: 2.11.0+cu130\n",
-        "torch-2.11.0+cu130.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n",
-    }
-    tag = PYTHON.replace(".", "")
-    wheel = add_wheel(place, f"torch-2.11.0+cu130-cp{tag}-cp{tag}-manylinux_2_28_x86_64.whl", files)
-    torch = described([LockedWheel("torch", "2.11.0+cu130", wheel.artifact)], place)
-    assert (torch.name, torch.version) == ("pytorch", "2.11.0")
-    assert "cuda-version >=13.0,<14" in torch.depends
-    # The recipes ask for "pytorch 2.11.* bridge_cuda130_*".
-    assert torch.build.startswith(f"bridge_cuda130_py{tag}_")
+    assert "site-packages/tool/data/libx.so" in paths
 
 
 def test_a_wheel_that_changed_in_the_cache_is_not_packed(place: Workspace, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge.bridge import compiler as host
-from ssm_forge.bridge import debian, gcc, pylock
+from ssm_forge.bridge import debian, gcc, nvidia, pylock, torch
 from ssm_forge.bridge import interpreter as interpreters
-from ssm_forge.bridge.package import SUBDIR, BridgePackage, sweep, write
+from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
 from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
 from ssm_forge.errors import MachineError
@@ -79,6 +79,7 @@ def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Wor
             cuda=variant.cuda,
             wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, "toolkit"), python)),
             debs=debian.read_lock(toolkit_debs) if toolkit_debs.exists() else (),
+            newest_gcc=int(variant.row["host_compiler_range"].split("-")[1]),
         ),
     )
 
@@ -122,8 +123,9 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
     debian.fetch_debs(parts.debs, workspace)
     fetch_all(parts.artifacts, workspace)
     with _locked(workspace.bridge):
-        packages = _packages(parts, workspace)
         sweep(channel)
+        drop_older_layout(channel)
+        packages = _packages(parts, workspace)
         todo = [p for p in packages if not (channel / SUBDIR / p.filename).exists()]
         if todo:
             say(f"Assembling {len(todo)} conda packages from wheels in {channel}")
@@ -145,22 +147,35 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
 
 def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
     dists = distributions(parts.wheels, workspace)
-    wheels = [
-        wheel_package(
-            wheel,
-            dists,
-            python=parts.interpreter.minor,
-            interpreter=parts.interpreter.executable,
-            cuda=parts.variant.cuda,
-            workspace=workspace,
-        )
-        for wheel in parts.wheels
-    ]
+    python, interpreter, cuda = parts.interpreter.minor, parts.interpreter.executable, parts.variant.cuda
+    libraries = [wheel for wheel in parts.wheels if nvidia.is_library(wheel.name)]
+    bundled = [wheel for wheel in libraries if torch.is_bundled(wheel.name, cuda)]
+    # The runtime is the toolkit's; cuda-toolkit only names what torch's other requirements bring.
+    left_out = ("nvidia-cuda-runtime", "cuda-toolkit", "torch")
     return [
         *interpreters.python_packages(parts.interpreter),
         *_compiler_packages(parts.compiler, workspace),
         *toolkit_packages(parts.toolkit, workspace),
-        *wheels,
+        *torch.torch_packages(
+            next(wheel for wheel in parts.wheels if wheel.name == "torch"),
+            bundled,
+            dists,
+            python=python,
+            interpreter=interpreter,
+            cuda=cuda,
+            workspace=workspace,
+        ),
+        *(
+            package
+            for wheel in libraries
+            if wheel not in bundled and not wheel.name.startswith(left_out)
+            for package in nvidia.library_packages(wheel, dists, python=python, cuda=cuda, workspace=workspace)
+        ),
+        *(
+            wheel_package(wheel, dists, python=python, interpreter=interpreter, cuda=cuda, workspace=workspace)
+            for wheel in parts.wheels
+            if wheel not in libraries and wheel.name not in left_out
+        ),
     ]
 
 
@@ -171,8 +186,6 @@ def _compiler_packages(compiler: host.HostCompiler | gcc.BundledCompiler, worksp
 
 
 def _identity(parts: Parts) -> str:
-    from ssm_forge.bridge.package import FORMAT, hash_text
-
     return hash_text(
         FORMAT, parts.interpreter, parts.compiler, *(a.sha256 for a in parts.artifacts), parts.variant.row
     )[:12]
@@ -188,6 +201,19 @@ def _complete(parts: Parts, workspace: Workspace) -> bool:
     if not _stamp(parts, channel).exists() or not record.exists():
         return False
     return all((channel / SUBDIR / name).exists() for name in record.read_text().split())
+
+
+def drop_older_layout(channel: Path) -> None:
+    """Remove packages that were laid out otherwise, those of all Pythons: no environment may be made of both kinds."""
+    layout = channel / ".layout"
+    if not layout.exists() or layout.read_text() != f"{FORMAT}\n":
+        packages = list((channel / SUBDIR).glob("*.conda"))
+        if packages:
+            say(f"The bridge in {channel} is of an older layout: its packages are made anew.")
+        for file in (*channel.glob(".complete-*"), *channel.glob(".packages-*"), *packages):
+            file.unlink()
+        channel.mkdir(parents=True, exist_ok=True)
+        layout.write_text(f"{FORMAT}\n")
 
 
 def _record(parts: Parts, channel: Path, wanted: Sequence[str]) -> None:

@@ -1,8 +1,4 @@
-"""The host compiler as conda packages: a thin package that points at one of this machine's.
-
-It has conda-forge's names (``gxx_linux-64``, ``sysroot_linux-64``, ``libstdcxx``, ``libgcc``), so that
-``compiler('cxx')`` and ``stdlib('c')`` of the recipes mean the same for both sources of packages.
-"""
+"""The host compiler of this machine as conda packages (see :mod:`.gnu`), whose programs start the machine's."""
 
 from __future__ import annotations
 
@@ -14,21 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.bridge import gnu
 from ssm_forge.bridge.package import BridgePackage, hash_text
 from ssm_forge.errors import MachineError
 from ssm_forge.machine import glibc
-
-_ACTIVATE_GCC = """\
-export CC="{cc}"
-"""
-
-_ACTIVATE_GXX = """\
-export CXX="{cxx}"
-export NVCC_PREPEND_FLAGS="${{NVCC_PREPEND_FLAGS:+$NVCC_PREPEND_FLAGS }}-ccbin={cxx}"
-"""
-
-_DEACTIVATE_GCC = "unset CC\n"
-_DEACTIVATE_GXX = "unset CXX NVCC_PREPEND_FLAGS\n"
 
 
 @dataclass(frozen=True)
@@ -108,67 +93,73 @@ def _probe(name: str) -> HostCompiler | None:
 
 
 def system_compiler_packages(compiler: HostCompiler) -> list[BridgePackage]:
-    """Packages that point at ``compiler``, plus copies of the runtime libraries it links to."""
+    """Packages whose programs start ``compiler``, plus copies of the runtime libraries it links to."""
     identity = hash_text(compiler.cxx, compiler.version, glibc())
-    runtime = {name: _library(compiler, name) for name in ("libstdc++.so.6", "libgcc_s.so.1")}
-    version = compiler.version
-    major = compiler.major
+    libraries = {
+        package: _library(compiler, name)
+        for package, name in (("libstdcxx", "libstdc++.so.6"), ("libgcc", "libgcc_s.so.1"))
+    }
 
-    def stage_activation(name: str, activate: str, deactivate: str) -> Callable[[Path], None]:
-        def stage(folder: Path) -> None:
-            for step, text in (("activate", activate), ("deactivate", deactivate)):
-                script = folder / f"etc/conda/{step}.d/{step}-{name}.sh"
-                script.parent.mkdir(parents=True)
-                script.write_text(text)
-
-        return stage
-
-    def stage_library(name: str) -> object:
+    def copy(name: str, source: Path) -> Callable[[Path], None]:
         def stage(folder: Path) -> None:
             (folder / "lib").mkdir()
-            shutil.copy(runtime[name], folder / "lib" / name)
+            shutil.copy(source, folder / "lib" / name)
 
         return stage
 
-    def library(package: str, name: str) -> BridgePackage:
-        return BridgePackage(
-            name=package,
-            version=version,
-            inputs=(identity, str(runtime[name].stat().st_size)),
-            stage=stage_library(name),  # type: ignore[arg-type]
-            license="GPL-3.0-only WITH GCC-exception-3.1",
-            summary=f"{name} of g++ {version}, copied from this machine",
-        )
-
-    return [
-        BridgePackage(
-            name="gcc_linux-64",
-            version=version,
-            inputs=(identity, _ACTIVATE_GCC),
-            stage=stage_activation("gcc_linux-64", _ACTIVATE_GCC.format(cc=compiler.cc), _DEACTIVATE_GCC),
-            depends=("sysroot_linux-64",),
-            run_exports={"strong": [f"libgcc >={major}"]},
-            summary=f"Activates {compiler.cc} of this machine",
-        ),
-        BridgePackage(
-            name="gxx_linux-64",
-            version=version,
-            inputs=(identity, _ACTIVATE_GXX),
-            stage=stage_activation("gxx_linux-64", _ACTIVATE_GXX.format(cxx=compiler.cxx), _DEACTIVATE_GXX),
-            depends=(f"gcc_linux-64 =={version}",),
-            run_exports={"strong": [f"libstdcxx >={major}", f"libgcc >={major}"]},
-            summary=f"Activates {compiler.cxx} of this machine",
-        ),
-        BridgePackage(
-            name="sysroot_linux-64",
-            version=glibc(),
+    return gnu.packages(
+        gnu.Toolchain(
+            version=compiler.version,
+            binutils=_binutils_version(compiler),
+            glibc=glibc(),
+            # Its headers are where the machine has them.
+            kernel="0",
             inputs=(identity,),
-            stage=lambda folder: None,
-            summary="Stands for the C library of this machine",
-        ),
-        library("libstdcxx", "libstdc++.so.6"),
-        library("libgcc", "libgcc_s.so.1"),
-    ]
+            commands=_commands(compiler),
+            specs=lambda folder: _answer(compiler.cxx, "-dumpspecs"),
+            stage={
+                "libstdcxx": copy("libstdc++.so.6", libraries["libstdcxx"]),
+                "libgcc": copy("libgcc_s.so.1", libraries["libgcc"]),
+            },
+            depends={},
+            runtime={
+                name: (compiler.version, (identity, str(path.stat().st_size))) for name, path in libraries.items()
+            },
+            origin=f"{compiler.cxx} of this machine",
+            sizes={},
+        )
+    )
+
+
+def _commands(compiler: HostCompiler) -> dict[str, str]:
+    """What starts each program of the compiler, as far as the machine has it."""
+    # GCC looks for its specs, and for files it is asked for, in such a folder first.
+    options = f' "-B$prefix/{gnu.specs_folder(compiler.version)}/"'
+    commands = {"gcc": f'"{compiler.cc}"{options}', "g++": f'"{compiler.cxx}"{options}'}
+    commands["cpp"] = f'"{compiler.cc}" -E'
+    for name in ("cpp", "gcc-ar", "gcc-nm", "gcc-ranlib"):
+        beside = compiler.cc.with_name(compiler.cc.name.replace("gcc", name))
+        if beside != compiler.cc and beside.exists():
+            commands[name] = f'"{beside}"'
+    for name in (*gnu.LINKER_PROGRAMS, *gnu.BINUTILS_PROGRAMS):
+        found = shutil.which(_answer(compiler.cxx, f"-print-prog-name={name}").strip())
+        if found:
+            commands[name] = f'"{found}"'
+    return commands
+
+
+def _binutils_version(compiler: HostCompiler) -> str:
+    """Version of the linker that the compiler starts; 0 for one that does not tell."""
+    try:
+        said = _answer(Path(_answer(compiler.cxx, "-print-prog-name=ld").strip()), "--version")
+    except (OSError, subprocess.SubprocessError):
+        return "0"
+    found = re.search(r"(\d+(?:\.\d+)+)", said.partition("\n")[0])
+    return found.group(1) if found else "0"
+
+
+def _answer(program: Path, option: str) -> str:
+    return subprocess.run([program, option], capture_output=True, text=True, timeout=20, check=True).stdout
 
 
 def _library(compiler: HostCompiler, name: str) -> Path:

@@ -2,28 +2,29 @@
 
 ``x86_64-conda-linux-gnu/`` of the prefix holds the programs (``tool``), their shared libraries (``lib``,
 found through RPATH, so that no loader path is needed) and the C library they compile for (``sysroot``). GCC
-finds its own parts relative to where it is; launchers under ``bin/`` give it ``--sysroot`` and ``-B``.
+finds its own parts relative to where it is; launchers (see :mod:`.gnu`) give it ``--sysroot`` and ``-B``.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.bridge import gnu
 from ssm_forge.bridge.debian import Deb, unpack
 from ssm_forge.bridge.package import BridgePackage, link
 from ssm_forge.errors import MachineError
 from ssm_forge.fetch import checked
 from ssm_forge.paths import Workspace
 
-_TRIPLET = "x86_64-conda-linux-gnu"
+_TRIPLET = gnu.TRIPLE
 _HOME = Path(_TRIPLET)
 _DEBIAN = "x86_64-linux-gnu"
-_LICENSE = "GPL-3.0-only WITH GCC-exception-3.1"
 
 # No run of the compiler needs these; half the size.
 _UNUSED = (
@@ -51,21 +52,13 @@ _UNUSED = (
     "etc",
 )
 
-_LAUNCHER = """\
-#!/bin/sh
-home="$(dirname "$(readlink -f "$0")")/../{triplet}"
-exec "$home/tool/usr/bin/{program}" {options}"$@"
-"""
-_COMPILER_OPTIONS = '--sysroot="$home/sysroot" -B"$home/tool/usr/bin" '
-_BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
+_COMPILER_OPTIONS = f' --sysroot="$prefix/{_TRIPLET}/sysroot" -B"$prefix/{_TRIPLET}/tool/usr/bin"'
 
-_ACTIVATE_GCC = f"""\
-export CC="$CONDA_PREFIX/bin/{_TRIPLET}-gcc" AR="$CONDA_PREFIX/bin/{_TRIPLET}-ar"
-"""
-_ACTIVATE_GXX = f"""\
-export CXX="$CONDA_PREFIX/bin/{_TRIPLET}-g++"
-export NVCC_PREPEND_FLAGS="${{NVCC_PREPEND_FLAGS:+$NVCC_PREPEND_FLAGS }}-ccbin=$CXX"
-"""
+# Whose files go with the compiler, of each kind; what is left goes with the linker.
+_GXX = re.compile(r"g\+\+-\d+|libstdc\+\+-\d+-dev")
+_GCC = re.compile(r"gcc-\d+(-base)?|cpp-\d+|libgcc-\d+-dev|libgmp\d+|libisl\d+|libmpc\d+|libmpfr\d+")
+# ld and its kinds, of what the packages of binutils hold.
+_LINKER = ("usr/bin/*ld", "usr/bin/*ld.*")
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class BundledCompiler:
     @property
     def version(self) -> str:
         """Full version, ``11.3.0``."""
-        return self._upstream(r"g\+\+-\d+")
+        return self.upstream(r"g\+\+-\d+")
 
     @property
     def major(self) -> int:
@@ -90,56 +83,90 @@ class BundledCompiler:
     @property
     def glibc(self) -> str:
         """The C library it compiles for, ``2.36``."""
-        return self._upstream("libc6-dev")
+        return self.upstream("libc6-dev")
 
     @property
     def origin(self) -> str:
         """Where it comes from, for people."""
         return f"g++ of Debian {self.debs[0].suite}"
 
-    def _upstream(self, pattern: str) -> str:
-        deb = next(d for d in self.debs if re.fullmatch(pattern, d.package))
-        return re.split(r"[-+]", deb.version.partition(":")[2] or deb.version)[0]
+    def upstream(self, pattern: str) -> str:
+        """Upstream's version of the package that has this name."""
+        return _upstream(next(d for d in self.debs if re.fullmatch(pattern, d.package)).version)
 
 
 def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[BridgePackage]:
-    """The packages of a bundled compiler, with conda-forge's names."""
-    version, major = compiler.version, compiler.major
-    programs = _only(compiler.debs, "tool", "lib")
-    sysroot = _only(compiler.debs, "sysroot")
-    return [
-        BridgePackage(
-            name="gcc_impl_linux-64",
-            version=version,
-            inputs=(*_digests(programs), _LAUNCHER, _COMPILER_OPTIONS, *_UNUSED),
-            stage=lambda folder: _stage_programs(folder, programs, sysroot, major, workspace),
-            # The programs come from the same release as the sysroot, and run on the machine's C library.
-            depends=(f"sysroot_linux-64 =={compiler.glibc}", f"__glibc >={compiler.glibc}"),
-            license=_LICENSE,
-            summary=f"GCC {version} and binutils, relocatable, from Debian {compiler.debs[0].suite}",
-            size=sum(deb.size for deb in programs),
-        ),
-        _activation("gcc_linux-64", version, _ACTIVATE_GCC, ("CC", "AR"), (f"gcc_impl_linux-64 =={version}",)),
-        _activation(
-            "gxx_linux-64",
-            version,
-            _ACTIVATE_GXX,
-            ("CXX", "NVCC_PREPEND_FLAGS"),
-            (f"gcc_linux-64 =={version}",),
-            run_exports={"strong": [f"libstdcxx >={major}", f"libgcc >={major}"]},
-        ),
-        BridgePackage(
-            name="sysroot_linux-64",
-            version=compiler.glibc,
-            inputs=(*_digests(sysroot), *_UNUSED),
-            stage=lambda folder: _stage_sysroot(folder / _HOME / "sysroot", sysroot, workspace),
-            license="LGPL-2.1-or-later",
-            summary=f"glibc {compiler.glibc} headers and libraries to compile for, from Debian",
-            size=sum(deb.size for deb in sysroot),
-        ),
-        _runtime("libstdcxx", "libstdc++6", "libstdc++.so.6", compiler, workspace),
-        _runtime("libgcc", "libgcc-s1", "libgcc_s.so.1", compiler, workspace),
-    ]
+    """The packages of a bundled compiler."""
+    tools, sysroot = _only(compiler.debs, "tool", "lib"), _only(compiler.debs, "sysroot")
+    kernel = tuple(deb for deb in sysroot if deb.package == "linux-libc-dev")
+    gxx = tuple(deb for deb in tools if _GXX.fullmatch(deb.package))
+    gcc = tuple(deb for deb in tools if _GCC.fullmatch(deb.package))
+    rest = tuple(deb for deb in tools if deb not in (*gxx, *gcc))
+    shared = _only(rest, "lib")
+    binutils = _only(rest, "tool")
+    runtime = {
+        name: next(deb for deb in sysroot if deb.package == package)
+        for name, package in (("libstdcxx", "libstdc++6"), ("libgcc", "libgcc-s1"))
+    }
+
+    def programs(debs: Sequence[Deb], keep: Callable[[Path], None] = lambda home: None) -> Callable[[Path], None]:
+        return lambda folder: _stage_programs(folder / _HOME, debs, sysroot, keep, workspace)
+
+    def library(name: str, file: str) -> Callable[[Path], None]:
+        return lambda folder: _stage_library(folder, runtime[name], file, workspace)
+
+    def headers(debs: Sequence[Deb]) -> Callable[[Path], None]:
+        return lambda folder: _stage_sysroot(folder / _HOME / "sysroot", debs, workspace)
+
+    stage = {
+        "ld_impl_linux-64": programs((*binutils, *shared), _keep_linkers),
+        "binutils_impl_linux-64": programs(binutils, _drop_linkers),
+        "gcc_impl_linux-64": programs(gcc),
+        "gxx_impl_linux-64": programs(gxx),
+        "kernel-headers_linux-64": headers(kernel),
+        "sysroot_linux-64": headers(tuple(deb for deb in sysroot if deb not in kernel)),
+        "libstdcxx": library("libstdcxx", "libstdc++.so.6"),
+        "libgcc": library("libgcc", "libgcc_s.so.1"),
+    }
+    # The programs come from the same release as the sysroot, and run on the machine's C library.
+    runs_on = (f"__glibc >={compiler.glibc}",)
+    parts = {
+        "ld_impl_linux-64": shared,
+        "binutils_impl_linux-64": binutils,
+        "gcc_impl_linux-64": gcc,
+        "gxx_impl_linux-64": gxx,
+        "sysroot_linux-64": sysroot,
+    }
+    return gnu.packages(
+        gnu.Toolchain(
+            version=compiler.version,
+            binutils=compiler.upstream("binutils"),
+            glibc=compiler.glibc,
+            kernel=compiler.upstream("linux-libc-dev"),
+            inputs=(*_digests(compiler.debs), *_UNUSED),
+            commands=_commands(compiler),
+            specs=lambda folder: _builtin_specs(folder / _HOME, compiler.major, shared, workspace),
+            stage=stage,
+            depends=dict.fromkeys(("ld_impl_linux-64", "binutils_impl_linux-64", "gcc_impl_linux-64"), runs_on),
+            runtime={name: (_upstream(deb.version), (deb.sha256,)) for name, deb in runtime.items()},
+            origin=compiler.origin,
+            sizes={name: sum(deb.size for deb in debs) for name, debs in parts.items()},
+        )
+    )
+
+
+def _commands(compiler: BundledCompiler) -> dict[str, str]:
+    folder = f'"$prefix/{_TRIPLET}/tool/usr/bin/{_DEBIAN}'
+    specs = f' -B"$prefix/{gnu.specs_folder(compiler.version)}/"'
+    commands = {name: f'{folder}-{name}-{compiler.major}"{_COMPILER_OPTIONS}{specs}' for name in ("gcc", "g++", "cpp")}
+    commands |= {name: f'{folder}-{name}-{compiler.major}"' for name in ("gcc-ar", "gcc-nm", "gcc-ranlib")}
+    commands |= {name: f'{folder}-{name}"' for name in (*gnu.LINKER_PROGRAMS, *gnu.BINUTILS_PROGRAMS)}
+    return commands
+
+
+def _upstream(version: str) -> str:
+    """Upstream's version in Debian's."""
+    return re.split(r"[-+]", version.partition(":")[2] or version)[0]
 
 
 def _only(debs: Iterable[Deb], *parts: str) -> tuple[Deb, ...]:
@@ -150,70 +177,73 @@ def _digests(debs: Iterable[Deb]) -> tuple[str, ...]:
     return tuple(deb.sha256 for deb in debs)
 
 
-def _activation(
-    name: str,
-    version: str,
-    script: str,
-    variables: Sequence[str],
-    depends: tuple[str, ...],
-    run_exports: dict[str, list[str]] | None = None,
-) -> BridgePackage:
-    def stage(folder: Path) -> None:
-        for step, text in (("activate", script), ("deactivate", f"unset {' '.join(variables)}\n")):
-            file = folder / f"etc/conda/{step}.d/{step}-{name}.sh"
-            file.parent.mkdir(parents=True)
-            file.write_text(text)
-
-    return BridgePackage(
-        name=name,
-        version=version,
-        inputs=(script,),
-        stage=stage,
-        depends=depends,
-        run_exports=run_exports or {},
-        summary=f"Sets {' and '.join(variables)} to the compiler of this environment",
-    )
-
-
-def _runtime(name: str, package: str, library: str, compiler: BundledCompiler, workspace: Workspace) -> BridgePackage:
-    deb = next(d for d in compiler.debs if d.package == package)
-    version = re.split(r"[-+]", deb.version)[0]
-
-    def stage(folder: Path) -> None:
-        scratch = folder / ".unpacked"
-        unpack(checked(deb.artifact(), workspace), scratch)
-        found = next(path for path in sorted(scratch.rglob(library)))
-        (folder / "lib").mkdir()
-        shutil.copy(found.resolve(), folder / "lib" / library)
-        shutil.rmtree(scratch)
-
-    return BridgePackage(
-        name=name,
-        version=version,
-        inputs=(deb.sha256,),
-        stage=stage,
-        license=_LICENSE,
-        summary=f"{library} of GCC {version}, from Debian {deb.suite}",
-        size=deb.size,
-    )
+def _stage_library(folder: Path, deb: Deb, library: str, workspace: Workspace) -> None:
+    scratch = folder / ".unpacked"
+    unpack(checked(deb.artifact(), workspace), scratch)
+    found = next(path for path in sorted(scratch.rglob(library)))
+    (folder / "lib").mkdir()
+    shutil.copy(found.resolve(), folder / "lib" / library)
+    shutil.rmtree(scratch)
 
 
 def _stage_programs(
-    folder: Path, programs: Sequence[Deb], sysroot: Sequence[Deb], major: int, workspace: Workspace
+    home: Path, debs: Sequence[Deb], sysroot: Sequence[Deb], keep: Callable[[Path], None], workspace: Workspace
 ) -> None:
-    home = folder / _HOME
-    for deb in _only(programs, "tool"):
+    for deb in _only(debs, "tool"):
         unpack(checked(deb.artifact(), workspace), home / "tool")
     _drop_unused(home / "tool")
-    _collect_libraries(_only(programs, "lib"), home, workspace)
+    keep(home / "tool")
+    _collect_libraries(_only(debs, "lib"), home, workspace)
     for file in [*_elf_files(home / "tool"), *_elf_files(home / "lib")]:
         _find_libraries_beside(file, home / "lib")
     _point_into_sysroot(home, sysroot, workspace)
-    _write_launchers(folder / "bin", major)
+
+
+def _linkers(tool: Path) -> set[Path]:
+    return {path for pattern in _LINKER for path in tool.glob(pattern)}
+
+
+def _keep_linkers(tool: Path) -> None:
+    kept = _linkers(tool)
+    for path in sorted(tool.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path not in kept:
+            path.unlink()
+
+
+def _drop_linkers(tool: Path) -> None:
+    for path in _linkers(tool):
+        path.unlink()
+
+
+def _builtin_specs(home: Path, major: int, shared: Sequence[Deb], workspace: Workspace) -> str:
+    """What the compiler answers, run where it lies, beside the libraries that come with the linker."""
+    scratch = home / ".shared"
+    scratch.mkdir()
+    _collect_libraries(shared, scratch, workspace)
+    folders = os.pathsep.join(str(folder / "lib") for folder in (home, scratch))
+    answer = subprocess.run(
+        [home / f"tool/usr/bin/{_DEBIAN}-gcc-{major}", "-dumpspecs"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": folders},
+    )
+    shutil.rmtree(scratch)
+    if answer.returncode:
+        raise MachineError(
+            f"Debian's GCC {major} does not run here: {answer.stderr.strip()}.",
+            fix="Install a C++ compiler of this system's own, and use --host-compiler system.",
+        )
+    return answer.stdout
 
 
 def _collect_libraries(debs: Sequence[Deb], home: Path, workspace: Workspace) -> None:
     """The programs' own libraries, in a folder that holds nothing else."""
+    if not debs:
+        return
     scratch = home / ".unpacked"
     (home / "lib").mkdir()
     for deb in debs:
@@ -251,6 +281,8 @@ def _find_libraries_beside(file: Path, libraries: Path) -> None:
 
 def _point_into_sysroot(home: Path, sysroot: Sequence[Deb], workspace: Workspace) -> None:
     """GCC's own folder links to runtime libraries (``libstdc++.so``), which are in the sysroot here."""
+    if not (home / "tool/usr/lib/gcc").is_dir():
+        return
     scratch = home / ".sysroot"
     _stage_sysroot(scratch, sysroot, workspace)
     for name in sorted((home / "tool/usr/lib/gcc").rglob("*.so")):
@@ -287,16 +319,3 @@ def _keep_copyrights(docs: Path) -> None:
                 path.rmdir()
         elif path.name != "copyright":
             path.unlink()
-
-
-def _write_launchers(folder: Path, major: int) -> None:
-    folder.mkdir()
-    launchers: dict[str, tuple[str, str]] = {
-        name: (f"{_DEBIAN}-{program}-{major}", _COMPILER_OPTIONS)
-        for name, program in (("gcc", "gcc"), ("cc", "gcc"), ("g++", "g++"), ("c++", "g++"), ("cpp", "cpp"))
-    }
-    launchers |= {name: (f"{_DEBIAN}-{name}", "") for name in _BINUTILS}
-    for name, (program, options) in launchers.items():
-        path = folder / f"{_TRIPLET}-{name}"
-        path.write_text(_LAUNCHER.format(triplet=_TRIPLET, program=program, options=options))
-        path.chmod(0o755)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.bridge.gnu import TRIPLE
 from ssm_forge.bridge.package import BridgePackage, hash_text, link
 from ssm_forge.bridge.wheels import compile_bytecode
 from ssm_forge.errors import MachineError
@@ -148,7 +149,7 @@ def python_packages(interpreter: Interpreter) -> list[BridgePackage]:
     python = BridgePackage(
         name="python",
         version=interpreter.version,
-        inputs=(identity,),
+        inputs=(identity, _FOLLOW_PREFIX, _CONDA_COMPILERS),
         stage=lambda folder: _stage(interpreter, folder),
         depends=(f"python_abi {interpreter.minor}.* *_cp{tag}",),
         build_suffix="0_cpython" if int(tag) < 313 else f"0_cp{tag}",
@@ -176,7 +177,7 @@ def _stage(interpreter: Interpreter, folder: Path) -> None:
     _set_rpath(executable)
     for alias in ("python", "python3"):
         link(name, folder / "bin" / alias)
-    _forget_prefix(interpreter.prefix, library / name)
+    _describe_as_conda(interpreter.prefix, library / name)
     compile_bytecode(interpreter.executable, folder, library / name)
 
 
@@ -188,15 +189,36 @@ def _set_rpath(executable: Path) -> None:
     subprocess.run([tool, "--force-rpath", "--set-rpath", "$ORIGIN/../lib", executable], check=True)
 
 
-def _forget_prefix(prefix: Path, stdlib: Path) -> None:
-    """Make sysconfig's build variables follow the prefix that the interpreter runs from."""
-    for file in stdlib.glob("_sysconfigdata*.py"):
+# The name of conda's description of the build, for its own compilers.
+_CONDA_DATA = "_sysconfigdata_x86_64_conda_linux_gnu"
+
+# What sysconfig answers follows the prefix that the interpreter runs from; links get an rpath to its libraries.
+_FOLLOW_PREFIX = """
+import sys as _sys
+build_time_vars = {
+    key: value.replace('@PREFIX@', _sys.base_prefix) if isinstance(value, str) else value
+    for key, value in build_time_vars.items()
+}
+for _key in ('LDSHARED', 'BLDSHARED', 'LDCXXSHARED', 'LDFLAGS'):
+    if _key in build_time_vars:
+        build_time_vars[_key] += ' -Wl,-rpath,{0}/lib -Wl,-rpath-link,{0}/lib -L{0}/lib'.format(_sys.base_prefix)
+"""
+
+_CONDA_COMPILERS = """\
+import importlib as _importlib
+
+build_time_vars = dict(_importlib.import_module('{default}').build_time_vars)
+for _key, _value in build_time_vars.items():
+    for _name in ('gcc', 'g++', 'cc', 'c++'):
+        if isinstance(_value, str) and (_value == _name or _value.startswith(_name + ' ')):
+            build_time_vars[_key] = '{triple}-' + _value
+"""
+
+
+def _describe_as_conda(prefix: Path, stdlib: Path) -> None:
+    """Make sysconfig's build variables what conda's own Python has, under both of its names."""
+    for file in sorted(stdlib.glob("_sysconfigdata*.py")):
         text = file.read_text(encoding="utf-8").replace(str(prefix), "@PREFIX@")
-        text += (
-            "\nimport sys as _sys\n"
-            "build_time_vars = {\n"
-            "    key: value.replace('@PREFIX@', _sys.base_prefix) if isinstance(value, str) else value\n"
-            "    for key, value in build_time_vars.items()\n"
-            "}\n"
-        )
-        file.write_text(text, encoding="utf-8")
+        file.write_text(text + _FOLLOW_PREFIX, encoding="utf-8")
+        conda = _CONDA_COMPILERS.format(default=file.stem, triple=TRIPLE)
+        (stdlib / f"{_CONDA_DATA}.py").write_text(conda, encoding="utf-8")

@@ -19,14 +19,37 @@ _CONDA_NAMES = {
     "torch": "pytorch",
     "typing-extensions": "typing_extensions",
     "huggingface-hub": "huggingface_hub",
-    "annotated-doc": "annotated-doc",
-    "importlib-metadata": "importlib-metadata",
-    "causal-conv1d": "causal-conv1d",
 }
+
+# NVIDIA's libraries, by their wheels' names without "nvidia-" and "-cu12" -> conda-forge's name.
+CUDA_LIBRARIES = {
+    "cublas": "libcublas",
+    "cuda-cupti": "cuda-cupti",
+    "cuda-nvrtc": "cuda-nvrtc",
+    "cuda-runtime": "cuda-cudart",
+    "cudnn": "libcudnn",
+    "cufft": "libcufft",
+    "cufile": "libcufile",
+    "curand": "libcurand",
+    "cusolver": "libcusolver",
+    "cusparse": "libcusparse",
+    "cusparselt": "cusparselt",
+    "nccl": "nccl",
+    "nvjitlink": "libnvjitlink",
+    "nvshmem": "libnvshmem3",
+    "nvtx": "cuda-nvtx",
+}
+
+
+def project(name: str) -> str:
+    """``cublas`` for ``nvidia-cublas-cu12``."""
+    return re.sub(r"^nvidia-|-cu\d\d$", "", name)
 
 
 def conda_name(name: str) -> str:
     canonical = canonicalize_name(name)
+    if canonical.startswith("nvidia-"):
+        return CUDA_LIBRARIES.get(project(canonical), canonical)
     return _CONDA_NAMES.get(canonical, canonical)
 
 

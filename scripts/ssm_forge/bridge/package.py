@@ -7,14 +7,18 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssm_forge.archive import EPOCH, InfoFiles, dump_json, rewrite_info
 
-# Part of every build string's hash: raise it when packages must be assembled anew from the same inputs.
-FORMAT = 3
+# Part of every build string's hash: raise it when packages must be assembled anew from the same inputs. 4: laid out as
+# conda-forge's, and for CUDA 11.8 as NVIDIA's and pytorch.org's.
+FORMAT = 4
+
+# Stands for the environment's folder in the text of packages; whoever installs one writes the folder there.
+PREFIX = "/opt/ssm-forge-environment-placeholder"
 
 SUBDIR = "linux-64"
 
@@ -33,6 +37,7 @@ class BridgePackage:
         run_exports: as in ``run_exports.json``.
         build_prefix: readable start of the build string.
         build_suffix: end of the build string, after the hash (``cpython`` for python).
+        prefixed: text files that name the environment's folder as :data:`PREFIX`.
         noarch_python: files under ``site-packages/`` go to whichever Python is there.
         size: bytes of the inputs, for progress.
     """
@@ -47,6 +52,7 @@ class BridgePackage:
     build_prefix: str = ""
     build_suffix: str = "0"
     noarch_python: bool = False
+    prefixed: tuple[str, ...] = ()
     license: str = ""
     summary: str = ""
     size: int = 0
@@ -104,8 +110,8 @@ def write(package: BridgePackage, channel: Path, threads: int) -> Path:
             detect_prefix=False,
             timestamp=datetime.datetime.fromtimestamp(EPOCH, tz=datetime.timezone.utc),
         )
-        if package.run_exports:
-            rewrite_info(output.path, target, lambda files: _with_run_exports(files, package.run_exports))
+        if package.run_exports or package.prefixed:
+            rewrite_info(output.path, target, lambda files: _edited(files, package))
         else:
             output.path.replace(target)
     finally:
@@ -125,8 +131,18 @@ def _scratch(channel: Path) -> Path:
     return folder
 
 
-def _with_run_exports(files: InfoFiles, run_exports: dict[str, Sequence[str]] | dict[str, list[str]]) -> InfoFiles:
-    return {**files, "info/run_exports.json": dump_json(run_exports)}
+def _edited(files: InfoFiles, package: BridgePackage) -> InfoFiles:
+    """The info files with what the engine's assembler does not write: run exports, and where the prefix stands."""
+    edited = dict(files)
+    if package.run_exports:
+        edited["info/run_exports.json"] = dump_json(package.run_exports)
+    if package.prefixed:
+        paths = json.loads(edited["info/paths.json"])
+        for entry in paths["paths"]:
+            if entry["_path"] in package.prefixed:
+                entry |= {"file_mode": "text", "prefix_placeholder": PREFIX}
+        edited["info/paths.json"] = dump_json(paths)
+    return edited
 
 
 def hash_text(*parts: object) -> str:

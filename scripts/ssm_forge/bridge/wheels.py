@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ssm_forge.bridge.metadata import Distribution, conda_depends, conda_name, read
@@ -44,7 +44,7 @@ def wheel_package(
         dists: every distribution of the lock.
         python: the minor the package is for; libraries that need no particular Python serve all of them.
         interpreter: a Python of that minor, to compile bytecode with.
-        cuda: CUDA release of the variant, for torch's build string and requirement.
+        cuda: CUDA release of the variant: with 11.8, Triton is called as pytorch.org calls it.
     """
     dist = dists[wheel.name]
     noarch = wheel.is_python_free
@@ -54,18 +54,13 @@ def wheel_package(
         depends.append("python")
     else:
         depends += [f"python {python}.*", f"python_abi {python}.* *_cp{tag}"]
-    build_prefix = "" if noarch else f"py{tag}"
-    if wheel.name == "torch":
-        major, minor = cuda.split(".")
-        depends.append(f"cuda-version >={major}.{minor if major != '11' else '0'},<{int(major) + 1}")
-        build_prefix = f"bridge_cuda{cuda.replace('.', '')}_{build_prefix}"
     return BridgePackage(
-        name=conda_name(wheel.name),
+        name="torchtriton" if (wheel.name, cuda) == ("triton", "11.8") else conda_name(wheel.name),
         version=dist.version.partition("+")[0],
         inputs=(wheel.artifact.sha256, "" if noarch else python),
         stage=lambda folder: _stage(wheel, folder, python, interpreter, workspace, noarch=noarch),
         depends=tuple(depends),
-        build_prefix=build_prefix,
+        build_prefix="" if noarch else f"py{tag}",
         noarch_python=noarch,
         license=dist.license,
         summary=dist.summary,
@@ -76,9 +71,32 @@ def wheel_package(
 def _stage(
     wheel: LockedWheel, folder: Path, python: str, interpreter: Path, workspace: Workspace, *, noarch: bool
 ) -> None:
+    install_wheel(wheel, folder, python, workspace, noarch=noarch)
+    if not noarch:
+        compile_bytecode(interpreter, folder, folder / f"lib/python{python}/site-packages")
+
+
+def install_wheel(
+    wheel: LockedWheel,
+    folder: Path,
+    python: str,
+    workspace: Workspace,
+    *,
+    noarch: bool = False,
+    without: Callable[[str], bool] = lambda path: False,
+) -> None:
+    """Install a wheel below ``folder`` as pip does, with scripts that start the environment's Python.
+
+    Args:
+        without: which of the wheel's files are left out.
+    """
     from installer import install
     from installer.destinations import SchemeDictionaryDestination
-    from installer.sources import WheelFile
+    from installer.sources import WheelContentElement, WheelFile
+
+    class Part(WheelFile):
+        def get_contents(self) -> Iterator[WheelContentElement]:
+            return (element for element in super().get_contents() if not without(element[0][0]))
 
     site = folder / ("site-packages" if noarch else f"lib/python{python}/site-packages")
     scripts = folder / ("python-scripts" if noarch else "bin")
@@ -93,11 +111,9 @@ def _stage(
         interpreter=_PLACEHOLDER,
         script_kind="posix",
     )
-    with WheelFile.open(checked(wheel.artifact, workspace)) as source:
+    with Part.open(checked(wheel.artifact, workspace)) as source:
         install(source=source, destination=destination, additional_metadata={"INSTALLER": b"ssm-forge\n"})
     _relocate_scripts(scripts)
-    if not noarch:
-        compile_bytecode(interpreter, folder, site)
 
 
 def _relocate_scripts(scripts: Path) -> None:

@@ -1,0 +1,35 @@
+"""Installs bridge packages as any conda package: into a channel, solved, linked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+
+from ssm_forge.bridge.package import BridgePackage, write
+
+
+def installed(packages: Iterable[BridgePackage], folder: Path, *specs: str, cuda: str = "13.0") -> Path:
+    """Install ``specs`` from ``packages`` into an environment below ``folder``."""
+    import rattler
+    from rattler.index import index_fs
+
+    from ssm_forge.solver import virtual_packages
+
+    channel, prefix = folder / "channel", folder / "environment"
+    for package in packages:
+        write(package, channel, threads=1)
+    (channel / "noarch").mkdir(exist_ok=True)
+
+    async def make() -> None:
+        await index_fs(channel, write_zst=False, write_shards=False)
+        records = await rattler.solve(
+            sources=[channel.as_uri()],
+            specs=list(specs),
+            platforms=["linux-64", "noarch"],
+            virtual_packages=[v.to_rattler() for v in virtual_packages(cuda=cuda, glibc="2.99")],
+        )
+        await rattler.install(records=records, target_prefix=prefix, cache_dir=folder / "packages", show_progress=False)
+
+    asyncio.run(make())
+    return prefix
