@@ -162,6 +162,7 @@ def test_activation_gives_bare_names_and_flags_and_deactivation_puts_back_what_w
     assert f"-isystem {prefix}/include" in found["CFLAGS"]
     assert found["CFLAGS"].endswith(" -mine")
     assert f"-Wl,-rpath,{prefix}/lib" in found["LDFLAGS"]
+    assert (Path(found["CONDA_BUILD_SYSROOT"]) / "usr/include").is_dir()
     assert after.splitlines() == [f"{n}={'-mine' if n == 'CFLAGS' else 'unset'}" for n in shown.split()]
 
 

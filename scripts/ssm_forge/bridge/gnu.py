@@ -295,7 +295,7 @@ def _variables(tools: Toolchain) -> dict[str, list[tuple[str, str]]]:
         ("CPPFLAGS", "-DNDEBUG -D_FORTIFY_SOURCE=2 -O2 -isystem $_forge_prefix/include${CPPFLAGS:+ $CPPFLAGS}"),
         ("CFLAGS", f"{_OPTIMISATION} -isystem $_forge_prefix/include$_forge_maps${{CFLAGS:+ $CFLAGS}}"),
         ("LDFLAGS", f"{_LINKING}${{LDFLAGS:+ $LDFLAGS}}"),
-        ("CONDA_BUILD_SYSROOT", f'$("$CONDA_PREFIX/bin/{TRIPLE}-gcc" -print-sysroot)'),
+        ("CONDA_BUILD_SYSROOT", f'$(root=$("$CONDA_PREFIX/bin/{TRIPLE}-gcc" -print-sysroot); echo "${{root:-/}}")'),
     ]
     cxx = [
         ("CXX", f"{TRIPLE}-c++"),
