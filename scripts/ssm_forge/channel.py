@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from ssm_forge import repodata
+from ssm_forge import owners, repodata
 from ssm_forge.errors import IntegrityError, MachineError
 
 SUBDIR = "linux-64"
@@ -274,7 +274,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all; an unchanged one is left alone."""
     if path.exists() and path.read_bytes() == data:
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{owners.mark()}.part")
     try:
         partial.write_bytes(data)
         flush(partial)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge import mirrors
+from ssm_forge import mirrors, owners
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
@@ -205,7 +205,7 @@ def install(
                 write_marker(prefix, installed)
             return
         check_target(prefix)
-        fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
+        fresh = prefix.with_name(f".{prefix.name}.new-{owners.mark()}")
         try:
             _link(packages, fresh, prefix, workspace, log)
             # conda's own tools know an environment by its history file.
@@ -232,7 +232,7 @@ def replacing(prefix: Path) -> Iterator[None]:
         InstallError: when something else than an environment is there; it is left alone.
     """
     check_target(prefix)
-    aside = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
+    aside = prefix.with_name(f".{prefix.name}.old-{owners.mark()}")
     if (prefix / UNFINISHED).exists():
         shutil.rmtree(prefix)
     _sweep(prefix)
@@ -349,7 +349,7 @@ def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
 
 
 def _swap(fresh: Path, prefix: Path) -> None:
-    old = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
+    old = prefix.with_name(f".{prefix.name}.old-{owners.mark()}")
     if prefix.exists():
         prefix.rename(old)
     try:

@@ -12,7 +12,6 @@ Layout of the archive (an uncompressed tar, since packages are compressed alread
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 from rattler import PrefixRecord, RepoDataRecord
 
 from ssm_forge import channel as channels
-from ssm_forge import environment
+from ssm_forge import environment, owners
 from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
@@ -182,7 +181,7 @@ def _write_tar(top: Path, target: Path) -> None:
         return member
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
     try:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
             for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):

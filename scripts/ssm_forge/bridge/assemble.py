@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge import owners
 from ssm_forge.bridge import compiler as host
 from ssm_forge.bridge import debian, gcc, pylock
 from ssm_forge.bridge import interpreter as interpreters
@@ -193,7 +193,7 @@ def _complete(parts: Parts, workspace: Workspace) -> bool:
 def _record(parts: Parts, channel: Path, wanted: Sequence[str]) -> None:
     for old in channel.glob(f".complete-py{parts.interpreter.minor}-*"):
         old.unlink()
-    partial = channel / f".packages-{os.getpid()}.part"
+    partial = channel / f".packages-{owners.mark()}.part"
     partial.write_text("\n".join(wanted) + "\n")
     partial.replace(channel / f".packages-py{parts.interpreter.minor}")
 
