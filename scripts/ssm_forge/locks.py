@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
-from ssm_forge.ui import note
+from ssm_forge.ui import note, say
 
 # Lustre without -o flock, some NFS, some FUSE.
 _HAS_NONE = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
@@ -41,3 +44,18 @@ def acquire(stream: IO[Any], elsewhere: str = "", *, shared: bool = False, wait:
             )
         return None
     return True
+
+
+@contextmanager
+def held(path: Path, elsewhere: str, *, what: str = "") -> Iterator[None]:
+    """Hold a lock of one file, which is made where it is missing; another run that has it is waited for.
+
+    Args:
+        elsewhere: as in :func:`acquire`.
+        what: what the others are at work on, where waiting may take long enough to be said.
+    """
+    with path.open("w") as stream:
+        if acquire(stream, elsewhere, wait=not what) is False:
+            say(f"Another run is at work on {what}; waiting for it to end.")
+            acquire(stream)
+        yield

@@ -28,7 +28,7 @@ from ssm_forge import environment, owners
 from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
-from ssm_forge.install import MARKER, Installed, remember, write_marker
+from ssm_forge.install import MARKER, Installed, remember
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
@@ -213,9 +213,10 @@ def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bo
         missing = [r for r in locked.records if not (top / "channel" / r.subdir / r.file_name).is_file()]
         if missing:
             raise IntegrityError(f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again.")
-        report = environment.create(locked, target, mirrors=mirrors, workspace=workspace, force=force)
+        report = environment.create(
+            locked, target, mirrors=mirrors, workspace=workspace, force=force, installed=made.installed
+        )
     if made.installed:
-        write_marker(target, made.installed)
         remember(target, workspace)
     return target, report
 
