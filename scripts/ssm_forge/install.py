@@ -345,6 +345,8 @@ def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
         fix = HOW_TO_LOG_IN if refused else f"Check the network, {again}"
         return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
     fix = f"Check that the folder is writable and the disk not full, {again}"
+    if any(f"(os error {number})" in text for number in locks.NOT_THERE):
+        fix = "Its file system lacks something; set SSM_FORGE_CACHE_DIR, or --prefix, to a folder on a local disk."
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 from ssm_forge.ui import note, say
 
-# Lustre without -o flock, some NFS, some FUSE.
-_HAS_NONE = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+# What a file system answers that can't do what is asked: locks on Lustre without -o flock, on some NFS, some FUSE.
+NOT_THERE = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 _told: set[str] = set()
 
@@ -34,7 +34,7 @@ def acquire(stream: IO[Any], elsewhere: str = "", *, shared: bool = False, wait:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _HAS_NONE:
+        if error.errno not in NOT_THERE:
             raise
         if elsewhere and elsewhere not in _told:
             _told.add(elsewhere)

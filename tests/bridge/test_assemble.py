@@ -74,7 +74,7 @@ def test_what_a_running_build_installs_from_stays_until_it_ends(
     channel = place.bridge / "cu130"
     assert run(place, "11") == ["gxx_linux-64 11", "wheel-3.12 1"]
     waits = threading.Event()
-    monkeypatch.setattr(bridge, "say", lambda message: waits.set() if "waiting" in message else None)
+    monkeypatch.setattr(bridge, "say", lambda message: waits.set() if "waiting for it" in message else None)
     with other_process(channel) as first, ThreadPoolExecutor(1) as pool:
         second = pool.submit(run, place, "12")
         second.add_done_callback(lambda done: waits.set())

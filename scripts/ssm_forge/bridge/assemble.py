@@ -248,8 +248,8 @@ def _alone(parts: Parts, channel: Path) -> Iterator[None]:
         replaces = _replaces(parts, channel)
         if locks.acquire(stream, _ELSEWHERE, shared=not replaces, wait=False) is False:
             say(
-                f"Another run uses the bridge of {channel.name} with another compiler or other locks; waiting for it to "
-                f"end. To go on at once, {_ELSEWHERE}."
+                f"Another run uses the bridge of {channel.name} with another compiler or other locks; waiting for it "
+                f"to end. To go on at once, {_ELSEWHERE}."
             )
             locks.acquire(stream, shared=not replaces)
         yield
@@ -263,7 +263,7 @@ def _replaces(parts: Parts, channel: Path) -> bool:
 
 def _open_lock(channel: Path) -> IO[str]:
     channel.mkdir(parents=True, exist_ok=True)
-    return (channel / ".in-use").open("w")
+    return (channel / ".in-use").open("w+")  # NFS wants the right to read for a shared lock, to write for another.
 
 
 def _check_disk(parts: Parts, workspace: Workspace) -> None:
