@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ssm_forge import build as builds
-from ssm_forge import machine
+from ssm_forge import machine, owners
 from ssm_forge.build import MEMORY_BASE, MEMORY_MARGIN, BuildRequest, choose_jobs, memory_needed, sweep
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.paths import Workspace
@@ -181,14 +181,14 @@ def require_gone(group: int) -> None:
         time.sleep(0.01)
 
 
-def dead_pid() -> int:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    return ended.pid
+def ended() -> str:
+    """The mark of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return owners.mark(process.pid)
 
 
 def test_a_killed_runs_processes_are_stopped_and_its_folder_removed(place: Workspace) -> None:
-    staging, group = leftover(place, dead_pid())
+    staging, group = leftover(place, ended())
     assert len(alive(group)) == 2
     sweep(place)
     require_gone(group)
@@ -196,7 +196,7 @@ def test_a_killed_runs_processes_are_stopped_and_its_folder_removed(place: Works
 
 
 def test_children_are_stopped_even_where_the_worker_is_gone(place: Workspace) -> None:
-    _, group = leftover(place, dead_pid())
+    _, group = leftover(place, ended())
     os.kill(group, signal.SIGKILL)
     os.waitpid(group, 0)
     assert len(alive(group)) == 1
@@ -212,7 +212,7 @@ def test_a_compiler_in_a_process_group_of_its_own_is_stopped_too(place: Workspac
         "print('started', flush=True)\n"
         "time.sleep(300)"
     )
-    staging = place.cache / f"build/demo-{dead_pid()}"
+    staging = place.cache / f"build/demo-{ended()}"
     staging.mkdir(parents=True)
     worker = subprocess.Popen(
         [sys.executable, "-c", code, str(staging / "spec.json")],
@@ -231,7 +231,7 @@ def test_a_compiler_in_a_process_group_of_its_own_is_stopped_too(place: Workspac
 
 def test_a_running_builds_folder_is_left_alone(place: Workspace) -> None:
     with subprocess.Popen(["sleep", "600"]) as other:
-        staging, group = leftover(place, other.pid)
+        staging, group = leftover(place, owners.mark(other.pid))
         later = time.time() + 3600
         os.utime(staging, (later, later))
         try:
@@ -245,13 +245,10 @@ def test_a_running_builds_folder_is_left_alone(place: Workspace) -> None:
 
 def test_a_process_number_that_was_used_again_is_no_owner_and_is_not_killed(place: Workspace) -> None:
     """The owner's and the worker's numbers both belong to somebody else by now."""
-    staging = place.cache / "build/demo-0"
-    staging.mkdir(parents=True)
-    old = time.time() - 3600
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
+        staging = place.cache / f"build/demo-{owners.mark(stranger.pid)}1"
+        staging.mkdir(parents=True)
         (staging / "worker.pgid").write_text(str(stranger.pid))
-        os.utime(staging, (old, old))
-        staging = staging.rename(staging.with_name(f"demo-{stranger.pid}"))
         sweep(place)
         assert stranger.poll() is None
         stranger.kill()
@@ -259,10 +256,25 @@ def test_a_process_number_that_was_used_again_is_no_owner_and_is_not_killed(plac
 
 
 def test_our_own_number_on_a_leftover_does_not_stop_the_build(place: Workspace) -> None:
-    staging = place.cache / f"build/demo-{os.getpid()}"
+    staging = place.cache / f"build/demo-{owners.mark()}1"
     staging.mkdir(parents=True)
     sweep(place)
     assert not staging.exists()
+
+
+@pytest.mark.parametrize("mark", ["0123456789ab-4000000-17", "4000000"], ids=["other machine", "older version"])
+def test_a_build_of_another_machine_goes_on_in_a_cache_that_is_shared(place: Workspace, mark: str) -> None:
+    """A process that is not to be seen here may live there; only what nobody has touched for a week is removed."""
+    staging, group = leftover(place, mark)
+    try:
+        sweep(place)
+        assert (staging / "spec.json").exists()
+        os.utime(staging, (0, 0))
+        sweep(place)
+        assert not staging.exists()
+        assert len(alive(group)) == 2, "a process number of another machine was killed here"
+    finally:
+        os.killpg(group, signal.SIGKILL)
 
 
 REQUEST = BuildRequest("demo", {"cuda_compiler_version": ["13.0"], "cuda_arch_list": ["9.0"]}, "demo-1-0.conda", ())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from conda_channel import CANONICAL, demo_channel, lock_channel, make_package, served
+from ssm_forge import environment
 from ssm_forge import lock as locks
+from ssm_forge import locks as file_locks
 from ssm_forge.environment import create
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.install import UNFINISHED
@@ -146,6 +150,33 @@ def test_an_interrupted_creation_starts_over(
     create(locked, prefix, mirrors=[mirror], workspace=place)
     assert verify(prefix, locked.records).deviations == ()
     assert not leftover.exists()
+
+
+def test_a_second_run_waits_for_the_first_and_takes_nothing_from_it(
+    tmp_path: Path,
+    locked: locks.LockedEnvironment,
+    mirror: Mirror,
+    place: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "prefix"
+    waits = threading.Event()
+    monkeypatch.setattr(file_locks, "say", lambda message: waits.set())
+    with ThreadPoolExecutor(1) as pool:
+        second = []
+        link = environment._link
+
+        def meanwhile(*arguments: object) -> None:
+            if not second:
+                second.append(pool.submit(create, locked, target, mirrors=[mirror], workspace=place))
+                assert waits.wait(600), "the second run did not wait"
+            link(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(environment, "_link", meanwhile)
+        create(locked, target, mirrors=[mirror], workspace=place)
+        with pytest.raises(UsageError, match="exists already"):
+            second[0].result()
+    assert verify(target, locked.records).deviations == ()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from front_door import own_environment
-from ssm_forge import fetch
+from ssm_forge import fetch, locks, owners
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError
 from ssm_forge.fetch import Artifact, cached_path, checked, fetch_all, mirrored, missing
 from ssm_forge.paths import Workspace
@@ -152,6 +152,16 @@ def artifact(server_url: str, name: str, data: bytes | None = None) -> Artifact:
     return Artifact(f"{server_url}/{name}", hashlib.sha256(content).hexdigest(), len(content), name)
 
 
+# What a process of another machine is marked with.
+FOREIGN = "0123456789ab-7-99"
+
+
+def ended() -> str:
+    """The mark of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return owners.mark(process.pid)
+
+
 def kept(place: Workspace) -> list[str]:
     return sorted(path.name for path in place.downloads.rglob("*") if path.is_file())
 
@@ -182,9 +192,34 @@ def test_a_killed_run_is_gone_on_with(server: Server, place: Workspace) -> None:
     wanted = artifact(server.url, "file2.whl")
     target = cached_path(wanted, place)
     target.parent.mkdir(parents=True)
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    target.with_name(f"{target.name}.{ended.pid}.part").write_bytes(DATA["file2.whl"][:1000])
+    target.with_name(f"{target.name}.{ended()}.part").write_bytes(DATA["file2.whl"][:1000])
+    assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
+    assert server.requests == [("file2.whl", "bytes=1000-")]
+    assert kept(place) == ["file2.whl"]
+
+
+@pytest.mark.parametrize("mark", [FOREIGN, "4000000"], ids=["other machine", "older version"])
+def test_what_another_machine_is_downloading_is_left_to_it(server: Server, place: Workspace, mark: str) -> None:
+    wanted = artifact(server.url, "file2.whl")
+    target = cached_path(wanted, place)
+    target.parent.mkdir(parents=True)
+    theirs = target.with_name(f"{target.name}.{mark}.part")
+    with theirs.open("wb") as stream:
+        locks.acquire(stream)
+        stream.write(DATA["file2.whl"][:1000])
+        stream.flush()
+        assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
+        stream.write(b"and goes on")
+    assert server.requests == [("file2.whl", "")]
+    assert theirs.read_bytes() == DATA["file2.whl"][:1000] + b"and goes on"
+
+
+def test_what_another_machine_or_boot_has_left_is_gone_on_with(server: Server, place: Workspace) -> None:
+    """Its lock is free."""
+    wanted = artifact(server.url, "file2.whl")
+    target = cached_path(wanted, place)
+    target.parent.mkdir(parents=True)
+    target.with_name(f"{target.name}.{FOREIGN}.part").write_bytes(DATA["file2.whl"][:1000])
     assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
     assert server.requests == [("file2.whl", "bytes=1000-")]
     assert kept(place) == ["file2.whl"]
@@ -194,7 +229,7 @@ def test_a_leftover_that_is_too_long_starts_over(server: Server, place: Workspac
     wanted = artifact(server.url, "file2.whl")
     target = cached_path(wanted, place)
     target.parent.mkdir(parents=True)
-    target.with_name(f"{target.name}.0.part").write_bytes(DATA["file2.whl"])
+    target.with_name(f"{target.name}.{ended()}.part").write_bytes(DATA["file2.whl"])
     assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
 
 
@@ -202,7 +237,7 @@ def test_a_damaged_leftover_starts_over(server: Server, place: Workspace) -> Non
     wanted = artifact(server.url, "file2.whl")
     target = cached_path(wanted, place)
     target.parent.mkdir(parents=True)
-    target.with_name(f"{target.name}.0.part").write_bytes(b"damaged")
+    target.with_name(f"{target.name}.{ended()}.part").write_bytes(b"damaged")
     assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file2.whl"]
     assert kept(place) == ["file2.whl"]
 
@@ -306,7 +341,7 @@ def test_two_processes_at_once_both_get_the_file(server: Server, place: Workspac
     wanted = artifact(server.url, "file3.whl")
     target = cached_path(wanted, place)
     target.parent.mkdir(parents=True)
-    target.with_name(f"{target.name}.0.part").write_bytes(DATA["file3.whl"][:5000])
+    target.with_name(f"{target.name}.{ended()}.part").write_bytes(DATA["file3.whl"][:5000])
     script = (
         "import sys; from pathlib import Path; from ssm_forge.fetch import *; from ssm_forge.paths import Workspace\n"
         f"a = Artifact({wanted.url!r}, {wanted.sha256!r}, {wanted.size}, {wanted.name!r})\n"

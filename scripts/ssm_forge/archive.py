@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import tarfile
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, Any, cast
 
 import zstandard
 
+from ssm_forge import owners
 from ssm_forge.errors import IntegrityError
 
 InfoFiles = dict[str, bytes]
@@ -121,7 +121,7 @@ def _normalise(source: IO[bytes], sink: IO[bytes], replaced: Mapping[str, bytes]
 
 
 def _write(target: Path, payload: IO[bytes], info_files: InfoFiles) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
     stem = target.name.removesuffix(".conda")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:

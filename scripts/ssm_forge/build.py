@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_cache, mirrors
+from ssm_forge import compile_cache, mirrors, owners
 from ssm_forge.arch import ArchList
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import BuildError, MachineError
@@ -101,7 +101,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         BuildError: when compiling, packaging or a test of the recipe fails.
     """
     sweep(workspace)
-    staging = _staging(workspace) / f"{request.project}-{os.getpid()}"
+    staging = _staging(workspace) / f"{request.project}-{owners.mark()}"
     staging.mkdir(parents=True)
     try:
         started = time.monotonic()
@@ -123,27 +123,17 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
 
 
 def sweep(workspace: Workspace) -> None:
-    """Stop and remove what builds of killed runs left behind."""
+    """Stop and remove what builds of killed runs left behind; those of other machines and containers go on."""
     folder = _staging(workspace)
     if not folder.exists():
         return
     for staging in folder.iterdir():
-        if _owner_lives(staging):
-            continue
+        ended = owners.gone(staging.name)
         group = staging / "worker.pgid"
-        if group.exists() and group.read_text().isdigit():
+        if ended and group.exists() and group.read_text().isdigit():
             _kill_leftover(int(group.read_text()), staging)
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _owner_lives(staging: Path) -> bool:
-    """Whether the run that made this folder is still there: numbers of processes are used again."""
-    owner = staging.name.rpartition("-")[2]
-    try:
-        started = psutil.Process(int(owner)).create_time()
-        return int(owner) != os.getpid() and started <= staging.stat().st_mtime
-    except (ValueError, OSError, psutil.Error):
-        return False
+        if ended or (ended is None and owners.forgotten(staging)):
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _kill_leftover(group: int, staging: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from ssm_forge import sdists
+from ssm_forge import owners, sdists
 from ssm_forge.errors import BuildError, UsageError
 from ssm_forge.fetch import Artifact
 from ssm_forge.package_index import Release, releases
@@ -39,7 +38,7 @@ class Update:
                 path.unlink(missing_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+            partial = path.with_name(f".{path.name}.{owners.mark()}.part")
             partial.write_text(text, encoding="utf-8")
             partial.replace(path)
 

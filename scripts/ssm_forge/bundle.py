@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tarfile
 import zipfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import zstandard
 
-from ssm_forge import archive, channel, gpu, install
+from ssm_forge import archive, channel, gpu, install, owners
 from ssm_forge.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace, launcher
@@ -123,7 +122,7 @@ def make(
     if target.is_dir():
         tag = f"py{needs['python'].replace('.', '')}-torch{needs['torch']}-cuda{needs['cuda']}"
         target = target / f"ssm-forge-{tag}.pyz"
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as bundle:
             _fill(bundle, read, others, needs, place, notes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from ssm_forge import repodata
+from ssm_forge import locks, owners, repodata
 from ssm_forge.errors import IntegrityError, MachineError
 
 SUBDIR = "linux-64"
@@ -30,6 +29,7 @@ UPLOADS = ".uploads"
 
 # Held by whoever receives files for the channel: its server, a mirror.
 _IN_USE = ".in-use"
+_ELSEWHERE = "set SSM_FORGE_CHANNEL to a folder on another file system"
 _KEPT_SECONDS = 7 * 86_400
 
 # There while a package gets its place: the index may then describe the file that had the same name before.
@@ -274,7 +274,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all; an unchanged one is left alone."""
     if path.exists() and path.read_bytes() == data:
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{owners.mark()}.part")
     try:
         partial.write_bytes(data)
         flush(partial)
@@ -287,8 +287,8 @@ def receiving(channel: Path) -> IO[str]:
     """Say that unfinished files of the channel are in use, for as long as what is returned stays open."""
     folder = channel / UPLOADS
     folder.mkdir(parents=True, exist_ok=True)
-    stream = (folder / _IN_USE).open("w")
-    fcntl.flock(stream, fcntl.LOCK_SH)
+    stream = (folder / _IN_USE).open("w+")  # NFS wants the right to read for a shared lock.
+    locks.acquire(stream, _ELSEWHERE, shared=True)
     return stream
 
 
@@ -304,20 +304,19 @@ def unfinished(channel: Path) -> list[Path]:
 
 
 def _is_receiving(channel: Path) -> bool:
+    """Whether a server has the channel open; where that can't be known, it may."""
     try:
-        with (channel / UPLOADS / _IN_USE).open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (channel / UPLOADS / _IN_USE).open("r+") as stream:
+            return locks.acquire(stream, wait=False) is not True
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except PermissionError:
         return True
-    return False
 
 
 @contextmanager
 def locked(channel: Path) -> Iterator[None]:
     """One writer at a time; a second one waits."""
     channel.mkdir(parents=True, exist_ok=True)
-    with (channel / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with locks.held(channel / ".lock", _ELSEWHERE):
         yield

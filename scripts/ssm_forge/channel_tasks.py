@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge import channel as channels
-from ssm_forge import repodata
+from ssm_forge import owners, repodata
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
@@ -279,7 +279,7 @@ def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
 def _staging(channel: Path) -> Iterator[Path]:
     for old in channel.glob(".prune-*"):
         shutil.rmtree(old)  # The lock is ours, so whoever made it is gone.
-    staging = channel / f".prune-{os.getpid()}"
+    staging = channel / f".prune-{owners.mark()}"
     staging.mkdir()
     try:
         yield staging

@@ -21,6 +21,7 @@ import click
 
 from ssm_forge.credentials import redact
 from ssm_forge.errors import ForgeError, MachineError, did_you_mean
+from ssm_forge.locks import NOT_THERE
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.ui import console
 
@@ -129,6 +130,10 @@ def run() -> int:
         if error.errno in _MACHINE_ERRORS:
             message = f"{error.filename or 'a file'} can't be written or read ({error.strerror})."
             return _fail(f"{message} Correct the rights or free space, and run again.", MachineError.exit_code)
+        if error.errno in NOT_THERE:
+            message = f"the file system of {error.filename or 'a folder'} can't do what is needed ({error.strerror})."
+            fix = "Set SSM_FORGE_CACHE_DIR, or the folder that you named, to one on a local disk, and run again."
+            return _fail(f"{message} {fix}", MachineError.exit_code)
         return _crash(error)
     except Exception as error:
         return _crash(error)

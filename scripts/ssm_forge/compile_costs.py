@@ -6,10 +6,10 @@ many compilers fit into memory.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ssm_forge import owners
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import EXTENSIONS, PROJECTS
@@ -57,7 +57,7 @@ def write(workspace: Workspace, costs: Mapping[str, Sequence[Job]]) -> Path:
         for job in longest_first(jobs):
             lines.append(f"{extension} {job.name} {job.seconds:.1f} {-(-job.memory // 1_000_000)}")
     file = path(workspace)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+    partial = file.with_name(f".{file.name}.{owners.mark()}.part")
     partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(file)
     return file

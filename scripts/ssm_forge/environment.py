@@ -12,9 +12,9 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
+from ssm_forge import install
 from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
-from ssm_forge.install import UNFINISHED, check_target, kind_of_failure, replacing
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.mirrors import client as channel_client
@@ -33,10 +33,15 @@ def create(
     mirrors: Sequence[Mirror],
     workspace: Workspace,
     force: bool = False,
+    installed: install.Installed | None = None,
 ) -> Report:
     """Make ``prefix`` exactly the locked environment and verify it.
 
-    A prefix that was there is set aside, and comes back if the new one can't be made.
+    A prefix that was there is set aside, and comes back if the new one can't be made. One run at a time: a second one
+    for the same prefix waits.
+
+    Args:
+        installed: what ssm-forge is to know of the environment; nothing of one that only a lock describes.
 
     Raises:
         UsageError: when ``prefix`` exists and ``force`` is not set.
@@ -44,17 +49,26 @@ def create(
         NetworkError: when a package can't be downloaded.
         InstallError: when linking fails, or ``prefix`` is something else than an environment.
     """
-    check_target(prefix)
-    finished = prefix.exists() and not (prefix / UNFINISHED).exists()
-    if finished and any(prefix.iterdir()) and not force:
-        raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
+    _check_free(prefix, force)
     require_plain_names(locked.records)
     files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
     require_all_intact(files)
     _require_hashes(locked)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(prefix):
-        return _install_and_verify(locked, prefix, mirrors, workspace)
+    with install.locked(prefix):
+        # Again: a run that this one waited for may have made it.
+        _check_free(prefix, force)
+        with install.replacing(prefix):
+            report = _install_and_verify(locked, prefix, mirrors, workspace)
+            if installed is not None:
+                install.write_marker(prefix, installed)
+            return report
+
+
+def _check_free(prefix: Path, force: bool) -> None:
+    install.check_target(prefix)
+    finished = prefix.exists() and not (prefix / install.UNFINISHED).exists()
+    if finished and any(prefix.iterdir()) and not force:
+        raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
 
 
 def _require_hashes(locked: LockedEnvironment) -> None:
@@ -120,7 +134,7 @@ def _from_file(record: RepoDataRecord, path: Path) -> RepoDataRecord:
 def _explain(message: str) -> ForgeError:
     lines = [line.removeprefix("Caused by: ") for line in message.splitlines() if line.strip()]
     reason = f"{lines[0]}: {lines[-1]}" if len(lines) > 1 else message
-    kind = kind_of_failure(message)
+    kind = install.kind_of_failure(message)
     if kind is IntegrityError:
         return IntegrityError(f"a package is not the locked one: {reason.rstrip('.')}. Nothing was installed.")
     if kind is NetworkError:

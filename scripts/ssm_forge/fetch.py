@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 from rich.progress import Progress, TaskID
 
+from ssm_forge import locks, owners
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import download_progress, human_bytes
@@ -137,8 +139,32 @@ def _fetch(
     target = cached_path(artifact, workspace)
     target.parent.mkdir(parents=True, exist_ok=True)
     # One partial file per process: two runs at once must not write into each other's.
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f"{target.name}.{owners.mark()}.part")
     adopted = _adopt_leftover(target, partial)
+    with _held(partial):
+        _fill(artifact, partial, workspace, client, progress, task, stop)
+        found = sha256_of(partial)
+        if found == artifact.sha256:
+            partial.replace(target)
+            return
+        progress.advance(task, -partial.stat().st_size)
+        partial.unlink()
+    if not adopted:
+        raise _mismatch(artifact, found, mirrored(artifact.url))
+    # What the killed run left may be what is wrong.
+    _fetch(artifact, workspace, client, progress, task, stop)
+
+
+def _fill(
+    artifact: Artifact,
+    partial: Path,
+    workspace: Workspace,
+    client: httpx.Client,
+    progress: Progress,
+    task: TaskID,
+    stop: threading.Event,
+) -> None:
+    """Download into ``partial`` until it is whole, or its host has failed too often."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _download(artifact, partial, client, progress, task, stop)
@@ -165,27 +191,41 @@ def _fetch(
                     fix="Free space, or set SSM_FORGE_CACHE_DIR to a folder on a larger disk.",
                 ) from error
             raise
-    found = sha256_of(partial)
-    if found != artifact.sha256:
-        progress.advance(task, -partial.stat().st_size)
-        partial.unlink()
-        if adopted:
-            # What the killed run left may be what is wrong.
-            return _fetch(artifact, workspace, client, progress, task, stop)
-        raise _mismatch(artifact, found, mirrored(artifact.url))
-    partial.replace(target)
-    return None
 
 
 def _adopt_leftover(target: Path, partial: Path) -> bool:
-    """Go on with what a killed run left, if its process is gone."""
-    for leftover in target.parent.glob(f"{target.name}.*.part"):
-        pid = leftover.name.split(".")[-2]
-        if leftover != partial and not Path(f"/proc/{pid}").exists():
+    """Go on with what a killed run left, if nobody writes into it any more."""
+    for leftover in target.parent.glob(f"{glob.escape(target.name)}.*.part"):
+        if leftover != partial and _is_abandoned(leftover):
             # Another run may adopt it at the same moment.
             with suppress(FileNotFoundError):
                 leftover.replace(partial)
     return partial.exists()
+
+
+def _is_abandoned(leftover: Path) -> bool:
+    ended = owners.gone(leftover.name)
+    if ended is not None:
+        return ended
+    # Of another machine, container or boot: whoever writes into it holds its lock.
+    if owners.is_marked(leftover.name):
+        with suppress(FileNotFoundError), leftover.open("rb+") as stream:
+            free = locks.acquire(stream, wait=False)
+            if free is not None:
+                return free
+    return owners.forgotten(leftover)
+
+
+@contextmanager
+def _held(partial: Path) -> Iterator[None]:
+    """Say to other machines that the file is being written; an empty one is not left behind."""
+    with partial.open("ab") as stream:
+        locks.acquire(stream, wait=False)
+        try:
+            yield
+        finally:
+            if partial.exists() and not partial.stat().st_size:
+                partial.unlink()
 
 
 def _download(
@@ -201,7 +241,7 @@ def _download(
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with client.stream("GET", mirrored(artifact.url), headers=headers) as response:
         if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            partial.unlink()
+            os.truncate(partial, 0)  # Not removed: the lock is on this very file.
             raise httpx.ReadError("the partial file did not fit; starting over")
         response.raise_for_status()
         resumed = response.status_code == httpx.codes.PARTIAL_CONTENT

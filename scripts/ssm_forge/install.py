@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import inspect
 import json
 import os
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge import mirrors
+from ssm_forge import locks, mirrors, owners
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
@@ -191,8 +190,7 @@ def install(
         InstallError: when linking fails; a prefix of our own is then unchanged.
     """
     prefix = prefix.absolute()
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(prefix):
+    with locked(prefix):
         if not installed.created:
             _link(packages, prefix, None, workspace, log)
             write_marker(prefix, installed)
@@ -205,7 +203,7 @@ def install(
                 write_marker(prefix, installed)
             return
         check_target(prefix)
-        fresh = prefix.with_name(f".{prefix.name}.new-{os.getpid()}")
+        fresh = prefix.with_name(f".{prefix.name}.new-{owners.mark()}")
         try:
             _link(packages, fresh, prefix, workspace, log)
             # conda's own tools know an environment by its history file.
@@ -228,11 +226,13 @@ def _engine_relocates() -> bool:
 def replacing(prefix: Path) -> Iterator[None]:
     """Make a prefix in its final place: the one that was there is set aside, and comes back on any failure.
 
+    The caller holds the prefix's lock: what other runs have set aside or begun here is taken for a killed one's.
+
     Raises:
         InstallError: when something else than an environment is there; it is left alone.
     """
     check_target(prefix)
-    aside = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
+    aside = prefix.with_name(f".{prefix.name}.old-{owners.mark()}")
     if (prefix / UNFINISHED).exists():
         shutil.rmtree(prefix)
     _sweep(prefix)
@@ -345,11 +345,13 @@ def _explained(error: Exception, prefix: Path, log: Log) -> ForgeError:
         fix = HOW_TO_LOG_IN if refused else f"Check the network, {again}"
         return NetworkError(f"a package could not be fetched: {text}. Nothing was installed.", fix=fix, log=log.path)
     fix = f"Check that the folder is writable and the disk not full, {again}"
+    if any(f"(os error {number})" in text for number in locks.NOT_THERE):
+        fix = "Its file system lacks something; set SSM_FORGE_CACHE_DIR, or --prefix, to a folder on a local disk."
     return InstallError(f"packages could not be linked into {prefix}: {text}.", fix=fix, log=log.path)
 
 
 def _swap(fresh: Path, prefix: Path) -> None:
-    old = prefix.with_name(f".{prefix.name}.old-{os.getpid()}")
+    old = prefix.with_name(f".{prefix.name}.old-{owners.mark()}")
     if prefix.exists():
         prefix.rename(old)
     try:
@@ -372,9 +374,11 @@ def _sweep(prefix: Path) -> None:
 
 
 @contextmanager
-def _locked(prefix: Path) -> Iterator[None]:
-    with prefix.with_name(f".{prefix.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+def locked(prefix: Path) -> Iterator[None]:
+    """One run at a time makes or changes a prefix; a second one waits. The folder that it is in is made."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    lock = prefix.with_name(f".{prefix.name}.lock")
+    with locks.held(lock, "name a --prefix on another file system", what=str(prefix)):
         yield
 
 

@@ -12,7 +12,6 @@ Layout of the archive (an uncompressed tar, since packages are compressed alread
 from __future__ import annotations
 
 import json
-import os
 import re
 import tarfile
 import tempfile
@@ -25,11 +24,11 @@ from typing import Any
 from rattler import PrefixRecord, RepoDataRecord
 
 from ssm_forge import channel as channels
-from ssm_forge import environment
+from ssm_forge import environment, owners
 from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
-from ssm_forge.install import MARKER, Installed, remember, write_marker
+from ssm_forge.install import MARKER, Installed, remember
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
@@ -182,7 +181,7 @@ def _write_tar(top: Path, target: Path) -> None:
         return member
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
     try:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
             for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):
@@ -214,9 +213,10 @@ def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bo
         missing = [r for r in locked.records if not (top / "channel" / r.subdir / r.file_name).is_file()]
         if missing:
             raise IntegrityError(f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again.")
-        report = environment.create(locked, target, mirrors=mirrors, workspace=workspace, force=force)
+        report = environment.create(
+            locked, target, mirrors=mirrors, workspace=workspace, force=force, installed=made.installed
+        )
     if made.installed:
-        write_marker(target, made.installed)
         remember(target, workspace)
     return target, report
 

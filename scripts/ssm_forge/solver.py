@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import tempfile
 import threading
 import time
@@ -27,7 +26,7 @@ from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, 
 from rattler.package import PackageName
 from rattler.version import Version
 
-from ssm_forge import mirrors, repodata
+from ssm_forge import mirrors, owners, repodata
 from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.paths import workspace
@@ -258,7 +257,7 @@ def _repodata_file(folder: Path) -> Path | None:
     target = cache / f"snapshot-{hashlib.sha256(data).hexdigest()[:32]}.json"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}")
+        partial = target.with_name(f"{target.name}.{owners.mark()}")
         try:
             partial.write_bytes(zstandard.ZstdDecompressor().stream_reader(data).read())
         except zstandard.ZstdError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssm_forge import locks
 from ssm_forge.errors import UsageError, did_you_mean
 
 Right = Literal["read", "write"]
@@ -99,8 +99,7 @@ class TokenStore:
     @contextmanager
     def _changing(self) -> Iterator[list[Token]]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locks.held(self.path.with_name(f".{self.path.name}.lock"), "name --tokens on another file system"):
             tokens = self.all()
             yield tokens
             partial = self.path.with_name(f".{self.path.name}.part")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ssm_forge import channel as channels
+from ssm_forge import locks
 from ssm_forge.errors import IntegrityError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.inspection import inspect
@@ -177,12 +177,8 @@ def _alone(part: Path) -> Iterator[None]:
     """One upload of a file at a time: two would write into each other."""
     # Not the part itself: it gets another name while the lock is held.
     with part.with_suffix(".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HTTPException(
-                423, "Somebody else is uploading this very file.", headers={"Retry-After": "1"}
-            ) from None
+        if locks.acquire(stream, wait=False) is False:
+            raise HTTPException(423, "Somebody else is uploading this very file.", headers={"Retry-After": "1"})
         try:
             yield
         finally:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from ssm_forge import locks, owners
 from ssm_forge.bridge import compiler as host
 from ssm_forge.bridge import debian, gcc, nvidia, pylock, torch
 from ssm_forge.bridge import interpreter as interpreters
@@ -25,6 +25,11 @@ from ssm_forge.variants import Variant
 
 # Seen: a wheel's bytes become about as many in the .conda, twice as many unpacked in the package cache.
 _DISK_PER_DOWNLOADED_BYTE = 4.0
+
+_ELSEWHERE = "set SSM_FORGE_CACHE_DIR to a folder on another file system"
+
+# Channel -> the file whose lock says that this process uses it.
+_in_use: dict[Path, IO[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -111,18 +116,25 @@ def bytes_needed(parts: Parts, workspace: Workspace) -> tuple[int, int]:
 def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
     """Make the bridge channel hold everything ``parts`` names; returns the channel's folder.
 
-    Safe to kill: packages appear whole, the index is written last, a later run goes on from there.
+    It stays so until this process ends: a run that would replace some of it, with another compiler or from other
+    locks, waits. Safe to kill: packages appear whole, the index is written last, a later run goes on from there.
 
     Raises:
         MachineError: when the disk is too small.
     """
     channel = channel_dir(workspace, parts.variant)
-    if _complete(parts, workspace):
-        return channel
+    _use(channel)
+    while not _complete(parts, workspace):
+        _make(parts, channel, workspace, log)
+        _use(channel)
+    return channel
+
+
+def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
     _check_disk(parts, workspace)
     debian.fetch_debs(parts.debs, workspace)
     fetch_all(parts.artifacts, workspace)
-    with _locked(workspace.bridge):
+    with _alone(parts, channel), _locked(workspace.bridge):
         sweep(channel)
         drop_older_layout(channel)
         packages = _packages(parts, workspace)
@@ -142,7 +154,6 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
         _index(channel)
         log(f"indexed {channel}")
         _stamp(parts, channel).touch()
-    return channel
 
 
 def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
@@ -219,7 +230,7 @@ def drop_older_layout(channel: Path) -> None:
 def _record(parts: Parts, channel: Path, wanted: Sequence[str]) -> None:
     for old in channel.glob(f".complete-py{parts.interpreter.minor}-*"):
         old.unlink()
-    partial = channel / f".packages-{os.getpid()}.part"
+    partial = channel / f".packages-{owners.mark()}.part"
     partial.write_text("\n".join(wanted) + "\n")
     partial.replace(channel / f".packages-py{parts.interpreter.minor}")
 
@@ -244,9 +255,41 @@ def _index(channel: Path) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """One assembly at a time on this machine; a second run waits for the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with locks.held(folder / ".lock", _ELSEWHERE):
         yield
+
+
+def _use(channel: Path) -> None:
+    """Say that this process builds and installs from the channel, until it ends."""
+    if channel not in _in_use:
+        _in_use[channel] = _open_lock(channel)
+        locks.acquire(_in_use[channel], _ELSEWHERE, shared=True)
+
+
+@contextmanager
+def _alone(parts: Parts, channel: Path) -> Iterator[None]:
+    """Nobody else uses the channel, where packages of another compiler or other locks are about to be replaced."""
+    _in_use.pop(channel).close()
+    with _open_lock(channel) as stream:
+        replaces = _replaces(parts, channel)
+        if locks.acquire(stream, _ELSEWHERE, shared=not replaces, wait=False) is False:
+            say(
+                f"Another run uses the bridge of {channel.name} with another compiler or other locks; waiting for it "
+                f"to end. To go on at once, {_ELSEWHERE}."
+            )
+            locks.acquire(stream, shared=not replaces)
+        yield
+
+
+def _replaces(parts: Parts, channel: Path) -> bool:
+    """Whether packages that another run may use are dropped; adding those of another Python drops none."""
+    others = channel.glob(f".complete-py{parts.interpreter.minor}-*")
+    return any(other != _stamp(parts, channel) for other in others)
+
+
+def _open_lock(channel: Path) -> IO[str]:
+    channel.mkdir(parents=True, exist_ok=True)
+    return (channel / ".in-use").open("w+")  # NFS wants the right to read for a shared lock, to write for another.
 
 
 def _check_disk(parts: Parts, workspace: Workspace) -> None:

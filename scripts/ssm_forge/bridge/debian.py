@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -25,7 +24,7 @@ import httpx
 import tomlkit
 import zstandard
 
-from ssm_forge import web
+from ssm_forge import owners, web
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.paths import Workspace, launcher
@@ -221,7 +220,7 @@ def read_lock(path: Path) -> tuple[Deb, ...]:
 
 def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
     """Write the lock; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{owners.mark()}.part")
     partial.write_text(lock_text(path.name, debs, note=note), encoding="utf-8")
     partial.replace(path)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
+from ssm_forge import owners
 from ssm_forge.paths import workspace
 from ssm_forge.ui import say
 
@@ -37,7 +37,7 @@ def export(name: str, form: str, output: Path | None, lock_file: Path | None) ->
         click.echo(text, nl=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
+    partial = output.with_name(f".{output.name}.{owners.mark()}.part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(output)
     say(f"{output}: {len(locked.records)} packages.")

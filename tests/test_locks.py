@@ -1,0 +1,138 @@
+"""Locks, and file systems that have none."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from front_door import assert_one_line_error, run_here
+from ssm_forge import channel, install, locks
+from ssm_forge.bridge import assemble
+from ssm_forge.tokens import TokenStore
+from ssm_forge.uploads import Uploads
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def take_prefix(folder: Path) -> None:
+    with install.locked(folder / "env"):
+        pass
+
+
+def take_channel(folder: Path) -> None:
+    with channel.locked(folder):
+        pass
+
+
+def take_bridge(folder: Path) -> None:
+    with assemble._locked(folder):
+        pass
+
+
+def add_token(folder: Path) -> None:
+    TokenStore(folder / "tokens.json").add("ci", "read", 1)
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A file system without locks; returns what the user is told."""
+    told: list[str] = []
+
+    def refuse(stream: object, operation: int) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "note", told.append)
+    monkeypatch.setattr(locks, "_told", set())
+    return told
+
+
+@pytest.mark.parametrize(
+    ("take", "elsewhere"),
+    [
+        (take_prefix, "--prefix"),
+        (take_channel, "SSM_FORGE_CHANNEL"),
+        (take_bridge, "SSM_FORGE_CACHE_DIR"),
+        (assemble._use, "SSM_FORGE_CACHE_DIR"),
+        (add_token, "--tokens"),
+    ],
+)
+def test_work_goes_on_without_locks_and_the_user_is_told_once(
+    tmp_path: Path, no_locks: list[str], take: Callable[[Path], None], elsewhere: str
+) -> None:
+    for attempt in ("first", "second"):
+        (tmp_path / attempt).mkdir()
+        take(tmp_path / attempt)
+    assert len(no_locks) == 1
+    assert "has no file locks" in no_locks[0]
+    assert elsewhere in no_locks[0]
+
+
+def test_without_locks_unfinished_uploads_may_be_a_servers(tmp_path: Path, no_locks: list[str]) -> None:
+    uploads = Uploads(tmp_path, record=lambda line: None)
+    part = tmp_path / channel.UPLOADS / "ab.part"
+    part.touch()
+    assert channel.unfinished(tmp_path) == []
+    os.utime(part, (0, 0))
+    assert channel.unfinished(tmp_path) == [part]
+    del uploads
+
+
+def test_a_server_that_receives_keeps_its_unfinished_uploads(tmp_path: Path) -> None:
+    part = tmp_path / channel.UPLOADS / "ab.part"
+    with channel.receiving(tmp_path):
+        part.touch()
+        assert channel.unfinished(tmp_path) == []
+    assert channel.unfinished(tmp_path) == [part]
+
+
+def test_another_refusal_is_no_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(stream: object, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        take_channel(tmp_path)
+
+
+def test_what_else_a_file_system_lacks_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking() -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented", "/lustre/env")
+
+    monkeypatch.setattr("ssm_forge.variants.load", lambda *a, **k: lacking())
+    assert_one_line_error(run_here("variants"), 3, "/lustre/env", "Function not implemented", "SSM_FORGE_CACHE_DIR")
+
+
+def test_nothing_takes_a_lock_past_the_one_that_knows_such_file_systems() -> None:
+    modules = (ROOT / "scripts/ssm_forge").rglob("*.py")
+    assert [path.name for path in modules if re.search(r"\bflock\(|lockf\(", path.read_text())] == ["locks.py"]
+
+
+def test_the_front_door_makes_its_tools_without_locks(tmp_path: Path) -> None:
+    copy = tmp_path / "checkout"
+    (copy / "scripts/ssm_forge").mkdir(parents=True)
+    shutil.copy(ROOT / "run", copy)
+    (copy / "scripts/requirements.lock").touch()
+    (copy / "scripts/ssm_forge/__main__.py").write_text("print('the task ran')\n")
+    refuses = tmp_path / "bin/flock"
+    refuses.parent.mkdir()
+    refuses.write_text("#!/bin/sh\necho 'flock: 9: Function not implemented' >&2\nexit 71\n")
+    refuses.chmod(0o755)
+    environment = {
+        **os.environ,
+        "SSM_FORGE_NO_PIXI": "1",
+        "SSM_FORGE_PYTHON": os.path.realpath(sys.executable),
+        "PATH": f"{refuses.parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run([copy / "run"], env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout == "the task ran\n", done.stderr
+    assert "has no file locks" in done.stderr
