@@ -190,6 +190,8 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITING):
         return
+    if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+        return  # Relative to an open folder: the end of a temporary one.
     # Of a rename and a link, the second is what appears; of the others, the first is all there is.
     name = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else arguments[0]
     if isinstance(name, (str, bytes, os.PathLike)):
