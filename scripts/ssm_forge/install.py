@@ -7,15 +7,16 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ssm_forge import locks, mirrors, owners
+from ssm_forge import foreign, locks, mirrors, owners
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
@@ -61,10 +62,36 @@ class Installed:
 def read_marker(prefix: Path) -> Installed | None:
     """What is installed there by us, or None."""
     try:
-        data = json.loads((prefix / MARKER).read_text(encoding="utf-8"))
-        return Installed(**{**data, "packages": tuple(data["packages"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        return installed_from(foreign.json_from(foreign.read_bytes(prefix / MARKER)))
+    except (OSError, ValueError):
         return None
+
+
+def installed_from(content: object) -> Installed:
+    """What a marker, or the same table in a pack, says; an environment or an archive may come from anybody.
+
+    Raises:
+        ValueError: when it says anything else than :class:`Installed` does.
+    """
+    foreign.require(content, _INSTALLED)
+    told = cast("dict[str, Any]", content)
+    if set(told) != set(_INSTALLED):
+        raise ValueError(f"it says {sorted(set(told) - set(_INSTALLED))} too")
+    return Installed(**{**told, "packages": tuple(told["packages"])})
+
+
+def _are_file_names(value: object) -> bool:
+    return isinstance(value, list) and all(map(foreign.is_file_name, value))
+
+
+_INSTALLED: dict[str, Callable[[object], bool]] = {
+    # They become parts of paths: of a variant's lock, of lib/pythonX.Y.
+    "variant": lambda value: value == "" or foreign.is_file_name(value),
+    "python": lambda value: isinstance(value, str) and re.fullmatch(r"(3\.[0-9]{1,2})?", value) is not None,
+    "source": lambda value: isinstance(value, str) and value.isprintable(),
+    "packages": _are_file_names,
+    "created": lambda value: isinstance(value, bool),
+}
 
 
 def write_marker(prefix: Path, installed: Installed) -> None:
@@ -82,14 +109,48 @@ def records(prefix: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = foreign.json_from(foreign.read_bytes(path))
+            if isinstance(record, dict) and "name" not in record:
+                continue
+            _check_record(record)
         except (OSError, ValueError) as error:
             raise InstallError(
                 f"the package record {path} can't be read ({error}).", fix="Make the environment anew."
             ) from error
-        if "name" in record:
-            found[record["name"]] = record
+        found[record["name"]] = record
     return found
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and value != "" and "/" not in value
+
+
+_RECORD: dict[str, Callable[[object], bool]] = dict.fromkeys(("name", "version", "build"), _is_name)
+# What may be absent; null is as good.
+_OPTIONAL: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("url", "channel", "license", "subdir"), foreign.is_text),
+    "fn": foreign.is_file_name,
+    "sha256": foreign.is_hex(64),
+    "md5": foreign.is_hex(32),
+    **dict.fromkeys(("depends", "constrains"), foreign.is_list_of_text),
+    "files": lambda value: isinstance(value, list) and all(map(foreign.is_inside, value)),
+    "paths_data": lambda value: isinstance(value, dict) and isinstance(value.get("paths", []), list),
+}
+_PATH: dict[str, Callable[[object], bool]] = {
+    "path_type": foreign.is_text,
+    "sha256": foreign.is_hex(64),
+    "sha256_in_prefix": foreign.is_hex(64),
+}
+
+
+def _check_record(record: object) -> None:
+    """Make sure of the fields that are used: an environment may come from anybody, and its paths lead into itself."""
+    foreign.require(record, _RECORD)
+    foreign.require(record, _OPTIONAL, all_of_them=False)
+    paths = (cast("dict[str, Any]", record).get("paths_data") or {}).get("paths", [])
+    for entry in paths:
+        foreign.require(entry, {"_path": foreign.is_inside})
+        foreign.require(entry, _PATH, all_of_them=False)
 
 
 def machine_virtual_packages() -> tuple[VirtualPackage, ...]:

@@ -102,10 +102,7 @@ def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: It
     tally = _Tally()
     if (prefix / UNFINISHED).exists():
         tally.deviations.append(Deviation("incomplete", "", str(UNFINISHED), "its creation was interrupted"))
-    try:
-        installed = records_of(prefix)
-    except ValueError as error:
-        raise InstallError(f"a package record in {prefix / 'conda-meta'} is not readable ({error}).") from error
+    installed = records_of(prefix)
     locked = {r.name.normalized: r for r in records}
     for name, record in locked.items():
         if name not in installed:
@@ -146,8 +143,8 @@ def _is_from(url: str, channels: tuple[str, ...]) -> bool:
 def _check_files(prefix: Path, installed: dict[str, dict[str, Any]], tally: _Tally) -> None:
     work: list[tuple[str, dict[str, Any]]] = []
     for name, meta in sorted(installed.items()):
-        tally.owned.update(meta.get("files", ()))
-        for entry in meta.get("paths_data", {}).get("paths", ()):
+        tally.owned.update(meta.get("files") or ())
+        for entry in (meta.get("paths_data") or {}).get("paths", ()):
             tally.owned.add(entry["_path"])
             work.append((name, entry))
 

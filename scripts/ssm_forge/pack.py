@@ -19,16 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rattler import PrefixRecord, RepoDataRecord
 
 from ssm_forge import channel as channels
-from ssm_forge import environment, owners
+from ssm_forge import environment, foreign, owners
 from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
-from ssm_forge.install import MARKER, Installed, remember
+from ssm_forge.install import MARKER, Installed, installed_from, remember
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
@@ -36,6 +35,7 @@ from ssm_forge.packages import Mirror, collect, require_plain_names
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
+from ssm_forge.unpacking import DAMAGE, Member, is_damage
 
 FORMAT = 1
 
@@ -43,7 +43,14 @@ FORMAT = 1
 LOCAL_CHANNEL = "file:///ssm-forge/channel/"
 
 # What an environment may be called: a name that can only be a folder's, wherever an archive comes from.
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{,127}")
+_FIELDS: dict[str, Callable[[object], bool]] = {
+    "format": foreign.is_number,
+    "environment": foreign.is_text,
+    "subdir": foreign.is_file_name,
+    "packages": foreign.is_number,
+    "kernels": lambda value: isinstance(value, list) and all(map(foreign.is_file_name, value)),
+}
 
 
 @dataclass(frozen=True)
@@ -114,10 +121,19 @@ def of_prefix(prefix: Path) -> LockedEnvironment:
     metas = [p for p in sorted((prefix / "conda-meta").glob("*.json")) if p.name != MARKER.name]
     if not metas:
         raise InstallError(f"{prefix} is not a conda environment (it has no package records in conda-meta).")
-    records: list[RepoDataRecord] = [PrefixRecord.from_path(path) for path in metas]
+    records: list[RepoDataRecord] = [_of_record(path) for path in metas]
     urls = dict.fromkeys(f"{r.url.rsplit('/', 2)[0]}/" for r in records)
     platform = Platform("linux-64", "linux-64", virtual_packages())
     return LockedEnvironment(_plain_name(prefix.name), tuple(urls), platform, tuple(records))
+
+
+def _of_record(path: Path) -> RepoDataRecord:
+    try:
+        return PrefixRecord.from_path(path)
+    except Exception as error:  # The engine has an error of its own for each thing that is wrong.
+        raise InstallError(
+            f"the package record {path} can't be read ({error}).", fix="Make the environment anew."
+        ) from error
 
 
 def _plain_name(text: str) -> str:
@@ -225,34 +241,30 @@ def _read_pack(top: Path, source: Path) -> Pack:
     """pack.json, of which nothing is believed that it should not say."""
     strange = UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).")
     try:
-        data = json.loads((top / "pack.json").read_text(encoding="utf-8"))
-        made = Pack(**{**data, "kernels": tuple(data["kernels"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        data = foreign.json_from(foreign.read_bytes(top / "pack.json"))
+        foreign.require(data, _FIELDS)
+    except (OSError, ValueError) as error:
         raise strange from error
-    if not isinstance(made.format, int):
-        raise strange
-    if made.format > FORMAT:
-        raise UsageError(f"{source} has format {made.format}; this ssm-forge reads up to {FORMAT}.", fix="Update it.")
-    if not isinstance(made.environment, str) or not _NAME.fullmatch(made.environment):
+    if data["format"] > FORMAT:
+        raise UsageError(
+            f"{source} has format {data['format']}; this ssm-forge reads up to {FORMAT}.", fix="Update it."
+        )
+    if not _NAME.fullmatch(data["environment"]):
         raise IntegrityError(
-            f"{source} calls its environment {made.environment!r}, which is no name of one; nothing was installed.",
+            f"{source} calls its environment {data['environment']!r:.80}, which is no name of one; "
+            "nothing was installed.",
             fix="Ask whoever made the archive; do not install it.",
         )
-    if not all(isinstance(name, str) for name in made.kernels):
+    if set(data) - {"installed"} != set(_FIELDS):
         raise strange
-    return replace(made, installed=_read_installed(made, strange))
-
-
-def _read_installed(made: Pack, strange: UsageError) -> Installed | None:
-    if made.installed is None:
-        return None
-    told: Any = made.installed
-    kinds = {"variant": str, "python": str, "source": str, "created": bool}
-    if not isinstance(told, dict) or set(told) != {*kinds, "packages"}:
-        raise strange
-    if not all(isinstance(told[key], kind) for key, kind in kinds.items()):
-        raise strange
-    return Installed(**{**told, "packages": made.kernels})
+    kernels = tuple(data["kernels"])
+    try:
+        # Of the packages, those that the pack itself holds are believed.
+        told = data.get("installed")
+        installed = None if told is None else replace(installed_from(told), packages=kernels)
+    except ValueError as error:
+        raise strange from error
+    return Pack(**{**data, "kernels": kernels, "installed": installed})
 
 
 @contextmanager
@@ -266,10 +278,12 @@ def _opened(source: Path, workspace: Workspace) -> Iterator[Path]:
     workspace.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workspace.cache, prefix="unpack-") as scratch:
         try:
-            with tarfile.open(source, "r:") as tar:
+            with tarfile.open(source, "r:", tarinfo=Member) as tar:
                 for member in tar:
                     _extract(tar, member, Path(scratch))
-        except tarfile.TarError as error:
+        except (*DAMAGE, OSError) as error:
+            if not is_damage(error):
+                raise
             raise IntegrityError(f"{source} is not a whole archive ({error}).", fix="Copy it again.") from error
         tops = [p for p in Path(scratch).iterdir() if p.is_dir()]
         if len(tops) != 1:
@@ -279,9 +293,9 @@ def _opened(source: Path, workspace: Workspace) -> Iterator[Path]:
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """Plain files below ``folder`` and nothing else: an archive may come from anywhere."""
-    target = (folder / member.name).resolve()
     if member.isdir():
         return
+    target = (folder / member.name).resolve()
     if not member.isfile() or not target.is_relative_to(folder.resolve()):
         raise IntegrityError(f"the archive holds '{member.name}', which no pack does; nothing was installed.")
     stream = tar.extractfile(member)

@@ -14,9 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-import zstandard
-
 from ssm_forge.errors import IntegrityError
+from ssm_forge.foreign import (
+    MOST_BYTES,
+    from_zstd,
+    is_file_name,
+    is_hex,
+    is_list_of_text,
+    is_number,
+    is_text,
+    json_from,
+)
 from ssm_forge.paths import launcher
 
 Records = dict[str, dict[str, Any]]
@@ -25,8 +33,6 @@ Records = dict[str, dict[str, Any]]
 COMPLETE = ("name", "version", "build", "build_number")
 
 _PARTS = ("packages", "packages.conda")
-_HEX = re.compile(r"[0-9a-f]+")
-_FILE_NAME = re.compile(r"[^/\x00-\x1f]+\.(conda|tar\.bz2)")
 # serde's words for a position: how the engine's errors about a damaged index end.
 _POSITION = re.compile(r"at line \d+ column \d+")
 
@@ -47,29 +53,19 @@ class DamagedIndexError(IntegrityError):
         self.reason = reason
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list_of_text(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_hex(digits: int) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, str) and len(value) == digits and _HEX.fullmatch(value) is not None
+def _is_word(value: object) -> bool:
+    """A part of a file's name, which is shown to people too."""
+    return isinstance(value, str) and value.isprintable() and "/" not in value
 
 
 # The fields that we use; a field that is absent or null is no damage.
 _FIELDS: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("name", "version", "build", "subdir", "license"), _is_text),
-    **dict.fromkeys(("build_number", "size", "timestamp"), _is_number),
-    **dict.fromkeys(("depends", "constrains"), _is_list_of_text),
-    **dict.fromkeys(("sha256", "attestations_sha256"), _is_hex(64)),
-    "md5": _is_hex(32),
+    **dict.fromkeys(("name", "version", "build", "subdir"), _is_word),
+    "license": is_text,
+    **dict.fromkeys(("build_number", "size", "timestamp"), is_number),
+    **dict.fromkeys(("depends", "constrains"), is_list_of_text),
+    **dict.fromkeys(("sha256", "attestations_sha256"), is_hex(64)),
+    "md5": is_hex(32),
     "run_exports": lambda value: isinstance(value, dict),
 }
 
@@ -81,8 +77,8 @@ def document(data: bytes, where: str) -> dict[str, Any]:
         DamagedIndexError: when it is not one.
     """
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = json_from(data)
+    except ValueError as error:
         raise DamagedIndexError(where, f"is not JSON ({error})") from error
     return _checked(content, where)
 
@@ -127,23 +123,24 @@ def shard(data: bytes, where: str) -> Records:
         DamagedIndexError: when it is no shard.
     """
 
-    def as_text(value: object) -> object:
-        if isinstance(value, dict):
-            return {key: as_text(item) for key, item in value.items()}
-        return value.hex() if isinstance(value, bytes) else value
-
-    return _records_of(_checked(as_text(_unpacked(data, where)), where))
+    content = _unpacked(data, where)
+    for part in _PARTS:
+        listed = content.get(part) if isinstance(content, dict) else None
+        for record in listed.values() if isinstance(listed, dict) else ():
+            if isinstance(record, dict):
+                record.update({key: value.hex() for key, value in record.items() if isinstance(value, bytes)})
+    return _records_of(_checked(content, where))
 
 
 def decompress(data: bytes, where: str) -> bytes:
     """The content of a zstd file.
 
     Raises:
-        DamagedIndexError: when it is none, or an empty one.
+        DamagedIndexError: when it is none, an empty one, or larger than any index is.
     """
     try:
-        content: bytes = zstandard.ZstdDecompressor().stream_reader(data).read()
-    except zstandard.ZstdError as error:
+        content = from_zstd(data, MOST_BYTES)
+    except ValueError as error:
         raise DamagedIndexError(where, f"is no zstd file ({error})") from error
     if not content:
         raise DamagedIndexError(where, "is empty")
@@ -193,7 +190,7 @@ def _checked(content: object, where: str) -> dict[str, Any]:
 
 def _check_record(name: object, record: object, where: str) -> None:
     # Names become paths: whoever wrote the index must not choose a folder with them.
-    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+    if not is_file_name(name) or not str(name).endswith((".conda", ".tar.bz2")):
         raise DamagedIndexError(where, f"lists {name!r}, which is no name of a package")
     if not isinstance(record, dict):
         raise DamagedIndexError(where, f"lists {name} with a {type(record).__name__} instead of a record")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import locks
+from ssm_forge import foreign, locks
 from ssm_forge.errors import UsageError, did_you_mean
 
 Right = Literal["read", "write"]
@@ -25,6 +25,12 @@ _DAY = 86_400
 _PREFIX = "ssmf-"
 _LETTERS = string.ascii_letters + string.digits
 _LENGTH = 43  # As many as 256 random bits need.
+_FIELDS = {
+    "name": foreign.is_text,
+    "right": lambda value: value in ("read", "write"),
+    "sha256": foreign.is_hex(64),
+    "expires": foreign.is_number,
+}
 
 
 @dataclass(frozen=True)
@@ -119,11 +125,19 @@ class TokenStore:
         if state == self._seen:
             return
         try:
-            entries = json.loads(self.path.read_text(encoding="utf-8"))
-            tokens = [Token(**entry) for entry in entries]
-        except (OSError, ValueError, TypeError) as error:
+            tokens = _read(foreign.read_bytes(self.path))
+        except (OSError, ValueError) as error:
             raise UsageError(f"{self.path}, the file with the server's tokens, can't be read ({error}).") from error
         self._seen, self._tokens = state, {token.sha256: token for token in tokens}
+
+
+def _read(data: bytes) -> list[Token]:
+    entries = foreign.json_from(data)
+    if not isinstance(entries, list):
+        raise ValueError("it is no list")
+    for entry in entries:
+        foreign.require(entry, _FIELDS)
+    return [Token(**{name: entry[name] for name in _FIELDS}) for entry in entries]
 
 
 def _hash(secret: str) -> str:

@@ -7,6 +7,7 @@ mode bits or rights to write for others.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import os
@@ -19,7 +20,29 @@ from typing import IO
 
 from ssm_forge.errors import IntegrityError
 
-_DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError, OverflowError)
+# What reading a damaged archive raises, by the standard library's word and otherwise.
+DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError, OverflowError)
+# What the system says of names that can't be, or not beside those that are there; a full disk is another matter.
+_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+_LONG_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+_MOST_HEADER_BYTES = 1 << 20
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether what unpacking raised is the archive's fault, not the machine's."""
+    return isinstance(error, DAMAGE) or (isinstance(error, OSError) and error.errno in _NAMES)
+
+
+class Member(tarfile.TarInfo):
+    """A member of an archive of anyone's: the standard library reads a long name, however long, into memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in (*_LONG_HEADERS, tarfile.SOLARIS_XHDTYPE) and not 0 <= self.size <= _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        if self.size < 0:
+            raise tarfile.ReadError(f"a member of {self.size} bytes")
+        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return made
 
 
 def unpack_tar(source: Path | IO[bytes], folder: Path, *, named: object = "", absolute_links: bool = False) -> None:
@@ -37,7 +60,7 @@ def unpack_tar(source: Path | IO[bytes], folder: Path, *, named: object = "", ab
     root = Path(os.path.realpath(folder))
     folders = []
     try:
-        with tarfile.open(source) if isinstance(source, Path) else tarfile.open(fileobj=source) as tar:
+        with _opened(source) as tar:
             for member in tar:
                 if member.isdir():
                     folders.append((_folder(member, root, _parts(member, member.name)), member.mtime))
@@ -46,13 +69,21 @@ def unpack_tar(source: Path | IO[bytes], folder: Path, *, named: object = "", ab
             # To the very end, where the compression keeps its checksum.
             while tar.fileobj and tar.fileobj.read(1 << 20):
                 pass
-    except _DAMAGE as error:
+        # At the end, because a file that is made in a folder changes the folder's time.
+        for made, time in folders:
+            os.utime(made, (time, time))
+    except (*DAMAGE, OSError) as error:
+        if not is_damage(error):
+            raise
         # Of a text of several lines, the first says what and the others why each compression is not it.
         reason = str(error).partition("\n")[0].rstrip(":")
         raise IntegrityError(f"{named or source} can't be unpacked: {reason}.") from error
-    # At the end, because a file that is made in a folder changes the folder's time.
-    for made, time in folders:
-        os.utime(made, (time, time))
+
+
+def _opened(source: Path | IO[bytes]) -> tarfile.TarFile:
+    if isinstance(source, Path):
+        return tarfile.open(source, tarinfo=Member)
+    return tarfile.open(fileobj=source, tarinfo=Member)
 
 
 def _make(tar: tarfile.TarFile, member: tarfile.TarInfo, root: Path, absolute_links: bool) -> None:
