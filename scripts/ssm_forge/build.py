@@ -48,12 +48,16 @@ class BuildRequest:
         values: variant values, one a key.
         filename: the package it gives.
         channels: URLs to take build and host packages from, first wins.
+        compiler: what a compiler of this machine says it is; empty where packages bring it.
+        compiler_lock: the lock of Debian packages that a compiler of the bridge is made of.
     """
 
     project: str
     values: dict[str, list[str]]
     filename: str
     channels: tuple[str, ...]
+    compiler: str = ""
+    compiler_lock: Path | None = None
 
 
 def memory_needed(jobs: int, costs: Sequence[Job]) -> int:
@@ -112,7 +116,14 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
                 fix="Run the same command again.",
                 log=log.path,
             )
-        finished = finalize(package, request.project, request.values, workspace)
+        finished = finalize(
+            package,
+            request.project,
+            request.values,
+            workspace,
+            compiler=request.compiler,
+            compiler_lock=request.compiler_lock,
+        )
         target = channels.add(channel, finished)
         seconds = human_seconds(time.monotonic() - started)
         size = human_bytes(target.stat().st_size)

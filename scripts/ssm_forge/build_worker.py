@@ -56,7 +56,8 @@ def main(spec_path: Path, answer: int) -> int:
             channels=spec["channels"],
             progress_callback=_Events(),
             no_build_id=True,
-            no_include_recipe=True,
+            # It says what the engine solved; finalize reads that, and leaves the recipe out.
+            no_include_recipe=False,
             # Packed again, and well, when it is finished (see finalize).
             package_format="conda:1",
         )

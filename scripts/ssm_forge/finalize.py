@@ -22,11 +22,22 @@ PROVENANCE = "info/ssm-forge.json"
 SBOM = "info/sbom.cdx.json"
 
 # Raised when finished packages change without their recipe changing; older ones are then built anew.
-FORMAT = 3
+FORMAT = 4
 
 
-def finalize(package: Path, project: str, values: dict[str, list[str]], workspace: Workspace) -> Path:
+def finalize(
+    package: Path,
+    project: str,
+    values: dict[str, list[str]],
+    workspace: Workspace,
+    *,
+    compiler: str = "",
+    compiler_lock: Path | None = None,
+) -> Path:
     """Rewrite ``package`` and return the finished file, beside it.
+
+    Args:
+        compiler, compiler_lock: as in :class:`ssm_forge.build.BuildRequest`.
 
     Raises:
         BuildError: when the extension is missing, or holds other GPU code than asked for.
@@ -36,13 +47,15 @@ def finalize(package: Path, project: str, values: dict[str, list[str]], workspac
     with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
         extract(package, Path(scratch))
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
+        solved = materials.solved(Path(scratch)) if values["forge_source"][0] == "conda" else []
         facts = _facts(libraries, project, ArchList.parse(values["cuda_arch_list"][0]))
     provenance = {
         "format": FORMAT,
         "name": project,
         "recipe_sha256": recipe.digest(project, workspace),
         "variant": {key: found[0] for key, found in sorted(values.items())},
-        "materials": materials.collect(project, values, workspace),
+        "materials": materials.collect(project, values, workspace, compiler_lock=compiler_lock, packages=solved),
+        **({"compiler": compiler} if compiler else {}),
         **facts,
     }
     target = package.parent.parent / package.name

@@ -7,23 +7,71 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ssm_forge import recipe
+from ssm_forge.credentials import redact
+from ssm_forge.errors import BuildError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace
 
 Material = dict[str, str]
 
 
-def collect(project: str, values: dict[str, list[str]], workspace: Workspace) -> list[Material]:
-    """The materials of one package, sorted: ``uri``, ``sha256`` and ``role`` (source, patch or toolchain lock)."""
-    found = []
+# What a channel gave at the time of the build: of all roles the one that a checkout can't tell.
+SOLVED = "toolchain package"
+
+
+def collect(
+    project: str,
+    values: dict[str, list[str]],
+    workspace: Workspace,
+    *,
+    compiler_lock: Path | None = None,
+    packages: Sequence[Material] = (),
+) -> list[Material]:
+    """The materials of one package, sorted: ``uri``, ``sha256`` and ``role``.
+
+    Roles are source, patch, toolchain lock and toolchain package.
+
+    Args:
+        compiler_lock: of the C++ compiler, where the bridge brought it.
+        packages: what the engine took from channels.
+    """
+    found = list(packages)
     rendered = recipe.render(project, values, workspace)
     for source in recipe.sources(rendered):
         found.append({"uri": source["url"], "sha256": source["sha256"], "role": "source"})
         folder = recipe.recipe_dir(project, workspace)
         found += [_file((folder / patch).resolve(), "patch", workspace) for patch in source.get("patches", [])]
-    found += [_file(path, "toolchain lock", workspace) for path in _locks(values, workspace)]
+    locks = [*_locks(values, workspace), *([compiler_lock.resolve()] if compiler_lock else [])]
+    found += [_file(path, "toolchain lock", workspace) for path in locks]
     return sorted(found, key=lambda item: (item["role"], item["uri"]))
+
+
+def solved(package: Path) -> list[Material]:
+    """What the engine solved the build and host environments of a package to, as it says in the unpacked package.
+
+    Raises:
+        BuildError: when it does not say so.
+    """
+    try:
+        told = yaml.safe_load((package / "info/recipe/rendered_recipe.yaml").read_text(encoding="utf-8"))
+        environments = [told["finalized_dependencies"][kind] or {} for kind in ("build", "host")]
+        records = [record for environment in environments for record in environment.get("resolved", [])]
+        found = {_origin(record): record["sha256"] for record in records}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise BuildError(
+            f"the engine does not say which packages it built with ({type(error).__name__}: {error}).",
+            fix="This rattler-build writes info/recipe/rendered_recipe.yaml otherwise; please report this.",
+        ) from error
+    return [{"uri": uri, "sha256": sha256, "role": SOLVED} for uri, sha256 in found.items()]
+
+
+def _origin(record: dict[str, Any]) -> str:
+    """Where a package is to be had; of one in a folder of this machine only the name, and never a secret."""
+    url = str(record["url"])
+    return url.rpartition("/")[2] if url.startswith("file:") else redact(url)
 
 
 def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]:
@@ -33,11 +81,11 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
     """
     name, version = index["name"], index["version"]
     me = f"pkg:conda/{name}@{version}?build={index['build']}&subdir={index['subdir']}"
-    inside = [_component(item) for item in materials if item["role"] != "toolchain lock"]
+    inside = [_component(item) for item in materials if not item["role"].startswith("toolchain")]
     locks = [
-        {"name": f"toolchain lock {item['uri']}", "value": f"sha256:{item['sha256']}"}
+        {"name": f"{item['role']} {item['uri']}", "value": f"sha256:{item['sha256']}"}
         for item in materials
-        if item["role"] == "toolchain lock"
+        if item["role"].startswith("toolchain")
     ]
     needs = [
         {"type": "library", "bom-ref": f"needs:{spec}", "name": spec.split()[0], "description": f"requires {spec}"}
@@ -80,9 +128,9 @@ def _file(path: Path, role: str, workspace: Workspace) -> Material:
 
 
 def _locks(values: dict[str, list[str]], workspace: Workspace) -> list[Path]:
-    """The locks that the compiler and torch came from: pixi.lock, or those of the bridge."""
+    """The locks that toolkit and torch came from; builds from conda's channels are solved, and from no lock."""
     if values["forge_source"][0] == "conda":
-        return [path.resolve() for path in (workspace.lock,) if path.exists()]
+        return []
     variant = values["forge_variant"][0]
     python = values["python"][0].split(".*")[0].replace(".", "")
     names = [

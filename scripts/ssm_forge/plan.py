@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from ssm_forge import compile_costs, disks, finalize, install, lock, machine, ma
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.bridge.gcc import BundledCompiler
 from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_needed
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError, VerifyError
 from ssm_forge.fetch import sha256_of
@@ -167,7 +169,11 @@ def make(options: Options, workspace: Workspace) -> Plan:
     if parts is not None:
         overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
     values = variant.render_values(python, archs, **overrides)
-    packages = tuple(_package(name, values, channel_list, prefix, workspace, offered) for name in recipe.PROJECTS)
+    compiler = _compiler(variant, parts, workspace)
+    packages = tuple(
+        _package(BuildRequest(name, values, "", channel_list, *compiler), prefix, workspace, offered)
+        for name in recipe.PROJECTS
+    )
     planned = _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
     return replace(planned, trust=rules, locked=locked)
 
@@ -302,16 +308,20 @@ def _default_python(variant: Variant) -> str:
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 
-def _package(
-    name: str,
-    values: dict[str, list[str]],
-    channel_list: tuple[str, ...],
-    prefix: Path,
-    workspace: Workspace,
-    offered: tuple[str, ...],
-) -> PlannedPackage:
-    rendered = recipe.render(name, values, workspace)
-    request = BuildRequest(name, values, rendered.filename, channel_list)
+def _compiler(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
+    """What a package is to say of its C++ compiler, where no channel has it: its own words, or its lock."""
+    if parts is None:
+        return "", None
+    if isinstance(parts.compiler, BundledCompiler):
+        return "", workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml"
+    said = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0], None
+
+
+def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:
+    name = request.project
+    rendered = recipe.render(name, request.values, workspace)
+    request = replace(request, filename=rendered.filename)
     state: State = "to build"
     found = remote.find(rendered.filename, offered) if offered else None
     if found is not None:

@@ -189,8 +189,9 @@ def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:
     if found:
         return found
     values = {key: [value] for key, value in recorded.variant.items()}
-    here = {item["uri"]: item["sha256"] for item in materials.collect(recorded.project, values, place)}
-    there = {item["uri"]: item["sha256"] for item in recorded.materials}
+    listed = materials.collect(recorded.project, values, place, compiler_lock=_compiler_lock(recorded, place))
+    here = {item["uri"]: item["sha256"] for item in listed}
+    there = {item["uri"]: item["sha256"] for item in recorded.materials if item["role"] != materials.SOLVED}
     found += [f"{uri} is an input here, and none of the package's" for uri in sorted(here.keys() - there.keys())]
     found += [f"{uri} is an input of the package, and none here" for uri in sorted(there.keys() - here.keys())]
     found += [
@@ -201,9 +202,15 @@ def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:
     return found
 
 
+def _compiler_lock(recorded: Recorded, place: Workspace) -> Path | None:
+    """The lock of the compiler, where the bridge brought it."""
+    names = (item["uri"] for item in recorded.materials if item["uri"].startswith("recipes/bridge/debs.gcc-"))
+    return next((place.root / name for name in names), None)
+
+
 def _other_file(item: materials.Material, place: Workspace) -> str:
     """How a patch or lock differs here; empty when it is the same, or something to download."""
-    if item["role"] == "source":
+    if item["role"] in ("source", materials.SOLVED):
         return ""
     path = place.root / item["uri"]
     if not path.resolve().is_relative_to(place.root.resolve()) or not path.is_file():
@@ -291,6 +298,8 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspac
     )
     if options.source == "conda":
         return options
+    if _compiler_lock(recorded, place) is not None:
+        return replace(options, host_compiler="bridge")
     return _with_compiler(options, recorded.variant["cxx_compiler_version"], place)
 
 

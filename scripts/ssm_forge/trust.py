@@ -133,7 +133,9 @@ def statement(package: Package) -> Statement:
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": {"recipe": told["name"], "variant": told["variant"]},
-                "internalParameters": {key: told[key] for key in ("cuda_arch_list", "glibc") if key in told},
+                "internalParameters": {
+                    key: told[key] for key in ("cuda_arch_list", "glibc", "compiler") if key in told
+                },
                 "resolvedDependencies": [recipe, *materials],
             },
             "runDetails": {"builder": {"id": "urn:ssm-forge"}},
