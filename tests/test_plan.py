@@ -66,7 +66,8 @@ def prefix(tmp_path: Path) -> Path:
     root = tmp_path / "prefix"
     (root / "conda-meta").mkdir(parents=True)
     (root / "file.txt").touch()
-    record = {"name": "mamba-ssm", "sha256": "a" * 64, "paths_data": {"paths": [{"_path": "file.txt"}]}}
+    told = {"name": "mamba-ssm", "version": "2.3", "build": "cuda130_0", "sha256": "a" * 64}
+    record = {**told, "paths_data": {"paths": [{"_path": "file.txt"}]}}
     (root / "conda-meta/mamba-ssm-2.3-cuda130_0.json").write_text(json.dumps(record))
     write_marker(root, Installed("cu130", "3.12", "bridge", (FILENAME,), created=True))
     return root

@@ -21,8 +21,15 @@ import zstandard
 
 from ssm_forge import owners
 from ssm_forge.errors import IntegrityError
+from ssm_forge.foreign import from_zstd, json_from
+from ssm_forge.unpacking import DAMAGE, Member
 
 InfoFiles = dict[str, bytes]
+
+# What a damaged .conda file makes the libraries raise: an unknown compression and a password are errors of their own.
+ZIP_DAMAGE = (zipfile.BadZipFile, zstandard.ZstdError, NotImplementedError, RuntimeError, *DAMAGE)
+# Of all info files of a package together.
+MOST_INFO_BYTES = 256_000_000
 
 # Every timestamp inside a package: builds at different times must give the same bytes.
 EPOCH = 1_767_225_600  # 2026-01-01T00:00:00Z
@@ -34,9 +41,9 @@ def read_info(path: Path) -> InfoFiles:
     Raises:
         IntegrityError: when the file is not a whole .conda package.
     """
-    with _opened(path) as package:
-        data = zstandard.ZstdDecompressor().stream_reader(package.read(_member(package, "info-"))).read()
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+    with _opened(path) as package, package.open(_member(package, "info-")) as packed:
+        data = from_zstd(packed, MOST_INFO_BYTES)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", tarinfo=Member) as tar:
             return {
                 m.name: cast("io.BufferedReader", tar.extractfile(m)).read() for m in tar.getmembers() if m.isfile()
             }
@@ -49,11 +56,18 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
         IntegrityError: when the package or the file is damaged.
         KeyError: when the package has no such file.
     """
-    data = read_info(path)[f"info/{name}"]
+    return json_of(read_info(path), name, path)
+
+
+def json_of(info: InfoFiles, name: str, path: Path) -> dict[str, Any]:
+    """One JSON object of the info part that was read already; raises as :func:`read_json` does."""
     try:
-        return cast("dict[str, Any]", json.loads(data))
+        content = json_from(info[f"info/{name}"])
     except ValueError as error:
         raise IntegrityError(f"info/{name} of {path} is not JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise IntegrityError(f"info/{name} of {path} is not a JSON object.")
+    return cast("dict[str, Any]", content)
 
 
 def rewrite_info(path: Path, target: Path, edit: Callable[[InfoFiles], InfoFiles]) -> None:
@@ -145,7 +159,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as package:
             yield package
-    except (zipfile.BadZipFile, zstandard.ZstdError, tarfile.TarError, KeyError) as error:
+    except (*ZIP_DAMAGE, KeyError) as error:
         raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
 
 

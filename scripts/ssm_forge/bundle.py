@@ -12,14 +12,14 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from ssm_forge import archive, channel, gpu, install, owners
+from ssm_forge import archive, channel, foreign, gpu, install, owners
 from ssm_forge.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace, launcher
@@ -29,6 +29,16 @@ from ssm_forge.ui import human_bytes
 SIZE_LIMIT = 64 << 20
 # Files under scripts/ssm_forge that travel: the package's marker and the kernels subpackage.
 _SOURCES = ("__init__.py", "kernels/*.py")
+
+_INDEX: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "version"), foreign.is_file_name),
+    "depends": foreign.is_list_of_text,
+}
+_ENTRY: dict[str, Callable[[object], bool]] = {
+    "_path": foreign.is_inside,
+    "path_type": foreign.is_text,
+    "sha256": lambda value: value is None or foreign.is_hex(64)(value),
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,18 @@ class Package:
             IntegrityError: when the file is no whole .conda package.
         """
         info = archive.read_info(path)
-        entries = json.loads(info["info/paths.json"])["paths"]
-        files = {e["_path"]: e["sha256"] for e in entries if e["path_type"] == "hardlink"}
-        return cls(path, json.loads(info["info/index.json"]), files)
+        try:
+            index, listed = (archive.json_of(info, name, path) for name in ("index.json", "paths.json"))
+            foreign.require(index, _INDEX)
+            foreign.require(listed, {"paths": lambda value: isinstance(value, list)})
+            for entry in listed["paths"]:
+                foreign.require(entry, _ENTRY)
+            files = {e["_path"]: e["sha256"] for e in listed["paths"] if e["path_type"] == "hardlink"}
+            if not all(map(foreign.is_hex(64), files.values())):
+                raise ValueError("a file has no sha256")
+        except (KeyError, ValueError) as error:
+            raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
+        return cls(path, index, files)
 
     @property
     def needs(self) -> dict[str, str]:
@@ -68,7 +87,7 @@ class Package:
             "python": r"^python_abi (\d+\.\d+)",
             "torch": r"^pytorch (\d+\.\d+)",
             "cuda": r"^cuda-version >=(\d+)",
-            "glibc": r"^__glibc >=([\d.]+)",
+            "glibc": r"^__glibc >=([0-9]+(?:\.[0-9]+)*)",
         }
         found = {key: re.search(pattern, depends, re.MULTILINE) for key, pattern in patterns.items()}
         missing = [key for key, match in found.items() if match is None]

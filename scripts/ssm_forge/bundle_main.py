@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import lzma
 import os
 import platform
 import signal
@@ -22,6 +23,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,13 @@ ALONE = "bench"
 SHARE_ALONE = 0.45
 GRACE_SECONDS = 25.0
 RESERVE_SECONDS = 15.0
+
+
+# What the libraries raise for a file that was cut or changed on the way.
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, KeyError),
+    *(TypeError, AttributeError, RuntimeError, OverflowError),
+)
 
 
 class UnfitError(Exception):
@@ -99,6 +108,13 @@ def unpack(bundle: zipfile.ZipFile, folder: Path) -> dict[str, Any]:
     Raises:
         UnfitError: when a file is not what its package says.
     """
+    try:
+        return _unpack(bundle, folder)
+    except _DAMAGE as error:
+        raise UnfitError(f"the bundle is damaged ({type(error).__name__}: {error}); make it again") from error
+
+
+def _unpack(bundle: zipfile.ZipFile, folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads(bundle.read("bundle.json"))
     for name in bundle.namelist():
         if name.startswith(("src/", "tests/", "pytest/")):
@@ -109,6 +125,8 @@ def unpack(bundle: zipfile.ZipFile, folder: Path) -> dict[str, Any]:
         prefix = folder / "prefix"
         _extract(bundle.read(package["payload"]), prefix)
         for path, expected in package["files"].items():
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise UnfitError(f"{path} of {package['file']} is outside of the bundle; make it again")
             if hashlib.sha256((prefix / path).read_bytes()).hexdigest() != expected:
                 raise UnfitError(f"{path} of {package['file']} is damaged in this bundle; make it again")
     return manifest

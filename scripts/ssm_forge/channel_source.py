@@ -15,8 +15,9 @@ from ssm_forge import channel as channels
 from ssm_forge import repodata
 from ssm_forge.credentials import redact, require_clean
 from ssm_forge.errors import NetworkError, UsageError
+from ssm_forge.foreign import MOST_BYTES, read_bytes
 from ssm_forge.inspection import SUBDIRS
-from ssm_forge.web import Client
+from ssm_forge.web import Client, whole
 
 _CHUNK = 1 << 20
 
@@ -96,8 +97,13 @@ class FolderSource:
         return [name for name in channels.subdirs(self.folder) if (self.folder / name / "repodata.json").exists()]
 
     def read(self, path: str) -> bytes | None:
-        chunks = self.chunks(path)
-        return None if chunks is None else b"".join(chunks)
+        file = self.folder / path
+        if file.is_symlink() or not file.is_file():
+            return None
+        try:
+            return read_bytes(file, MOST_BYTES)
+        except ValueError as error:
+            raise repodata.DamagedIndexError(f"{self.name}/{path}", f"can't be read: {error}") from error
 
     def chunks(self, path: str, first: int = 0) -> Iterator[bytes] | None:
         file = self.folder / path
@@ -126,12 +132,12 @@ class WebSource:
         return sorted(name for name in found if self.read(f"{name}/repodata.json") is not None)
 
     def read(self, path: str) -> bytes | None:
-        answer = self._client.send("GET", path)
-        if answer.status_code == 404:
-            return None
-        if answer.status_code != 200:
-            raise NetworkError(f"{self.name}/{path} answered {answer.status_code}.")
-        return answer.content
+        with self._client.stream("GET", path) as answer:
+            if answer.status_code == 404:
+                return None
+            if answer.status_code != 200:
+                raise NetworkError(f"{self.name}/{path} answered {answer.status_code}.")
+            return whole(answer, MOST_BYTES)
 
     def chunks(self, path: str, first: int = 0) -> Iterator[bytes] | None:
         # Not asked with HEAD first: a signed address that a CDN gives out for GET refuses it.

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ssm_forge.errors import UsageError
+from ssm_forge.foreign import json_from, read_bytes
 
 TOKEN_VARIABLE = "SSM_FORGE_CHANNEL_TOKEN"
 
@@ -32,6 +33,8 @@ _BARE_TOKEN = re.compile(r"(?<![\w./:-])/t/[^/\s'\"]+(?=/(?:noarch|(?:linux|osx|
 _HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:basic\s+|token\s+)?)[A-Za-z0-9._~+/=-]{8,}")
 _QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|password|credential)[^=&\s]*=)[^&\s'\"]+")
 _HIDDEN = "********"
+# Neither the end of a header's line, nor, in a path, of a folder's name.
+_TOKENS = {"bearer": re.compile(r"[!-~]+"), "conda": re.compile(r"(?!\.+$)[A-Za-z0-9._~%+=:-]+")}
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,7 @@ def _from_keyring(host: str) -> Credential | None:
         return None
     try:
         stored = keyring.get_password("rattler", host)
-        return _credential(json.loads(stored), "the keyring") if stored else None
+        return _credential(json_from(stored.encode()), "the keyring") if stored else None
     except (keyring.errors.KeyringError, ValueError):
         return None  # No keyring on this machine (a server, a container) is the normal case.
 
@@ -201,17 +204,17 @@ def _from_netrc(host: str) -> Credential | None:
         return None
     try:
         found = netrc.netrc(path).hosts.get(host)
-    except (OSError, netrc.NetrcParseError) as error:
+    except (OSError, netrc.NetrcParseError, ValueError, RecursionError) as error:
         # The error quotes the line it stumbled over, which may be a password.
         line = getattr(error, "lineno", None)
         where = f" (line {line})" if line else ""
         raise UsageError(f"{path} can't be read{where}.", fix="Correct the file.") from None
-    return Credential(found[0], found[2] or "", "basic", str(path)) if found else None
+    return _clean(Credential(found[0], found[2] or "", "basic", str(path))) if found else None
 
 
 def _read_auth_file(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.expanduser().read_text(encoding="utf-8"))
+        data = json_from(read_bytes(path.expanduser()))
     except OSError as error:
         raise UsageError(
             f"{path}, the file with credentials, can't be read ({error.strerror}).",
@@ -238,11 +241,35 @@ def _entry(entries: Mapping[str, Any], host: str, source: str) -> Credential | N
 def _credential(entry: Any, source: str) -> Credential | None:
     if not isinstance(entry, dict):
         return None
-    if "BearerToken" in entry:
-        return Credential("", str(entry["BearerToken"]), "bearer", source)
-    if "CondaToken" in entry:
-        return Credential("", str(entry["CondaToken"]), "conda", source)
     basic = entry.get("BasicHTTP")
-    if isinstance(basic, dict):
-        return Credential(str(basic.get("username", "")), str(basic.get("password", "")), "basic", source)
-    return None
+    if "BearerToken" in entry:
+        found = Credential("", entry["BearerToken"], "bearer", source)
+    elif "CondaToken" in entry:
+        found = Credential("", entry["CondaToken"], "conda", source)
+    elif isinstance(basic, dict):
+        found = Credential(basic.get("username", ""), basic.get("password", ""), "basic", source)
+    else:
+        return None
+    return _clean(found)
+
+
+def _clean(credential: Credential) -> Credential:
+    """A credential that a request can hold: a token becomes part of its header or path as it is.
+
+    Raises:
+        UsageError: for any other; never says which.
+    """
+    secret, plain = credential.secret, _TOKENS.get(credential.kind)
+    fits = isinstance(credential.username, str) and isinstance(secret, str)
+    if not fits or (plain and not plain.fullmatch(secret)) or not _encodes(credential.username, secret):
+        raise UsageError(
+            f"{credential.source} has a credential that is no text, or that no request can hold.", fix="Correct it."
+        )
+    return credential
+
+
+def _encodes(*texts: str) -> bool:
+    try:
+        return bool([text.encode() for text in texts])
+    except UnicodeEncodeError:
+        return False

@@ -77,9 +77,10 @@ def toml_from(data: bytes) -> dict[str, Any]:
         ValueError: when it is none.
     """
     try:
-        return tomllib.loads(data.decode("utf-8"))
+        content: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return content
 
 
 def from_zstd(data: bytes | IO[bytes], most: int = MOST_BYTES) -> bytes:

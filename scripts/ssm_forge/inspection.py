@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import tarfile
@@ -15,8 +14,11 @@ from typing import Any, cast
 
 import zstandard
 
+from ssm_forge.archive import MOST_INFO_BYTES, ZIP_DAMAGE
 from ssm_forge.errors import IntegrityError
 from ssm_forge.fetch import sha256_of
+from ssm_forge.foreign import json_from
+from ssm_forge.unpacking import Member
 
 SUBDIRS = frozenset(
     {
@@ -26,7 +28,6 @@ SUBDIRS = frozenset(
 )
 # CEP-26: what a package file may be called; a leading dot or a slash never occurs.
 FILENAME = re.compile(r"[a-z0-9_][a-z0-9._-]*-[A-Za-z0-9._+!]+-[A-Za-z0-9._+]+\.conda")
-_MOST_INFO_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ def inspect(path: Path, *, filename: str = "") -> Package:
     try:
         with zipfile.ZipFile(path) as package:
             index = _check_parts(package, filename)
-    except (zipfile.BadZipFile, zstandard.ZstdError, tarfile.TarError, EOFError, OSError) as error:
+    except (*ZIP_DAMAGE, OSError) as error:
         raise IntegrityError(f"{filename} is not a whole .conda package ({error}).") from error
     named = f"{index.get('name')}-{index.get('version')}-{index.get('build')}.conda"
     if named != filename:
         raise IntegrityError(f"{filename} holds the metadata of {named}.")
     subdir = index.get("subdir")
-    if subdir not in SUBDIRS:
+    if not isinstance(subdir, str) or subdir not in SUBDIRS:
         raise IntegrityError(f"{filename} is for '{subdir}', which is no conda platform.")
     return Package(path, str(subdir), sha256_of(path), path.stat().st_size, index)
 
@@ -104,7 +105,7 @@ def _open_tar(package: zipfile.ZipFile, part: str) -> Iterator[tarfile.TarFile]:
     with (
         package.open(part) as packed,
         zstandard.ZstdDecompressor().stream_reader(packed) as plain,
-        tarfile.open(fileobj=plain, mode="r|") as tar,
+        tarfile.open(fileobj=plain, mode="r|", tarinfo=Member) as tar,
     ):
         yield tar
 
@@ -130,11 +131,11 @@ def _escapes(name: str) -> bool:
 
 
 def _read_json(tar: tarfile.TarFile, member: tarfile.TarInfo, filename: str) -> dict[str, Any]:
-    if member.size > _MOST_INFO_BYTES:
+    if member.size > MOST_INFO_BYTES:
         raise IntegrityError(f"{filename}: info/index.json is {member.size} bytes long.")
     stream = tar.extractfile(member)
     try:
-        data = json.loads(stream.read() if stream else b"")
+        data = json_from(stream.read() if stream else b"")
     except ValueError as error:
         raise IntegrityError(f"{filename}: info/index.json is not JSON ({error}).") from error
     if not isinstance(data, dict):

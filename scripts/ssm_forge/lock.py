@@ -11,6 +11,7 @@ from typing import Any
 from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord
 
 from ssm_forge.errors import UsageError, did_you_mean
+from ssm_forge.foreign import MOST_SMALL_BYTES
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
 from ssm_forge.paths import launcher
 from ssm_forge.solver import Request, VirtualPackage, solve, subdir_type, virtual_packages
@@ -112,11 +113,17 @@ def read(path: Path) -> tuple[LockedEnvironment, ...]:
     if not path.exists():
         raise UsageError(f"{path} does not exist.", fix=f"Make it with '{launcher()} lock'.")
     try:
-        lock = LockFile.from_path(path)
-    except Exception as error:
+        size = path.stat().st_size
+        if size > MOST_SMALL_BYTES:
+            raise ValueError(f"it has {size} bytes")
+        return _environments(LockFile.from_path(path))
+    except Exception as error:  # The engine has an error of its own for each thing that is wrong.
         raise UsageError(
             f"{path} is not a readable lock file ({error}).", fix=f"Make it anew with '{launcher()} lock'."
         ) from error
+
+
+def _environments(lock: LockFile) -> tuple[LockedEnvironment, ...]:
     found = []
     for name, environment in sorted(lock.environments(), key=lambda item: item[0]):
         channels = tuple(str(c) for c in environment.channels())

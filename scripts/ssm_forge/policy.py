@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ssm_forge import foreign
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.paths import Workspace
 from ssm_forge.toolbox import require
 from ssm_forge.urls import canonical, is_under, local_path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -66,7 +61,7 @@ def load(path: Path) -> tuple[Rule, ...]:
         UsageError: when it is missing or not understood in full; a policy is never half obeyed.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = foreign.toml_from(foreign.read_bytes(path))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}, the trust policy, can't be read ({error}).") from error
     if set(data) - {"channel"} or not isinstance(data.get("channel"), list):
@@ -84,12 +79,12 @@ def _rule(entry: Any, path: Path) -> Rule:
     if not known or set(entry) - {"require"} != {"url", *needed} or not entry["url"]:
         raise UsageError(
             f'{path}: a [[channel]] has url and keys, or url, require = "sigstore", identity and issuer, '
-            f"but this one says {entry}."
+            f"but this one says {entry!r:.500}."
         )
     names = entry.get("keys", [])
     texts = [value for key, value in entry.items() if key != "keys"]
     if not isinstance(names, list) or not all(isinstance(text, str) for text in (*texts, *names)):
-        raise UsageError(f"{path}: keys is a list of files, everything else is text, but this one says {entry}.")
+        raise UsageError(f"{path}: keys is a list of files, everything else is text, but this one says {entry!r:.500}.")
     keys = tuple(load_public(path.parent / name) for name in names)
     if wanted == "signature" and not keys:
         raise UsageError(f"{path}: channel {entry['url']} requires a signature, but names no keys.")
@@ -100,14 +95,14 @@ def _rule_url(text: str, path: Path) -> str:
     """What ``url`` means: an URL, a folder (beside the policy, unless it is absolute), or a channel's name."""
     from ssm_forge.solver import channel_url
 
-    if "://" not in text:
-        folder = path.parent / Path(text).expanduser()
-        if folder.is_dir() or text.startswith((".", "/", "~")):
-            return canonical(folder.resolve().as_uri())
     try:
+        if "://" not in text:
+            folder = path.parent / Path(text).expanduser()
+            if folder.is_dir() or text.startswith((".", "/", "~")):
+                return canonical(folder.resolve().as_uri())
         return canonical(channel_url(text))
     except Exception as error:  # The engine has an error of its own for each thing that is wrong with an URL.
-        raise UsageError(f"{path}: '{redact(text)}' is no channel ({error}).") from error
+        raise UsageError(f"{path}: '{redact(text):.200}' is no channel ({error}).") from error
 
 
 def require_used(rules: Sequence[Rule], channels: Sequence[str]) -> None:
@@ -193,11 +188,13 @@ def _fetch(url: str) -> bytes | None:
     """A statement; None when there is none."""
     if url.startswith("file://"):
         try:
-            return local_path(url).read_bytes()
+            return foreign.read_bytes(local_path(url))
         except FileNotFoundError:
             return None
-    from ssm_forge.web import Client
+        except (OSError, ValueError) as error:
+            raise IntegrityError(f"{redact(url)} can't be read ({error}). Nothing was installed.") from error
+    from ssm_forge.web import Client, whole
 
     base, _, name = url.rpartition("/")
-    answer = Client(base).send("GET", name)
-    return answer.content if answer.status_code == 200 else None
+    with Client(base).stream("GET", name) as answer:
+        return whole(answer, foreign.MOST_SMALL_BYTES) if answer.status_code == 200 else None

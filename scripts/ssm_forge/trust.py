@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from ssm_forge import foreign
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.inspection import Package
 from ssm_forge.paths import launcher
@@ -31,6 +32,8 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:ssm-forge:build:1"
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+_MOST_KEY_BYTES = 1 << 20
 
 Statement = dict[str, Any]
 
@@ -94,8 +97,8 @@ def load_public(path: Path) -> PublicKey:
         UsageError: when the file is no ed25519 public key.
     """
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+        key = serialization.load_pem_public_key(foreign.read_bytes(path, _MOST_KEY_BYTES))
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(f"{path} can't be read as a public key ({type(error).__name__}).") from error
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path} is not an ed25519 key.")
@@ -161,7 +164,7 @@ def sign(content: Statement, key: Ed25519PrivateKey) -> dict[str, Any]:
 def writer(sign_key: Path | None, attestations: Sequence[Path]) -> Callable[[Package], bytes]:
     """What gives each package its sidecar: our statement when there is a key, and the bundles about it."""
     key = load_private(sign_key) if sign_key else None
-    made_elsewhere = [(path, _bundles(path.read_bytes(), str(path))) for path in attestations]
+    made_elsewhere = [(path, bundles_of(path.read_bytes(), str(path))) for path in attestations]
 
     def sidecar(package: Package) -> bytes:
         bundles = [sign(statement(package), key)] if key else []
@@ -178,23 +181,31 @@ def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]
         IntegrityError: when there is none, saying what was found instead.
     """
     found = []
-    for bundle in _bundles(sidecar, f"the statement of {filename}"):
+    for bundle in bundles_of(sidecar, f"the statement of {filename}"):
         envelope = bundle.get("dsseEnvelope")
         envelope = envelope if isinstance(envelope, dict) else {}
         signed_by = _signer(envelope, keys)
         if signed_by is None:
-            hint = bundle.get("verificationMaterial", {}).get("publicKey", {}).get("hint")
-            found.append(f"one signed by another key ({hint[:16]})" if hint else "one without a key of ours")
+            hint = _hint(bundle)
+            found.append(f"one signed by another key ({hint[:16]!r})" if hint else "one without a key of ours")
         elif not _about(bundle, filename, sha256):
             found.append("one about another file")
         else:
-            content: Statement = json.loads(base64.b64decode(envelope["payload"]))
+            content: Statement = foreign.json_from(base64.b64decode(envelope["payload"]))
             return signed_by, content
     raise IntegrityError(
         f"{filename} (sha256 {sha256}) has no statement signed by {' or '.join(k.name for k in keys)}: "
         f"found {', '.join(found) or 'none'}. Nothing was installed.",
         fix="Ask whoever runs the channel; do not install it.",
     )
+
+
+def _hint(bundle: dict[str, Any]) -> str:
+    """Which key a bundle says that it was signed with; nobody vouches for it."""
+    try:
+        return str(bundle["verificationMaterial"]["publicKey"]["hint"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | None:
@@ -217,17 +228,17 @@ def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | 
 
 def _about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
     try:
-        content = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        content = foreign.json_from(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         subjects = content["subject"] if content["_type"] == STATEMENT_TYPE else []
         return any(s["name"] == filename and s["digest"]["sha256"] == sha256 for s in subjects)
     except (KeyError, TypeError, ValueError):
         return False
 
 
-def _bundles(data: bytes, where: str) -> list[dict[str, Any]]:
+def bundles_of(data: bytes, where: str) -> list[dict[str, Any]]:
     """The bundles of a sidecar, or the single one of a ``.sigstore.json``."""
     try:
-        content = json.loads(data)
+        content = foreign.json_from(data)
     except ValueError as error:
         raise IntegrityError(f"{where} is not JSON ({error}).") from error
     bundles = content if isinstance(content, list) else [content]

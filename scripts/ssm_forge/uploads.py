@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 from collections.abc import AsyncIterable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from ssm_forge import channel as channels
 from ssm_forge import locks
 from ssm_forge.errors import IntegrityError
 from ssm_forge.fetch import sha256_of
+from ssm_forge.foreign import json_from
 from ssm_forge.inspection import inspect
 
 MOST_BYTES = 20_000_000_000
@@ -157,7 +157,7 @@ class Uploads:
             raise IntegrityError(f"{package.name} is not in the channel, so a statement about it is not taken.")
         data = part.read_bytes()
         try:
-            statements = json.loads(data)
+            statements = json_from(data)
         except ValueError:
             statements = None
         if not isinstance(statements, list) or not statements:

@@ -171,6 +171,20 @@ class Client:
             )
 
 
+def whole(answer: httpx.Response, most: int) -> bytes:
+    """The body of an answer that is still to be read, unpacked where it came compressed.
+
+    Raises:
+        NetworkError: when it is larger than ``most``: a server must not fill the memory of who asks it.
+    """
+    body = bytearray()
+    for chunk in answer.iter_bytes(1 << 20):
+        body += chunk
+        if len(body) > most:
+            raise NetworkError(f"{redact(str(answer.url))} answered with more than {most} bytes.")
+    return bytes(body)
+
+
 def reason(answer: httpx.Response) -> str:
     """Why a server refused, in its own words."""
     text = answer.text.strip() if "text" in answer.headers.get("content-type", "") else ""

@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import functools
 import io
-import lzma
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
 import httpx
 import tomlkit
-import zstandard
 
-from ssm_forge import owners, web
+from ssm_forge import foreign, owners, web
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import say
 from ssm_forge.unpacking import unpack_tar
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
@@ -42,6 +34,8 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _SNAPSHOT_TIME = re.compile(r"/\d{8}T\d{6}Z(?=/|$)")
 _GONE = (404, 410)
 _AR_MAGIC = b"!<arch>\n"
+# Of a package's files; the largest that we use, of CUDA's development libraries, have half of it.
+_MOST_DATA_BYTES = 4 << 30
 
 # What gpgv says of a signature that is refused.
 _REFUSED = {
@@ -115,19 +109,26 @@ class Index:
 
         Raises:
             UsageError: when the release has no such package.
+        IntegrityError: when it says of it what can't be a file.
         """
         stanza = self.stanzas.get(package)
         if stanza is None:
             raise UsageError(f"Debian {self.suite} {self.component} has no package '{package}'.")
-        return Deb(
-            package=package,
-            version=stanza["Version"],
-            suite=self.suite,
-            component=self.component,
-            url=f"{self.archive}/{stanza['Filename']}",
-            sha256=stanza["SHA256"],
-            size=int(stanza["Size"]),
-        )
+        try:
+            found = {
+                "package": package,
+                "version": stanza["Version"],
+                "suite": self.suite,
+                "component": self.component,
+                "url": f"{self.archive}/{stanza['Filename']}",
+                "sha256": stanza["SHA256"],
+                "size": int(stanza["Size"][:20]),
+            }
+            return _deb({**found, "also": []})
+        except (KeyError, ValueError) as error:
+            raise IntegrityError(
+                f"the index of Debian {self.suite} has a package '{package}' that can't be used ({error})."
+            ) from error
 
 
 @functools.lru_cache
@@ -136,7 +137,7 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
 
     Raises:
         NetworkError: when the archive does not answer.
-        IntegrityError: when the signature is bad, or the list is not the one that InRelease names.
+        IntegrityError: when the signature is bad, or the list is damaged or not the one that InRelease names.
     """
     base = f"{archive}/dists/{suite}"
     try:
@@ -146,7 +147,10 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
             f"the package index of Debian {suite} could not be read ({type(error).__name__}: {error}).",
             fix="Check the network (SSM_FORGE_MIRRORS=FROM=TO sets a mirror) and run the same command again.",
         ) from error
-    text, signature = _verified(answer.content, suite)
+    try:
+        text, signature = _verified(answer.content, suite)
+    except ValueError as error:
+        raise IntegrityError(f"InRelease of Debian {suite} is no text ({error}).") from error
     name = f"{component}/binary-amd64/Packages.xz"
     entry = re.search(rf"^ ([0-9a-f]{{64}}) +(\d+) {re.escape(name)}$", text, re.MULTILINE)
     if entry is None:
@@ -154,11 +158,36 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
     digest, size = entry.group(1), int(entry.group(2))
     listing = Artifact(f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz")
     path = fetch_all([listing], workspace)[listing]
-    paragraphs = lzma.decompress(path.read_bytes()).decode("utf-8").strip().split("\n\n")
-    stanzas = {s["Package"]: s for s in map(_fields, paragraphs)}
+    try:
+        stanzas = read_packages(path.read_bytes())
+        version, date = read_release(text)
+    except ValueError as error:
+        raise IntegrityError(f"the package index of Debian {suite} is damaged ({error}).") from error
+    return Index(archive, suite, component, version, date, signature, stanzas)
+
+
+def read_release(text: str) -> tuple[str, str]:
+    """The point release, and when it was signed, of an InRelease.
+
+    Raises:
+        ValueError: when it does not say when.
+    """
     header = _fields(text)
-    date = parsedate_to_datetime(header["Date"]).strftime("%Y%m%dT%H%M%SZ")
-    return Index(archive, suite, component, header.get("Version", "?"), date, signature, stanzas)
+    try:
+        date = parsedate_to_datetime(header["Date"]).strftime("%Y%m%dT%H%M%SZ")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"InRelease has the date {header.get('Date', '')!r:.40}") from error
+    return header.get("Version", "?"), date
+
+
+def read_packages(data: bytes) -> dict[str, dict[str, str]]:
+    """A Packages.xz: package name -> the fields of its paragraph.
+
+    Raises:
+        ValueError: when it is none, or larger than any is.
+    """
+    paragraphs = foreign.from_xz(data).decode("utf-8").strip().split("\n\n")
+    return {s["Package"]: s for s in map(_fields, paragraphs) if "Package" in s}
 
 
 def _fields(paragraph: str) -> dict[str, str]:
@@ -209,13 +238,43 @@ def read_lock(path: Path) -> tuple[Deb, ...]:
         UsageError: when the file is missing or is not a lock.
     """
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["deb"]
-        return tuple(Deb(**{**entry, "also": tuple(entry.get("also", ()))}) for entry in entries)
-    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError) as error:
+        entries = foreign.toml_from(foreign.read_bytes(path)).get("deb")
+        if not isinstance(entries, list):
+            raise ValueError("it has no list of packages")
+        return tuple(map(_deb, entries))
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} is not a lock of Debian packages ({type(error).__name__}: {error}).",
             fix=f"Restore it from git, or write it again with '{launcher()} bump bridge'.",
         ) from error
+
+
+# Names and digests become paths in the cache.
+_DEB: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("package", "version", "suite", "component"), foreign.is_file_name),
+    "url": lambda value: isinstance(value, str) and value.isprintable() and foreign.is_file_name(_last(value)),
+    "sha256": foreign.is_hex(64),
+    "size": foreign.is_number,
+}
+
+
+def _last(url: str) -> str:
+    return PurePosixPath(url).name
+
+
+def _deb(entry: object) -> Deb:
+    """A package as a lock or an index tells of it.
+
+    Raises:
+        ValueError: when it does not tell all of it.
+    """
+    foreign.require(entry, _DEB)
+    foreign.require(entry, {"part": foreign.is_file_name, "also": foreign.is_list_of_text}, all_of_them=False)
+    told = dict(cast("dict[str, Any]", entry))
+    odd = set(told) - {*_DEB, "part", "also"}
+    if odd:
+        raise ValueError(f"it says {sorted(odd)} too")
+    return Deb(**{**told, "also": tuple(told.get("also", ()))})
 
 
 def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
@@ -326,8 +385,8 @@ def unpack(path: Path, target: Path) -> None:
         with path.open("rb") as stream:
             name, data = _data_member(stream)
         if name.endswith(".zst"):
-            data = io.BytesIO(zstandard.ZstdDecompressor().stream_reader(data).read())
-    except (ValueError, zstandard.ZstdError) as error:
+            data = io.BytesIO(foreign.from_zstd(data, _MOST_DATA_BYTES))
+    except ValueError as error:
         raise IntegrityError(f"{path} is not a Debian package that can be unpacked ({error}).") from error
     unpack_tar(data, target, named=path, absolute_links=True)
 
@@ -339,7 +398,10 @@ def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
     while header := stream.read(60):
         if len(header) != 60 or header[58:] != b"`\n":
             raise ValueError("damaged ar header")
-        name, size = header[:16].decode("ascii").strip().rstrip("/"), int(header[48:58])
+        name, digits = header[:16].decode("ascii").strip().rstrip("/"), header[48:58].strip()
+        if not digits.isdigit():
+            raise ValueError("a member's size is no number")
+        size = int(digits)
         if name.startswith("data.tar"):
             return name, io.BytesIO(stream.read(size))
         stream.seek(size + size % 2, io.SEEK_CUR)

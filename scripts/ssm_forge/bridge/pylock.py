@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,10 @@ from urllib.parse import unquote, urlsplit
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
+from ssm_forge import foreign
 from ssm_forge.errors import MachineError, UsageError
 from ssm_forge.fetch import Artifact
 from ssm_forge.paths import Workspace, launcher
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # The oldest glibc the bridge's wheels may need; a machine below it can't run torch's wheels anyway.
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)] + [
@@ -68,7 +64,7 @@ def read(path: Path, python: str) -> list[LockedWheel]:
     """The wheels of a lock for one Python minor, in the lock's order.
 
     Raises:
-        UsageError: when there is no such lock.
+        UsageError: when there is no such lock, or it is none.
         MachineError: when a package has no wheel for this platform.
     """
     if not path.exists():
@@ -83,14 +79,45 @@ def read(path: Path, python: str) -> list[LockedWheel]:
             ]
         )
     }
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
-    return [_best(package, ranking, path) for package in data["packages"]]
+    try:
+        packages = foreign.toml_from(foreign.read_bytes(path)).get("packages")
+        if not isinstance(packages, list):
+            raise ValueError("it has no list of packages")
+        for package in packages:
+            foreign.require(package, _PACKAGE)
+            for wheel in package.get("wheels") or ():
+                foreign.require(wheel, _WHEEL)
+        return [_best(package, ranking, path) for package in packages]
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is not a lock of Python packages ({error}).",
+            fix=f"Restore it from git, or write it again with '{launcher()} bump bridge'.",
+        ) from error
+
+
+def _is_hashes(value: object) -> bool:
+    return isinstance(value, dict) and foreign.is_hex(64)(value.get("sha256"))
+
+
+# Names and digests become paths in the cache.
+_PACKAGE: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "version"), foreign.is_file_name),
+    "wheels": lambda value: value is None or isinstance(value, list),
+}
+_WHEEL: dict[str, Callable[[object], bool]] = {
+    "url": foreign.is_text,
+    "hashes": _is_hashes,
+    "name": lambda value: value is None or foreign.is_file_name(value),
+    "size": lambda value: value is None or foreign.is_number(value),
+}
 
 
 def _best(package: dict[str, Any], ranking: dict[Tag, int], path: Path) -> LockedWheel:
     candidates = []
     for wheel in package.get("wheels", []):
         name = wheel.get("name") or unquote(urlsplit(wheel["url"]).path.rsplit("/", 1)[-1])
+        if not foreign.is_file_name(name):
+            raise ValueError(f"a wheel of {package['name']} is called {name!r:.80}")
         ranks = [ranking[tag] for tag in parse_wheel_filename(name)[3] if tag in ranking]
         if ranks:
             candidates.append((min(ranks), name, wheel))
