@@ -178,16 +178,16 @@ def say_in_pack_json(top: Path, **told: object) -> None:
     (top / "pack.json").write_text(json.dumps({**data, **told}))
 
 
-@pytest.mark.parametrize("name", ["{home}/thesis", "../../thesis", "a/b", "..", ".ssh", "", "-f", "a\n", 7, None])
+@pytest.mark.parametrize("name", ["{home}/thesis", "../../thesis", "a/b", "..", ".ssh", "", "-f", "a\n"])
 @pytest.mark.parametrize("force", [False, True])
 def test_an_archive_does_not_choose_the_folder(
-    opened: Path, tmp_path: Path, place: Workspace, name: object, force: bool
+    opened: Path, tmp_path: Path, place: Workspace, name: str, force: bool
 ) -> None:
     home = tmp_path / "home"
     (home / "thesis").mkdir(parents=True)
     (home / "thesis" / "text").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
-    say_in_pack_json(opened, environment=name.format(home=home) if isinstance(name, str) else name)
+    say_in_pack_json(opened, environment=name.format(home=home))
     with pytest.raises(IntegrityError, match="is no name of one"):
         packing.unpack(opened, None, workspace=place, force=force)
     assert sorted(tmp_path.rglob("*")) == before
@@ -201,6 +201,8 @@ def test_an_archive_does_not_choose_the_folder(
         {"installed": "cu130"},
         {"kernels": [1]},
         {"kernels": None},
+        {"environment": 7},
+        {"environment": None},
         {"format": "1"},
         {"more": 1},
     ],
