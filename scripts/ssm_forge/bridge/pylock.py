@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,16 +70,7 @@ def read(path: Path, python: str) -> list[LockedWheel]:
     """
     if not path.exists():
         raise UsageError(f"there is no bridge lock {path.name}.", fix=f"Make it with '{launcher()} bump bridge'.")
-    major, minor = (int(part) for part in python.split("."))
-    ranking = {
-        tag: rank
-        for rank, tag in enumerate(
-            [
-                *cpython_tags((major, minor), platforms=_PLATFORMS),
-                *compatible_tags((major, minor), f"cp{major}{minor}", platforms=_PLATFORMS),
-            ]
-        )
-    }
+    ranking = _ranking(python)
     try:
         packages = foreign.toml_from(foreign.read_bytes(path)).get("packages")
         if not isinstance(packages, list):
@@ -93,6 +85,17 @@ def read(path: Path, python: str) -> list[LockedWheel]:
             f"{path} is not a lock of Python packages ({error}).",
             fix=f"Restore it from git, or write it again with '{launcher()} bump bridge'.",
         ) from error
+
+
+@functools.lru_cache
+def _ranking(python: str) -> dict[Tag, int]:
+    """What the wheels of one Python minor can be tagged with, the best first."""
+    major, minor = (int(part) for part in python.split("."))
+    tags = [
+        *cpython_tags((major, minor), platforms=_PLATFORMS),
+        *compatible_tags((major, minor), f"cp{major}{minor}", platforms=_PLATFORMS),
+    ]
+    return {tag: rank for rank, tag in enumerate(tags)}
 
 
 def _is_hashes(value: object) -> bool:
