@@ -96,3 +96,15 @@ def test_a_run_that_takes_nothing_away_does_not_wait(place: Workspace) -> None:
 def test_a_process_does_not_wait_for_itself(place: Workspace) -> None:
     run(place, "11")
     assert run(place, "12") == ["gxx_linux-64 12", "wheel-3.12 1"]
+
+
+@pytest.mark.parametrize(("layout", "alone"), [("3\n", True), (None, False)])
+def test_packages_of_an_older_layout_are_those_of_all_pythons(
+    place: Workspace, layout: str | None, alone: bool
+) -> None:
+    run(place, "11", "3.13")
+    channel = place.bridge / "cu130"
+    if layout:
+        (channel / ".layout").write_text(layout)
+    parts: Any = SimpleNamespace(interpreter=SimpleNamespace(minor="3.12"))
+    assert bridge._replaces(parts, channel) == alone

@@ -216,15 +216,19 @@ def _complete(parts: Parts, workspace: Workspace) -> bool:
 
 def drop_older_layout(channel: Path) -> None:
     """Remove packages that were laid out otherwise, those of all Pythons: no environment may be made of both kinds."""
-    layout = channel / ".layout"
-    if not layout.exists() or layout.read_text() != f"{FORMAT}\n":
+    if not _is_of_this_layout(channel):
         packages = list((channel / SUBDIR).glob("*.conda"))
         if packages:
             say(f"The bridge in {channel} is of an older layout: its packages are made anew.")
         for file in (*channel.glob(".complete-*"), *channel.glob(".packages-*"), *packages):
             file.unlink()
         channel.mkdir(parents=True, exist_ok=True)
-        layout.write_text(f"{FORMAT}\n")
+        (channel / ".layout").write_text(f"{FORMAT}\n")
+
+
+def _is_of_this_layout(channel: Path) -> bool:
+    layout = channel / ".layout"
+    return layout.exists() and layout.read_text() == f"{FORMAT}\n"
 
 
 def _record(parts: Parts, channel: Path, wanted: Sequence[str]) -> None:
@@ -283,6 +287,8 @@ def _alone(parts: Parts, channel: Path) -> Iterator[None]:
 
 def _replaces(parts: Parts, channel: Path) -> bool:
     """Whether packages that another run may use are dropped; adding those of another Python drops none."""
+    if not _is_of_this_layout(channel):
+        return any(channel.glob(".complete-*"))
     others = channel.glob(f".complete-py{parts.interpreter.minor}-*")
     return any(other != _stamp(parts, channel) for other in others)
 
