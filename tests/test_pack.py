@@ -168,8 +168,7 @@ def test_an_archive_that_writes_elsewhere_is_refused(tmp_path: Path, place: Work
 @pytest.fixture
 def opened(archive: Path, tmp_path: Path) -> Path:
     """The archive's folder, for a stranger to change."""
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "opened", filter="data")
+    unpack_tar(archive, tmp_path / "opened")
     return tmp_path / "opened" / "ssm-forge-demo"
 
 
