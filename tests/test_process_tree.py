@@ -214,6 +214,24 @@ def test_the_outermost_label_wins_and_the_caller_labels_everything(tmp_path: Pat
     assert {"sh", "burner"} <= everything.tools.keys()
 
 
+def test_a_process_that_is_becoming_a_program_is_told_by_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no command line for a moment, and a name that says nothing of its source."""
+    read, first = process_tree._read_command, set[int]()
+
+    def late(pid: int) -> bytes:
+        if pid in first:
+            return read(pid)
+        first.add(pid)
+        return b""
+
+    monkeypatch.setattr(process_tree, "_read_command", late)
+    command = ["sh", "-c", f"{shlex.join(burner(0, tmp_path / 'burner', 'temporary.cu'))}; true", "real.cu"]
+    usage = measure(command, describe=describe, log=tmp_path / "log")
+    assert [group.labels for group in usage.groups] == [{"source": "real.cu"}]
+
+
 def test_memory_is_the_sum_at_one_moment_and_the_largest_process_is_told_apart(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     large = python("holder", HOLD, 200_000_000, a, b, source="a.cu")

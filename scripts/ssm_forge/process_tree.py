@@ -127,6 +127,7 @@ class _Stat:
     waited: float
     start: int
     rss: int
+    ended: bool = False
 
 
 @dataclass
@@ -168,6 +169,7 @@ def _read_stat(pid: int) -> _Stat | None:
         waited=(int(fields[13]) + int(fields[14])) / _TICKS,
         start=int(fields[19]),
         rss=max(0, int(fields[21])) * _PAGE,
+        ended=fields[0] in (b"Z", b"X"),
     )
 
 
@@ -225,6 +227,8 @@ class Tree:
             self._identify(pid, stat, self._members[pid])
         for pid, stat in seen.items():
             process = self._members[pid]
+            if process.command is None:
+                continue
             key, tally = self._tally(process)
             _add(tally, process.tool, max(0.0, stat.cpu - process.cpu), moment)
             process.cpu = max(process.cpu, stat.cpu)
@@ -286,7 +290,7 @@ class Tree:
         while found := [pid for pid, stat in fresh.items() if self._belongs(pid, stat, fresh)]:
             for pid in found:
                 stat = admitted[pid] = fresh.pop(pid)
-                self._members[pid] = _Process(stat.start, self._members.get(stat.parent))
+                self._members[pid] = _Process(stat.start, self._members.get(stat.parent), tool=stat.name)
                 if stat.session == pid:
                     self._sessions.add(pid)
         return admitted
@@ -302,6 +306,9 @@ class Tree:
         command = _read_command(pid)
         # One that has ended has no command line any more, and its last CPU belongs to what it was.
         if process.command is not None and command in (b"", process.command):
+            return
+        # Neither has one that is becoming another program at this moment: the next look tells what it is.
+        if not command and not stat.ended:
             return
         process.command = command
         argv = command.decode(errors="replace").rstrip("\0").split("\0") if command else [stat.name]
