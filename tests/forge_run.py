@@ -84,13 +84,13 @@ class Forge:
 
     Attributes:
         folder: holds all of it.
+        logs: outlives it, for whoever asks why a test failed.
         path: the machine's PATH.
-        own: further environment variables.
     """
 
     folder: Path
+    logs: Path
     path: str
-    own: tuple[tuple[str, str], ...] = ()
 
     @property
     def root(self) -> Path:
@@ -108,11 +108,8 @@ class Forge:
     def environment(self) -> dict[str, str]:
         # No setting of the developer's gets in, but how to reach the registries.
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SSM_FORGE_") or k == "SSM_FORGE_MIRRORS"}
-        cache = {"SSM_FORGE_CACHE_DIR": str(self.folder / "cache"), "SSM_FORGE_NO_PIXI": "1"}
-        return {**kept, **cache, "COLUMNS": "200", "PATH": self.path, **dict(self.own)}
-
-    def with_settings(self, **own: str) -> Forge:
-        return Forge(self.folder, self.path, (*self.own, *own.items()))
+        folders = {"SSM_FORGE_CACHE_DIR": str(self.folder / "cache"), "SSM_FORGE_LOG_DIR": str(self.logs)}
+        return {**kept, **folders, "SSM_FORGE_NO_PIXI": "1", "COLUMNS": "200", "PATH": self.path}
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -149,8 +146,8 @@ class Forge:
 
 
 @contextmanager
-def fresh_forge(row: Row) -> Iterator[Forge]:
-    """A machine on which nothing was built, with a copy of this checkout; removed afterwards."""
+def fresh_forge(row: Row, logs: Path) -> Iterator[Forge]:
+    """A machine on which nothing was built, with a copy of this checkout; removed afterwards, but for ``logs``."""
     # Beside the caches, so that environments are hard links and not copies.
     runs = workspace().cache / "test-runs"
     runs.mkdir(parents=True, exist_ok=True)
@@ -163,7 +160,7 @@ def fresh_forge(row: Row) -> Iterator[Forge]:
         (folder / "cache").mkdir()
         workspace().downloads.mkdir(parents=True, exist_ok=True)
         (folder / "cache/downloads").symlink_to(workspace().downloads)
-        yield Forge(folder, str(_without_compilers(folder / "bin")) if row.bare else os.environ["PATH"])
+        yield Forge(folder, logs, str(_without_compilers(folder / "bin")) if row.bare else os.environ["PATH"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

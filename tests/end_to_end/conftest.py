@@ -29,7 +29,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 
 @pytest.fixture(scope="module")
-def forge(row: Row) -> Iterator[Forge]:
+def forge(row: Row, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
     """A machine on which nothing was built yet."""
-    with fresh_forge(row) as made:
+    with fresh_forge(row, tmp_path_factory.mktemp("logs")) as made:
         yield made

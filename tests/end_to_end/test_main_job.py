@@ -125,7 +125,7 @@ def test_the_class_prints(job: Job, forge: Forge, row: Row) -> None:
 
 @pytest.mark.variants("cu118")
 def test_torchs_check_of_the_compiler_was_enforced_and_nothing_was_left_undefined(job: Job, forge: Forge) -> None:
-    logs = sorted(forge.workspace.logs.glob("install-mamba-*.log"))
+    logs = sorted(forge.logs.glob("install-mamba-*.log"))
     text = "".join(log.read_text(encoding="utf-8") for log in logs)
     assert "torch: applied 2.0.1/0001-cuda-compiler-bounds.patch" in text
     assert "version bounds defined" not in text
@@ -145,7 +145,7 @@ def test_the_toolchain_fits_together(job: Job, forge: Forge, row: Row) -> None:
 
 def _state(forge: Forge, job: Job) -> dict[str, int]:
     """What a command that does nothing leaves as it is."""
-    files = [*forge.channel.rglob("*"), *forge.workspace.logs.iterdir(), *(job.prefix / "conda-meta").iterdir()]
+    files = [*forge.channel.rglob("*"), *forge.logs.iterdir(), *(job.prefix / "conda-meta").iterdir()]
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
