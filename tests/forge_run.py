@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from ssm_forge import tiers
+from ssm_forge import owners, tiers
 from ssm_forge.paths import Workspace, workspace
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +150,7 @@ def fresh_forge(row: Row, logs: Path) -> Iterator[Forge]:
     runs = workspace().cache / "test-runs"
     runs.mkdir(parents=True, exist_ok=True)
     _sweep(runs)
-    folder = Path(tempfile.mkdtemp(prefix=f"{row.variant}-{os.getpid()}-", dir=runs))
+    folder = Path(tempfile.mkdtemp(prefix=f"{row.variant}-", suffix=f"-{owners.mark()}", dir=runs))
     try:
         shutil.copytree(ROOT, folder / "checkout", ignore=_NOT_COPIED)
         (folder / "checkout/.pixi").mkdir()
@@ -168,8 +166,7 @@ def fresh_forge(row: Row, logs: Path) -> Iterator[Forge]:
 def _sweep(runs: Path) -> None:
     """Remove what killed test runs left: each is about 15 GB."""
     for folder in runs.iterdir():
-        owner = re.match(r"\w+-(\d+)-", folder.name)
-        if owner is None or not psutil.pid_exists(int(owner.group(1))):
+        if owners.gone(folder.name) or owners.forgotten(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
