@@ -25,7 +25,7 @@ import tomlkit
 import yaml
 from rattler.index import index_fs
 
-from ssm_forge import fetch, ui, variants
+from ssm_forge import fetch, machine, ui, variants
 from ssm_forge.archive import InfoFiles, dump_json, json_of, rewrite_info
 from ssm_forge.bridge import assemble, metadata, pylock
 from ssm_forge.bridge.package import write
@@ -68,6 +68,11 @@ def _channels(cuda: str) -> tuple[str, ...]:
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
+
+    def send_head(self) -> Any:
+        # Its "not modified" has no headers, which solvers take for a failure.
+        del self.headers["If-Modified-Since"]
+        return super().send_head()
 
 
 class _Server(ThreadingHTTPServer):
@@ -235,6 +240,10 @@ def _adapt_manifest(path: Path, row: Variant, tools: set[str]) -> None:
         wanted["triton"] = f"{row.row['triton']}.*"
     if "cudnn" in wanted:
         wanted["cudnn"] = f"=={row.row['cudnn']}"
+    for platform in document["workspace"]["platforms"]:
+        if "glibc" in platform:
+            # Debian's compiler runs from its own glibc on.
+            platform["glibc"] = machine.glibc()
     document["dependencies"] = {"python": "3.12.*" if tools else "*", **dict.fromkeys(sorted(tools), "*")}
     document["feature"] = {row.name: feature}
     document["environments"] = {key: document["environments"][key] for key in ("default", row.name)}
