@@ -197,7 +197,12 @@ def fresh_forge(row: Row, logs: Path, *, pixi: bool = False) -> Iterator[Forge]:
                 channels = stack.enter_context(made).channels
             if row.bare:
                 path = str(_without_compilers(folder / "bin"))
-            yield Forge(folder, logs, path, channels, pixi)
+            forge = Forge(folder, logs, path, channels, pixi)
+            if row.source == "conda":
+                # The repository's lock is of the real channels.
+                locked = forge.command("pixi", "lock") if pixi else forge("lock")
+                assert locked.returncode == 0, locked.stderr
+            yield forge
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

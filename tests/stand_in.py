@@ -1,4 +1,4 @@
-"""Stand-ins for conda-forge, NVIDIA's and pytorch.org's channels, made from the bridge, and a checkout locked to them.
+"""Stand-ins for conda-forge, NVIDIA's and pytorch.org's channels, made from the bridge, and a checkout for them.
 
 No test can count on the real channels. The bridge's packages have their layout, names and metadata; here they also get
 the build strings of their torch and their places, and a server answers for them where pixi's configuration names a
@@ -83,7 +83,7 @@ class _Server(ThreadingHTTPServer):
 
 @contextmanager
 def served(variant: str, python: str, checkout: Path, folder: Path, *, tools: bool = False) -> Iterator[StandIn]:
-    """Make the channels of a variant below ``folder``, serve them, and adapt and lock ``checkout`` to them.
+    """Make the channels of a variant below ``folder``, serve them, and adapt ``checkout`` to them; it has no lock then.
 
     Args:
         folder: has ``downloads``, and gets what is made.
