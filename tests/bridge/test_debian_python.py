@@ -160,8 +160,8 @@ def test_what_can_be_had_instead_is_named(system: Path, place: Workspace, monkey
     with pytest.raises(MachineError) as error:
         interpreters.choose("3.12", place)
     assert error.value.what == (
-        "no Python 3.12 with headers was found on PATH, under pyenv or under uv, and none can be made from Debian's "
-        "(its packages are locked for Python 3.11 and 3.13)."
+        "no Python 3.12 with headers was found on PATH, under pyenv or under uv, and Debian's does not do: its "
+        "packages are locked for 3.11 (glibc 2.36) and 3.13 (glibc 2.38), and this machine has glibc 2.36."
     )
     assert error.value.fix == (
         "Install one without root, e.g. 'uv python install 3.12' or 'pyenv install 3.12', or choose another with "

@@ -181,7 +181,8 @@ def of_debs(python: str, workspace: Workspace) -> DebianPython | str:
     """A Python of a minor version from Debian packages alone, or why there is none."""
     debs = locked(python, workspace)
     if not debs:
-        return f"its packages are locked for Python {' and '.join(minors(workspace))}"
+        others = [f"{p} (glibc {_RELEASES[locked(p, workspace)[0].suite][1]})" for p in minors(workspace)]
+        return f"its packages are locked for {' and '.join(others)}, and this machine has glibc {machine.glibc()}"
     release, needed = _RELEASES[debs[0].suite]
     if _numbers(machine.glibc()) < _numbers(needed):
         return f"that of {release} needs glibc {needed}, and this machine has {machine.glibc()}"

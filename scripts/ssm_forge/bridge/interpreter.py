@@ -98,7 +98,7 @@ def choose(python: str, workspace: Workspace) -> Interpreter:
         why = "; ".join(reason for reason in (system, found) if isinstance(reason, str) and reason)
         others = [*available(workspace), *(p for p in brought(workspace) if p not in available(workspace))]
         raise MachineError(
-            f"{error.what.removesuffix('.')}, and none can be made from Debian's ({why}).",
+            f"{error.what.removesuffix('.')}, and Debian's does not do: {why}.",
             fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}'"
             + (f", or choose another with --python ({', '.join(others)} can be had here)." if others else "."),
         ) from error
