@@ -265,9 +265,11 @@ def _lay_out(python: DebianPython, roots: Sequence[Path], made: Path, home: Path
     (library / "dist-packages").mkdir()
     (library / "dist-packages/site.pth").write_text("import _mended_site\n", encoding="utf-8")
     (library / "_mended_site.py").write_text(_MENDED_SITE, encoding="utf-8")
-    variables = _first(roots, f"usr/lib/{name}/_sysconfigdata__linux_{_MULTIARCH}.py")
-    described = _build_variables(variables.read_text(encoding="utf-8"), home, name)
-    (library / variables.name).write_text(described, encoding="utf-8")
+    described = f"usr/lib/{name}/_sysconfigdata_"
+    variables = _first(roots, f"{described}_linux_{_MULTIARCH}.py", f"{described}_{_MULTIARCH}.py")
+    (library / f"_sysconfigdata__linux_{_MULTIARCH}.py").write_text(
+        _build_variables(variables.read_text(encoding="utf-8"), home, name), encoding="utf-8"
+    )
     include = made / "include" / name
     shutil.copytree(_first(roots, f"usr/include/{name}/Python.h").parent, include)
     shutil.copy(_first(roots, f"usr/include/{_MULTIARCH}/{name}/pyconfig.h"), include / "pyconfig.h")
