@@ -273,7 +273,7 @@ def _show(work: Plan, as_json: bool) -> None:
     out.print(table)
     if work.parts is not None:
         table = FoldingTable("part", "version", "from")
-        table.add_row("python", work.parts.interpreter.version, str(work.parts.interpreter.executable))
+        table.add_row("python", work.parts.interpreter.version, work.parts.interpreter.origin)
         table.add_row("C++ compiler", work.parts.compiler.version, work.parts.compiler.origin)
         for deb in work.parts.debs:
             table.add_row(deb.package, deb.version, f"Debian {deb.suite}")

@@ -146,7 +146,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
         NetworkError: when source conda was asked for and can't be reached.
     """
     matrix = variants.load(workspace.variants)
-    variant, python = _choose(options, matrix)
+    variant, python = _choose(options, matrix, workspace)
     archs = resolve(
         options.cuda_arch,
         supported=variant.supported_archs,
@@ -199,14 +199,14 @@ def origin(options: Options, workspace: Workspace) -> Origin:
     Raises:
         UsageError, MachineError, NetworkError: as :func:`make`.
     """
-    variant, python = _choose(options, variants.load(workspace.variants))
+    variant, python = _choose(options, variants.load(workspace.variants), workspace)
     parts, channel_list = _find_parts(variant, python, options, workspace)
     return Origin(variant, python, channel_list, parts)
 
 
-def _choose(options: Options, matrix: variants.Matrix) -> tuple[Variant, str]:
+def _choose(options: Options, matrix: variants.Matrix, workspace: Workspace) -> tuple[Variant, str]:
     variant = matrix.get(options.variant, _source(options, matrix))
-    python = options.python or _default_python(variant)
+    python = options.python or _default_python(variant, workspace)
     variant.check_python(python)
     return variant, python
 
@@ -296,15 +296,16 @@ def conda_reachable() -> bool:
     return True
 
 
-def _default_python(variant: Variant) -> str:
+def _default_python(variant: Variant, workspace: Workspace) -> str:
     if variant.source == "conda":
         return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
     preferred = [variants.DEFAULT_PYTHON, *reversed(variant.pythons)]
-    here = interpreters.available()
-    for python in preferred:
-        if python in variant.pythons and python in here:
-            return python
-    # interpreters.find explains what was found and why it does not do.
+    for found in (interpreters.available, interpreters.brought):
+        here = found(workspace)
+        for python in preferred:
+            if python in variant.pythons and python in here:
+                return python
+    # interpreters.choose explains what was found and why it does not do.
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 
