@@ -197,7 +197,7 @@ def _make_tools(python: str, own: Workspace, channel: Path) -> set[str]:
     wheels = pylock.read(lock, python)
     fetch.fetch_all([wheel.artifact for wheel in wheels], own)
     dists = distributions(wheels, own)
-    interpreter = assemble.interpreters.find(python).executable
+    interpreter = assemble.interpreters.choose(python, own).executable
     there = {path.name.rsplit("-", 2)[0] for path in (channel / "linux-64").glob("*.conda")}
     for wheel in wheels:
         if metadata.conda_name(wheel.name) not in there:
