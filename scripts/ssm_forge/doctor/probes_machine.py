@@ -63,7 +63,7 @@ def _variables(env: Environment, system: System, target: Target) -> Iterator[Fin
                 yield finding("ld-library-path", said, target=target, module="loader")
                 break
             if _SHARED_LIBRARIES.match(path.name) and path.name in own:
-                said = f"LD_LIBRARY_PATH has {folder}, with {path.name}; the environment has {own[path.name]}"
+                said = f"{folder} in LD_LIBRARY_PATH has {path.name}; the environment has {own[path.name]}"
                 code = "cudnn-mixed" if path.name.startswith("libcudnn") else "ld-library-path"
                 yield finding(code, said, target=target, severity="hint", module="loader")
                 break
@@ -78,8 +78,8 @@ def _driver(env: Environment, system: System, target: Target) -> Iterator[Findin
         return
     if torch is not None and torch.cuda and system.driver_cuda and numbers(torch.cuda)[0] > system.driver_cuda:
         said = (
-            f"driver {system.driver_text} runs CUDA {system.driver_cuda}, torch {torch.version} was built with CUDA {torch.cuda} "
-            f"({', '.join(sorted({gpu.name for gpu in system.gpus}))})"
+            f"driver {system.driver_text} runs CUDA {system.driver_cuda}, torch {torch.version} was built "
+            f"with CUDA {torch.cuda} ({', '.join(sorted({gpu.name for gpu in system.gpus}))})"
         )
         yield finding("driver-too-old", said, target=target, module="driver")
     if any(gpu.capability[0] < 7 for gpu in system.gpus) and all(gpu.capability[0] < 7 for gpu in system.gpus):

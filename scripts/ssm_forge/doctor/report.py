@@ -112,8 +112,9 @@ def as_text(diagnosis: Diagnosis, language: str) -> str:
         lines.append(
             f"{facts['environment']} ({facts['kind']}, Python {facts['python'].split(' ')[0]}, torch {facts['torch']})"
         )
+    told: set[str] = set()
     for number, one in enumerate(diagnosis.findings, 1):
-        lines += ["", *_finding(number, one, language, width)]
+        lines += ["", *_finding(number, one, language, width, told)]
     if not diagnosis.findings:
         log = "log" in diagnosis.facts
         text = words["unknown"] if diagnosis.unknown else words["fine"] if log else words["healthy"]
@@ -126,7 +127,7 @@ def as_text(diagnosis: Diagnosis, language: str) -> str:
     return without_secrets("\n".join(lines).strip("\n"))
 
 
-def _finding(number: int, one: Finding, language: str, width: int) -> list[str]:
+def _finding(number: int, one: Finding, language: str, width: int, told: set[str]) -> list[str]:
     words, rule = _WORDS[language], one.rule
     wide = width // 2 if language == "zh" else width
     lines = textwrap.wrap(f"{number}. {one.severity} {one.code}: {rule.cause[language]}", wide, subsequent_indent="   ")
@@ -140,7 +141,8 @@ def _finding(number: int, one: Finding, language: str, width: int) -> list[str]:
             break_on_hyphens=False,
         )
     lines += textwrap.wrap(f"{words['fix']}: {rule.fix[language]}", wide, initial_indent="   ", subsequent_indent="   ")
-    if one.command:
+    if one.command and one.command not in told:
+        told.add(one.command)
         lines.append(f"     {one.command}")
     if rule.sources:
         lines += textwrap.wrap(
