@@ -19,7 +19,7 @@ _HIDDEN = "********"
 _SECRETS = (
     (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{_HIDDEN}@"),
     (re.compile(r"/t/[^/\s'\"]+(?=/)"), f"/t/{_HIDDEN}"),
-    (re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:basic\s+|token\s+)?)[\w.~+/=-]{6,}"), rf"\g<1>{_HIDDEN}"),
+    (re.compile(r"(?i)(\bauthorization\W{1,4}(?:\w+\s+)?|\bbearer\s+)[\w.~+/=-]{6,}"), rf"\g<1>{_HIDDEN}"),
     (
         re.compile(
             r"(?i)([\w-]*(?:token|secret|passw(?:or)?d|passphrase|credential|api_?key|access_?key)[\w-]*"
