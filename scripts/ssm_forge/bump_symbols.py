@@ -34,7 +34,12 @@ _OPERATORS = (
 )
 _ELEMENTS = r"IN3c10(?:4Half|8BFloat16)E|IKN3c10(?:4Half|8BFloat16)E|IK?[fil]"
 _WANTED = (
-    r"_ZN3c104cuda(?:9SetDevice|9GetDevice|14ExchangeDevice|14MaybeSetDevice|29c10_cuda_check_impl|20getCurrentCUDAStream)"
+    r"_ZN3c104cuda(?:9SetDevice|9GetDevice|14ExchangeDevice|14MaybeSetDevice|29c10_cuda_check_impl)"
+    r"|_ZN3c104cuda(?:20getCurrentCUDAStream|20getDefaultCUDAStream|20setCurrentCUDAStream|17getStreamFromPool)"
+    r"|_ZN3c104cuda(?:21warn_or_error_on_sync|12device_count|20CUDACachingAllocator9allocator)"
+    r"|_ZN3c10(?:4impl8GPUTrace|4impl23ExcludeDispatch|6detail\d+torch|6detail19maybe_wrap_dim|19UndefinedTensorImpl)"
+    r"|_ZNK?3c107SymBool|_ZN6caffe28TypeMeta|_ZN2at13globalContext|_ZNK2at7Context|_ZTVN5torch8autograd12AutogradMetaE"
+    r"|_ZN8pybind116detail11type_casterIN2at6TensorE"
     r"|_ZN3c10(?:7WarningC1|4warn|21throwNullDataPtr|13MessageLogger(?!D|C2)|15SmallVectorBase|6SymInt(?!D|C2))"
     rf"|_ZN2at4_ops\d+(?:{_OPERATORS})4callE|_ZNK3c106SymInt|_ZNK3c1010TensorImpl|_ZNK3c104cuda"
     rf"|_ZNK2at10TensorBase(?!\d+(?:const_|mutable_)?data_ptr)|_ZNK2at10TensorBase\d+(?:const_|mutable_)?data_ptr(?:{_ELEMENTS})"
