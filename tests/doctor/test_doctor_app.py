@@ -18,6 +18,7 @@ import broken_environments as make
 from broken_environments import SUFFIX, Source
 from front_door import ROOT
 from ssm_forge import advice, bump_symbols, cli
+from ssm_forge.doctor import __main__ as doctor_main
 from ssm_forge.doctor import app, docs, pyz, report, requirements, symbols
 from ssm_forge.doctor.diagnosis import Diagnosis
 from ssm_forge.doctor.findings import Target, finding
@@ -147,6 +148,23 @@ def test_a_log_that_cannot_be_read_is_one_line(name: str, one_file: Path) -> Non
     done = doctor(one_file, "--log", name)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (app.USAGE, "", 1)
     assert done.stderr.startswith(f"error: {name} can't be read")
+
+
+def test_a_deleted_working_folder_is_no_failure(one_file: Path, tmp_path: Path) -> None:
+    command = (
+        f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} {one_file} --log -"
+    )
+    done = subprocess.run(["/bin/sh", "-c", command], input="fine\n", capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (app.HEALTHY, "")
+
+
+def test_a_bug_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor_main, "run", lambda **options: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["doctor", "--log", "-"])
+    assert doctor_main.guarded() == 70
+    said = capsys.readouterr().err
+    assert said.startswith("error: ZeroDivisionError")
+    assert said.count("\n") == 1
 
 
 def test_a_folder_that_is_none_is_usage(one_file: Path, tmp_path: Path) -> None:

@@ -502,7 +502,7 @@ def test_a_folder_that_is_no_environment(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["#!/no/such/python\n", "#!/bin/sh\nexit 3\n", "#!/bin/sh\necho hello\n", "\x7fELF"]
+    "content", ["#!/no/such/python\n", "#!/bin/sh\nexit 3\n", "#!/bin/sh\necho hello\n", "#!/bin/sh\nyes\n", "\x7fELF"]
 )
 def test_an_interpreter_that_does_not_run(content: str, tmp_path: Path) -> None:
     python = tmp_path / "env/bin/python"

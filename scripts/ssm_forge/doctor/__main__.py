@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place=Path(told.python or told.env or sys.executable) if told.python or told.env or not told.log else None,
         log=told.log,
         variables=dict(os.environ),
-        folder=Path.cwd(),
+        folder=_folder(),
         as_json=told.json,
         report=Path(told.report) if told.report else None,
         seconds=told.wait,
@@ -42,5 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
+def _folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        # It was deleted under this shell.
+        return Path("/")
+
+
+def guarded() -> int:
+    """:func:`main` for a process: whatever happens is an exit code and at most one line, never a traceback."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"error: {what} This is a bug in ssm-forge-doctor; please report it.", file=sys.stderr)
+        return 70
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded())

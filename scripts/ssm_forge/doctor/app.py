@@ -47,7 +47,7 @@ def run(
         told = _examine(place, log, variables, folder, seconds)
     except OSError as error:
         print(
-            f"error: {log} can't be read ({error.strerror or error}). Name a file, or - for standard input.",
+            f"error: {log or place} can't be read ({error.strerror or error}). Name a file, or - for standard input.",
             file=sys.stderr,
         )
         return USAGE

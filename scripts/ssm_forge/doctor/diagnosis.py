@@ -67,9 +67,9 @@ def of_environment(place: Path, variables: Mapping[str, str], folder: Path, *, s
     try:
         python = interpreter(place)
         env = examine(python, variables, clock)
-    except NoEnvironmentError as error:
-        prefix = place.parent.parent if place.is_file() else place
-        diagnosis.findings = [finding(error.code, str(error), target=Target(prefix, place))]
+    except (NoEnvironmentError, OSError) as error:
+        code = error.code if isinstance(error, NoEnvironmentError) else "not-an-environment"
+        diagnosis.findings = [finding(code, str(error), target=Target(place, place))]
         diagnosis.facts = {"environment": str(place)}
         return diagnosis
     target = Target(env.prefix, env.python, conda=env.kind in ("conda", "pixi"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO
 
 _MOST_OUTPUT = 4 << 20
+_MOST_WRITTEN = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class Answer:
     code: int | None
     output: str
     errors: str
+
+
+def _limit() -> None:
+    """In the new process: a crash leaves no core file, and a program that writes without end is stopped."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_WRITTEN, _MOST_WRITTEN))
 
 
 class Program:
@@ -47,6 +55,7 @@ class Program:
                 env=dict(environment),
                 cwd=folder,
                 start_new_session=True,
+                preexec_fn=_limit,
             )
         except (OSError, ValueError) as error:
             self._failure = str(error)

@@ -10,9 +10,9 @@ import sys
 
 if sys.version_info < (3, 8):
     sys.exit("error: ssm-forge-doctor needs Python 3.8 or newer, this is %d.%d." % sys.version_info[:2])
-from ssm_forge.doctor.__main__ import main
+from ssm_forge.doctor.__main__ import guarded
 
-sys.exit(main())
+sys.exit(guarded())
 """
 _FIRST_LINE = b"#!/usr/bin/env python3\n"
 # The oldest that a zip file can say.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,9 @@ def sources(package: Path) -> Iterator[Module]:
             yield module
 
 
+@functools.lru_cache(maxsize=None)
 def parse(path: Path) -> Module | None:
+    """The module in a file; None where it can't be parsed."""
     text = text_of(path)
     try:
         tree = ast.parse(text)

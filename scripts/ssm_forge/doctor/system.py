@@ -108,7 +108,8 @@ def _nvccs(variables: Mapping[str, str]) -> tuple[Path, ...]:
     found: dict[Path, Path] = {}
     for folder in folders:
         path = folder / "nvcc"
-        if path.is_file() and os.access(str(path), os.X_OK):
+        # Not Path.is_file(): a folder that may not be read is no nvcc either.
+        if os.path.isfile(str(path)) and os.access(str(path), os.X_OK):  # noqa: PTH113
             found.setdefault(path.resolve(), path)
     return tuple(found.values())
 
