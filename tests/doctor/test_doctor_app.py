@@ -150,14 +150,6 @@ def test_a_log_that_cannot_be_read_is_one_line(name: str, one_file: Path) -> Non
     assert done.stderr.startswith(f"error: {name} can't be read")
 
 
-def test_a_deleted_working_folder_is_no_failure(one_file: Path, tmp_path: Path) -> None:
-    command = (
-        f"mkdir {tmp_path}/gone && cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} {one_file} --log -"
-    )
-    done = subprocess.run(["/bin/sh", "-c", command], input="fine\n", capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (app.HEALTHY, "")
-
-
 def test_a_bug_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor_main, "run", lambda **options: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["doctor", "--log", "-"])

@@ -33,21 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place=Path(told.python or told.env or sys.executable) if told.python or told.env or not told.log else None,
         log=told.log,
         variables=dict(os.environ),
-        folder=_folder(),
+        folder=Path.cwd(),
         as_json=told.json,
         report=Path(told.report) if told.report else None,
         seconds=told.wait,
         language=told.lang,
         network=told.network,
     )
-
-
-def _folder() -> Path:
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        # It was deleted under this shell.
-        return Path("/")
 
 
 def guarded() -> int:
