@@ -121,18 +121,29 @@ print(reading.bytes, *(hit.rule.code for hit in reading.hits))
 
 def test_a_log_of_200_megabytes_takes_little_memory(tmp_path: Path) -> None:
     log = tmp_path / "huge.log"
-    block = LINE * (10_000_000 // len(LINE))
+    # Every line differs, and each second one looks like a failure.
+    pair = (
+        LINE.replace(b"1/9", b"%d/9") + b"a%d.h(12): warning #177-D: variable 'error' was not found, never referenced\n"
+    )
+    block = b"".join(pair % (number, number) for number in range(10_000_000 // len(pair)))
+    block += LINE * ((10_000_000 - len(block)) // len(LINE))
     with log.open("wb") as stream:
         for number in range(21):
             stream.write(block)
             if number == 10:
-                stream.write(b"g++: fatal error: Killed signal terminated program cc1plus\n" + LINE * 90)
+                stream.write(b"g++: fatal error: Killed signal terminated program cc1plus\n")
     command = [sys.executable, "-c", _LIMITED, str(log)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=SCRIPTS)
     size, *found = done.stdout.split()
     assert int(size) == log.stat().st_size > 200_000_000
     assert found == ["build-out-of-memory"]
     log.unlink()
+
+
+def test_in_a_long_log_lines_are_still_counted(tmp_path: Path) -> None:
+    filler = LINE * ((12 << 20) // len(LINE))
+    reading = logs.search(io.BytesIO(filler + b"IndexError: map::at\n" + LINE * 9), 1 << 30)
+    assert [(hit.rule.code, hit.line) for hit in reading.hits] == [("triton-on-turing", filler.count(b"\n") + 1)]
 
 
 def test_where_time_runs_out_the_end_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:

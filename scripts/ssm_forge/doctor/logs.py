@@ -24,8 +24,9 @@ _NEAR = 1 << 15
 # Around a needle, and how many of one needle are looked at in a block.
 _WINDOW = 1 << 11
 _MOST_HITS = 100
-# A log up to this size is searched for every rule; of a longer one, blocks without any sign of failure are passed over.
-_SMALL = 16 << 20
+# Up to this size a log is searched whole; of the rest of a longer one, one line of each kind.
+_SMALL = 8 << 20
+_MOST_KINDS = 200_000
 _TAIL_BLOCKS = 8
 # An endless stream ends here.
 _LIMIT = 1 << 30
@@ -33,7 +34,6 @@ _LIMIT = 1 << 30
 _SEARCH_SECONDS = 3.5
 _LONGEST = 300
 
-_SIGNS = (b"rror", b"atal", b"not found", b"ndefined", b"arning", b"not match", b"illed", b"not available", b"Guessing")
 _FAILED = (b"rror", b"FAILED", b"Killed", b"Segmentation", b"Traceback", b"fatal:")
 _LAST = (b"Error: ", b"error: ", b"ERROR", b"Error\n", b"fatal: ", b"Segmentation fault", b"Killed")
 _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[()][0-9A-B])")
@@ -118,6 +118,7 @@ def search(stream: Any, size: int | None = None) -> Reading:
     """
     reading = Reading()
     finder = _Finder()
+    seen: set[int] = set()
     carry, line, spent = b"", 1, 0.0
     late: deque[bytes] = deque(maxlen=_TAIL_BLOCKS)
     for raw in _blocks(stream):
@@ -130,10 +131,12 @@ def search(stream: Any, size: int | None = None) -> Reading:
             late.append(raw)
             continue
         start = time.process_time()
-        text = carry + _clean(raw)
-        if (size is not None and size <= _SMALL) or reading.bytes <= _SMALL or any(sign in text for sign in _SIGNS):
-            finder.search(text, line)
-            _note_errors(text, reading)
+        text = _clean(raw)
+        if reading.bytes > _SMALL and (size is None or size > _SMALL):
+            text = _news(text, seen)
+        text = carry + text
+        finder.search(text, line)
+        _note_errors(text, reading)
         carry = text[-_NEAR:]
         line += text.count(b"\n", 0, len(text) - len(carry))
         spent += time.process_time() - start
@@ -182,6 +185,22 @@ def _clean(raw: bytes) -> bytes:
         for quote in _WIDE_QUOTES:
             raw = raw.replace(quote, b"'")
     return raw
+
+
+def _news(text: bytes, seen: set[int]) -> bytes:
+    """``text`` with lines of a kind that was seen before made empty: long logs say the same with other numbers.
+
+    The first and the last line stay: they may be halves.
+    """
+    lines = text.split(b"\n")
+    kinds = text.translate(None, b"0123456789").split(b"\n")
+    last = len(lines) - 1
+    for number, kind in enumerate(map(hash, kinds)):
+        if kind in seen and 0 < number < last:
+            lines[number] = b""
+        elif len(seen) < _MOST_KINDS:
+            seen.add(kind)
+    return b"\n".join(lines)
 
 
 def _note_errors(text: bytes, reading: Reading) -> None:
