@@ -10,6 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ from broken_environments import SUFFIX, Source
 from front_door import ROOT
 from ssm_forge import advice, bump_symbols, cli
 from ssm_forge.doctor import __main__ as doctor_main
-from ssm_forge.doctor import app, docs, pyz, report, requirements, symbols
+from ssm_forge.doctor import app, docs, network, pyz, report, requirements, symbols
 from ssm_forge.doctor.diagnosis import Diagnosis
 from ssm_forge.doctor.findings import Target, finding
 from ssm_forge.errors import BuildError
@@ -200,6 +203,39 @@ def test_another_projects_extension_gets_another_command(one_file: Path) -> None
     done = doctor(one_file, "--log", "-", text=text)
     assert "other-torch" in done.stdout
     assert "mamba-ssm" not in done.stdout.split("Seen in")[0]
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    class Refuses(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def test_the_network_is_asked(
+    server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("fine\n")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(network, "_SECONDS", 60)
+    monkeypatch.setattr(network, "_PLACES", {"mine": server, "other": "http://127.0.0.1:1/"})
+    assert doctor_main.main(["--log", str(log), "--network", "--json"]) == app.HEALTHY
+    told = json.loads(capsys.readouterr().out)
+    assert told["facts"]["network"] == {"mine": "answers", "other": "[Errno 111] Connection refused"}
+    assert told["notes"] == ["does not answer: other: [Errno 111] Connection refused"]
+    monkeypatch.setattr(network, "_PLACES", {"other": "http://127.0.0.1:1/"})
+    assert doctor_main.main(["--log", str(log), "--network"]) == app.BROKEN
+    assert "error network-unreachable" in capsys.readouterr().out
 
 
 # The report

@@ -611,6 +611,20 @@ def test_there_are_ten_kinds_of_healthy_environments() -> None:
     assert len(HEALTHY) == 10
 
 
+def test_a_post_release_of_conda_forge_is_the_same_torch(env: Made) -> None:
+    _conda(env)
+    (env.site / "torch/version.py").write_text("__version__ = '2.5.1.post3'\ncuda = '12.4'\n")
+    assert codes(env) == []
+
+
+def test_a_huge_working_folder_is_only_looked_into(env: Made) -> None:
+    for number in range(400):
+        (env.folder / f"d{number:03}").mkdir()
+        (env.folder / f"d{number:03}/a.py").write_text("x = 1\n")
+    (env.folder / "d399/a.py").write_text("Mamba(bimamba_type='v2')\n")
+    assert codes(env) == []
+
+
 def test_nothing_is_written(env: Made) -> None:
     def state() -> dict[str, float]:
         return {str(path): path.lstat().st_mtime_ns for path in env.prefix.parent.rglob("*")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,9 @@ _DRIVER_CUDA = (
     *((590, (13, 1)), (580, (13, 0)), (575, (12, 9)), (570, (12, 8)), (565, (12, 7)), (560, (12, 6))),
     *((555, (12, 5)), (550, (12, 4)), (545, (12, 3)), (535, (12, 2)), (530, (12, 1)), (525, (12, 0))),
 )
-_MOST_FILES = 300
+# Of the working folder.
+_MOST_FILES, _MOST_FOLDERS, _DEPTH = 300, 100, 3
+_NO_PROJECT = frozenset({"proc", "sys", "dev", "site-packages", "dist-packages", "node_modules", "__pycache__"})
 
 
 def probe(env: Environment, system: System, target: Target) -> Iterator[Finding]:
@@ -98,13 +101,16 @@ def _fork(env: Environment, system: System, target: Target) -> Iterator[Finding]
 
 
 def _python_files(folder: Path) -> list[Path]:
+    """Some Python files of a project: a working folder may as well be a home, or the root of all."""
     found: list[Path] = []
-    for pattern in ("*.py", "*/*.py", "*/*/*.py"):
-        for path in folder.glob(pattern):
-            found.append(path)
-            if len(found) >= _MOST_FILES:
-                return found
-    return found
+    for number, (place, folders, files) in enumerate(os.walk(str(folder))):
+        depth = len(Path(place).relative_to(folder).parts)
+        inside = sorted(name for name in folders if not name.startswith(".") and name not in _NO_PROJECT)
+        folders[:] = inside if depth < _DEPTH else []
+        found += [Path(place) / name for name in sorted(files) if name.endswith(".py")]
+        if number >= _MOST_FOLDERS or len(found) >= _MOST_FILES:
+            break
+    return found[:_MOST_FILES]
 
 
 def _examine(path: Path, module: str, env: Environment, system: System, target: Target) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from ssm_forge.doctor.findings import Finding, Target, finding
 
 # Whose requirements matter here: other conflicts of an environment break something else.
 _CONCERNED = ("mamba-ssm", "causal-conv1d", "torch", "triton", "transformers")
+_ASKED_FOR = frozenset({*_CONCERNED, "einops", "huggingface-hub", "tokenizers"})
 _MOST_TOLD = 3
 
 
@@ -34,12 +35,13 @@ def _torch(env: Environment, target: Target) -> Iterator[Finding]:
     assert torch is not None
     copies = [d for d in env.distributions if d.name == "torch"]
     places = [f"torch {d.version} in {d.folder}" for d in copies]
-    base = torch.version.split("+")[0]
     for name in ("pytorch", "libtorch"):
         record = env.conda.get(name)
-        # conda's own dist-info says conda; pip's over it says pip, or another version.
-        by_pip = any(d.installer == "pip" or d.version.split("+")[0] != record[0] for d in copies) if record else False
-        if record and (record[0] != base.split(".post")[0] or by_pip):
+        if record is None:
+            continue
+        # conda's own dist-info says conda, if anything; pip's over it says pip, or has another version.
+        by_pip = any(d.installer == "pip" or _plain(d.version) != _plain(record[0]) for d in copies)
+        if by_pip or _plain(record[0]) != _plain(torch.version):
             places.append(f"{name} {record[0]} ({record[1]}) of conda in {env.prefix}")
             break
     if len(places) > 1:
@@ -56,9 +58,15 @@ def _torch(env: Environment, target: Target) -> Iterator[Finding]:
         if hip is None:
             yield finding("torch-cpu", f"torch {torch.version} in {torch.folder}", target=target, module="torch")
     numpy = env.distribution("numpy")
-    if numpy is not None and numbers(numpy.version) >= (2,) and numbers(torch.version) < (2, 3):
+    # conda-forge built old releases against numpy 2 anew.
+    if numpy is not None and not env.conda and numbers(numpy.version) >= (2,) and numbers(torch.version) < (2, 3):
         said = f"torch {torch.version} was built against numpy 1; installed is numpy {numpy.version}"
         yield finding("numpy-2", said, target=target, severity="warning", module="numpy")
+
+
+def _plain(version: str) -> str:
+    """Without who built it: ``2.5.1`` of ``2.5.1+cu124`` and of conda-forge's ``2.5.1.post3``."""
+    return version.split("+")[0].split(".post")[0]
 
 
 def _conflicts(env: Environment, target: Target) -> Iterator[Finding]:
@@ -67,7 +75,7 @@ def _conflicts(env: Environment, target: Target) -> Iterator[Finding]:
         distribution = env.distribution(name)
         for line in distribution.requires if distribution else ():
             asked = requirements.parse(line, env.version)
-            if asked is None or distribution is None:
+            if asked is None or distribution is None or asked[0] not in _ASKED_FOR:
                 continue
             other = env.distribution(asked[0])
             if other is None:
