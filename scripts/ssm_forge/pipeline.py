@@ -12,7 +12,7 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge import channel, install, pixi, plan, policy, remote, solve_only, toolchain
+from ssm_forge import advice, channel, install, pixi, plan, policy, remote, solve_only, toolchain
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
@@ -57,10 +57,12 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         install_packages(work, base, place, log)
         failed = _verify(work, place, log, as_json)
     if failed:
-        raise VerifyError(
+        error = VerifyError(
             f"{work.prefix} was installed, but {failed} check{'s' if failed > 1 else ''} failed.",
             fix=f"See them with '{launcher()} verify --prefix {shlex.quote(str(work.prefix))}'.",
         )
+        error.advice = advice.of_environment(work.prefix)
+        raise error
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {work.prefix}"))
     say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")

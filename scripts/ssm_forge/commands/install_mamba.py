@@ -70,7 +70,8 @@ def install_mamba(
     as_json: bool,
 ) -> None:
     """Build what the channel lacks, install causal-conv1d and mamba-ssm, and verify them."""
-    from ssm_forge import pipeline
+    from ssm_forge import advice, pipeline
+    from ssm_forge.errors import BuildError, InstallError, SolveError
     from ssm_forge.plan import Options
 
     options = Options(
@@ -84,4 +85,9 @@ def install_mamba(
         channels=channels,
         trust=trust,
     )
-    pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
+    try:
+        pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
+    except (BuildError, InstallError, SolveError) as error:
+        if error.log is not None:
+            error.advice = advice.of_log(Path(str(error.log)))
+        raise
