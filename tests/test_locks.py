@@ -113,7 +113,8 @@ def test_what_else_a_file_system_lacks_is_the_machines_fault(monkeypatch: pytest
 
 
 def test_nothing_takes_a_lock_past_the_one_that_knows_such_file_systems() -> None:
-    modules = (ROOT / "scripts/ssm_forge").rglob("*.py")
+    # The doctor is a file of its own, and only tries whether there are locks.
+    modules = [path for path in (ROOT / "scripts/ssm_forge").rglob("*.py") if path.parent.name != "doctor"]
     assert [path.name for path in modules if re.search(r"\bflock\(|lockf\(", path.read_text())] == ["locks.py"]
 
 
