@@ -168,7 +168,7 @@ def writer(sign_key: Path | None, attestations: Sequence[Path]) -> Callable[[Pac
 
     def sidecar(package: Package) -> bytes:
         bundles = [sign(statement(package), key)] if key else []
-        bundles += [b for _, found in made_elsewhere for b in found if _about(b, package.filename, package.sha256)]
+        bundles += [b for _, found in made_elsewhere for b in found if about(b, package.filename, package.sha256)]
         return json.dumps(bundles, sort_keys=True).encode() if bundles else b""
 
     return sidecar
@@ -188,7 +188,7 @@ def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]
         if signed_by is None:
             hint = _hint(bundle)
             found.append(f"one signed by another key ({hint[:16]!r})" if hint else "one without a key of ours")
-        elif not _about(bundle, filename, sha256):
+        elif not about(bundle, filename, sha256):
             found.append("one about another file")
         else:
             content: Statement = foreign.json_from(base64.b64decode(envelope["payload"]))
@@ -226,7 +226,8 @@ def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | 
     return None
 
 
-def _about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+def about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+    """Whether a bundle's statement is about exactly this file; who signed it is another question."""
     try:
         content = foreign.json_from(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         subjects = content["subject"] if content["_type"] == STATEMENT_TYPE else []
