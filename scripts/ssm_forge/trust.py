@@ -34,6 +34,11 @@ BUILD_TYPE = "urn:ssm-forge:build:1"
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 _MOST_KEY_BYTES = 1 << 20
+_PROVENANCE: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "recipe_sha256"), foreign.is_text),
+    "variant": lambda value: isinstance(value, dict),
+    "materials": lambda value: value is None or isinstance(value, list),
+}
 
 Statement = dict[str, Any]
 
@@ -109,7 +114,7 @@ def statement(package: Package) -> Statement:
     """What ``package`` was built from, as its own provenance file says.
 
     Raises:
-        IntegrityError: when it holds no such file, so that there is nothing to sign for.
+        IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
     """
     from ssm_forge.finalize import provenance
 
@@ -119,6 +124,15 @@ def statement(package: Package) -> Statement:
             f"{package.filename} does not say what it was built from, so there is nothing to sign for.",
             fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
         )
+    try:
+        foreign.require(told, _PROVENANCE)
+        for item in told.get("materials", []):
+            foreign.require(item, dict.fromkeys(("uri", "sha256", "role"), foreign.is_text))
+    except ValueError as error:
+        raise IntegrityError(
+            f"{package.filename} does not say what it was built from in a way that can be signed for ({error}).",
+            fix="Build it again, or publish it without --sign-key.",
+        ) from error
     materials = [
         {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
         for item in told.get("materials", [])
