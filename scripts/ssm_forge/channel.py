@@ -321,6 +321,13 @@ def unfinished(channel: Path) -> list[Path]:
     return found
 
 
+def sweep_staging(channel: Path) -> None:
+    """Remove what killed runs of prune left. The caller holds the lock, so whoever made it is gone."""
+    for old in channel.glob(".prune-*"):
+        if not owners.others_work(old.name):
+            shutil.rmtree(old)
+
+
 def _is_receiving(channel: Path) -> bool:
     """Whether a server has the channel open; where that can't be known, it may."""
     try:

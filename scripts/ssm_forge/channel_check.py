@@ -219,8 +219,7 @@ def repair(channel: Path) -> list[str]:
     with channels.locked(channel):
         for path in [*channels.unfinished(channel), *channel.glob("*/.*.part")]:
             path.unlink(missing_ok=True)
-        for path in channel.glob(".prune-*"):
-            shutil.rmtree(path)  # The lock is ours, so whoever made it is gone.
+        channels.sweep_staging(channel)
         # A run that was killed while it replaced a package leaves an index of the package before.
         pending = channel / channels.PENDING
         replaced = pending.read_text(encoding="utf-8", errors="replace").split() if pending.exists() else []

@@ -1,4 +1,4 @@
-"""Housekeeping of a channel: what is no longer needed (prune), a copy of it (mirror)."""
+"""Housekeeping of a channel: is it whole (check, repair), what is no longer needed (prune), a copy of it (mirror)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from typing import Any
 
 from ssm_forge import channel as channels
 from ssm_forge import owners, repodata
+from ssm_forge.channel_check import check as check
+from ssm_forge.channel_check import repair as repair
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
@@ -160,8 +162,7 @@ def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
 
 @contextmanager
 def _staging(channel: Path) -> Iterator[Path]:
-    for old in channel.glob(".prune-*"):
-        shutil.rmtree(old)  # The lock is ours, so whoever made it is gone.
+    channels.sweep_staging(channel)
     staging = channel / f".prune-{owners.mark()}"
     staging.mkdir()
     try:

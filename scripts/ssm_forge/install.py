@@ -439,6 +439,8 @@ def _sweep(prefix: Path) -> None:
     """Remove what killed runs left; bring back the old prefix if one died between the two renames."""
     leftovers = [*prefix.parent.glob(f".{prefix.name}.new-*"), *prefix.parent.glob(f".{prefix.name}.old-*")]
     for leftover in leftovers:
+        if owners.others_work(leftover.name):
+            continue
         if ".old-" in leftover.name and not prefix.exists():
             leftover.rename(prefix)
         else:

@@ -34,6 +34,14 @@ def gone(name: str) -> bool | None:
     return _started(int(found["pid"])) != int(found["started"])
 
 
+def others_work(name: str) -> bool:
+    """Whether another process of this machine is at work on it.
+
+    Asked even by whoever holds the lock of a place: where the file system has no locks, that is nobody's word.
+    """
+    return gone(name) is False and mark() not in name
+
+
 def is_marked(name: str) -> bool:
     """Whether a name says whose it is; older versions of ssm-forge wrote a process number only."""
     return _MARK.search(name) is not None
