@@ -101,6 +101,8 @@ def _rule(entry: Any, path: Path) -> Rule:
     if not isinstance(names, list) or not all(isinstance(text, str) for text in (*texts, *names)):
         raise UsageError(f"{path}: keys is a list of files, everything else is text, but this one says {entry!r:.500}.")
     keys = tuple(load_public(path.parent / name) for name in names)
+    if not all(texts):
+        raise UsageError(f"{path}: identity and issuer say whose bundles are taken, but this one says {entry!r:.500}.")
     if wanted == "signature" and not keys:
         raise UsageError(f"{path}: channel {entry['url']} requires a signature, but names no keys.")
     return Rule(_rule_url(entry["url"], path), wanted, keys, entry.get("identity", ""), entry.get("issuer", ""))
