@@ -126,7 +126,7 @@ def statement(package: Package) -> Statement:
         )
     try:
         foreign.require(told, _PROVENANCE)
-        for item in told.get("materials", []):
+        for item in told.get("materials") or []:
             foreign.require(item, dict.fromkeys(("uri", "sha256", "role"), foreign.is_text))
     except ValueError as error:
         raise IntegrityError(
@@ -135,7 +135,7 @@ def statement(package: Package) -> Statement:
         ) from error
     materials = [
         {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
-        for item in told.get("materials", [])
+        for item in (told.get("materials") or [])
     ]
     recipe = {
         "uri": f"recipes/{told['name']}",
