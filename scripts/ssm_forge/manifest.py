@@ -8,19 +8,14 @@ support it, and naming one platform of a subdir leaves out the others of that su
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.errors import UsageError, did_you_mean
+from ssm_forge import foreign
+from ssm_forge.errors import ForgeError, UsageError, did_you_mean
 from ssm_forge.solver import VirtualPackage, channel_url, virtual_packages
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = Mapping[str, Any]
 
@@ -99,11 +94,20 @@ def load(path: Path) -> Manifest:
         UsageError: when it is missing, is not TOML, or uses what can't be locked here.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = foreign.toml_from(foreign.read_bytes(path))
     except OSError as error:
         raise UsageError(f"{path} can't be read ({error.strerror}).") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    try:
+        return _manifest(data, path)
+    except ForgeError:
+        raise
+    except Exception as error:  # The engine has an error of its own for each thing that is wrong with a channel.
+        raise UsageError(f"{path} is not what pixi reads ({type(error).__name__}: {error}).") from error
+
+
+def _manifest(data: dict[str, Any], path: Path) -> Manifest:
     workspace: Table = data["workspace"]
     platforms = tuple(_platform(entry, path) for entry in workspace["platforms"])
     features: dict[str, Table] = {

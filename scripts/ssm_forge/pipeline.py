@@ -117,8 +117,11 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
     what = f"for {work.variant.name} with Python {work.python}"
+    ours = {package.filename for package in work.to_build}
     for solved in solve_builds(requests, target, what, workspace=place):
         log(f"solved: {solved.package}: {solved.kind}: {len(solved.records)} packages")
+        # Those that are still to be built are nobody else's; the engine makes the environment of a build itself.
+        policy.enforce([r for r in solved.records if r.file_name not in ours], work.trust, log)
 
 
 def build_missing(work: Plan, place: Workspace, log: Log) -> None:
@@ -154,6 +157,9 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
         # pixi makes its own environment, so that it knows it again.
         current = pixi.made(work.prefix) and install.holds(work.prefix, work.locked.records)
         may = not current and (not foreign or pixi.made(work.prefix))
+        if may:
+            # pixi links what the lock says by its hashes, and knows no policy.
+            policy.admit(work.locked.records, place, work.trust, log)
         if may and pixi.make_environment(work.locked.name, work.variant.cuda, place, log):
             foreign = True
     if foreign:
@@ -207,9 +213,6 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
     urls = {r.file_name: r.url for r in records}
     for package in work.packages:
         remote.require_origin(package.filename, urls.get(package.filename, ""), package.channel)
-    checked = policy.enforce(records, work.trust, log)
-    if checked:
-        say(f"{checked} packages come with the signed statements that the trust policy asks for")
     lost = [] if base.in_place else install.added_by_hand(work.prefix)
     if lost:
         note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
@@ -220,7 +223,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
         packages=tuple(package.filename for package in work.packages),
         created=not base.in_place,
     )
-    install.install(records, work.prefix, installed, place, log)
+    install.install(records, work.prefix, installed, place, log, work.trust)
     install.remember(work.prefix, place)
     say(f"Installed {len(records)} packages into {work.prefix}")
 

@@ -34,6 +34,11 @@ BUILD_TYPE = "urn:ssm-forge:build:1"
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 _MOST_KEY_BYTES = 1 << 20
+_PROVENANCE: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "recipe_sha256"), foreign.is_text),
+    "variant": lambda value: isinstance(value, dict),
+    "materials": lambda value: value is None or isinstance(value, list),
+}
 
 Statement = dict[str, Any]
 
@@ -109,7 +114,7 @@ def statement(package: Package) -> Statement:
     """What ``package`` was built from, as its own provenance file says.
 
     Raises:
-        IntegrityError: when it holds no such file, so that there is nothing to sign for.
+        IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
     """
     from ssm_forge.finalize import provenance
 
@@ -119,9 +124,18 @@ def statement(package: Package) -> Statement:
             f"{package.filename} does not say what it was built from, so there is nothing to sign for.",
             fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
         )
+    try:
+        foreign.require(told, _PROVENANCE)
+        for item in told.get("materials") or []:
+            foreign.require(item, dict.fromkeys(("uri", "sha256", "role"), foreign.is_text))
+    except ValueError as error:
+        raise IntegrityError(
+            f"{package.filename} does not say what it was built from in a way that can be signed for ({error}).",
+            fix="Build it again, or publish it without --sign-key.",
+        ) from error
     materials = [
         {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
-        for item in told.get("materials", [])
+        for item in (told.get("materials") or [])
     ]
     recipe = {
         "uri": f"recipes/{told['name']}",
@@ -168,7 +182,7 @@ def writer(sign_key: Path | None, attestations: Sequence[Path]) -> Callable[[Pac
 
     def sidecar(package: Package) -> bytes:
         bundles = [sign(statement(package), key)] if key else []
-        bundles += [b for _, found in made_elsewhere for b in found if _about(b, package.filename, package.sha256)]
+        bundles += [b for _, found in made_elsewhere for b in found if about(b, package.filename, package.sha256)]
         return json.dumps(bundles, sort_keys=True).encode() if bundles else b""
 
     return sidecar
@@ -188,7 +202,7 @@ def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]
         if signed_by is None:
             hint = _hint(bundle)
             found.append(f"one signed by another key ({hint[:16]!r})" if hint else "one without a key of ours")
-        elif not _about(bundle, filename, sha256):
+        elif not about(bundle, filename, sha256):
             found.append("one about another file")
         else:
             content: Statement = foreign.json_from(base64.b64decode(envelope["payload"]))
@@ -226,7 +240,8 @@ def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | 
     return None
 
 
-def _about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+def about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+    """Whether a bundle's statement is about exactly this file; who signed it is another question."""
     try:
         content = foreign.json_from(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         subjects = content["subject"] if content["_type"] == STATEMENT_TYPE else []

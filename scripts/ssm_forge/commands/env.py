@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.ui import out, say
@@ -39,6 +40,7 @@ def env() -> None:
 @click.option("--locked", is_flag=True, help="From the lock, without a solve: the only way there is.")
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR.")
 @click.option("--force", is_flag=True, help="Make an environment that exists anew.")
+@trust_option
 @_PREFIX
 @_LOCK
 @_JSON
@@ -47,19 +49,26 @@ def create(
     locked: bool,
     mirrors: tuple[str, ...],
     force: bool,
+    trust: Path | None,
     prefix: Path | None,
     lock_file: Path | None,
     as_json: bool,
 ) -> None:
     """Make environment NAME from the lock alone; every package's hash is checked."""
-    from ssm_forge import environment, lock
+    from ssm_forge import environment, lock, policy
     from ssm_forge.packages import Mirror
 
     place = workspace()
     wanted = lock.environment(lock_file or place.lock, name)
     target = (prefix or place.envs / name).absolute()
-    rules = [Mirror.parse(text) for text in mirrors]
-    report = environment.create(wanted, target, mirrors=rules, workspace=place, force=force)
+    report = environment.create(
+        wanted,
+        target,
+        mirrors=[Mirror.parse(text) for text in mirrors],
+        workspace=place,
+        force=force,
+        rules=policy.for_channels(trust, wanted.channels, place),
+    )
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))

@@ -39,6 +39,15 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
+def trust_option(command: click.decorators.FC) -> click.decorators.FC:
+    """The policy that whatever is installed must satisfy."""
+    return click.option(
+        "--trust",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Policy on signed statements.  [default: SSM_FORGE_TRUST, recipes/trust.toml]",
+    )(command)
+
+
 @click.command("install-mamba")
 @target_options
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to install into.")
@@ -49,11 +58,7 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     metavar="URL",
     help="Take built packages from here, the first channel that has one wins; compile only what none has.",
 )
-@click.option(
-    "--trust",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Policy on signed statements.  [default: SSM_FORGE_TRUST, recipes/trust.toml]",
-)
+@trust_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
 def install_mamba(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.paths import workspace
 from ssm_forge.ui import human_bytes, out, say
 
@@ -82,12 +83,13 @@ def pack(
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME.")
 @click.option("--force", is_flag=True, help="Make an environment that exists anew.")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def unpack(source: Path, prefix: Path | None, force: bool, as_json: bool) -> None:
+def unpack(source: Path, prefix: Path | None, force: bool, trust: Path | None, as_json: bool) -> None:
     """Install the archive (or folder) SOURCE that pack wrote, and verify it. Uses no network."""
     from ssm_forge import pack as packing
 
-    target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force)
+    target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force, trust=trust)
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))
