@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,8 +25,10 @@ from ssm_forge.kernels.cases import Case
 from ssm_forge.kernels.plans import Plan
 from ssm_forge.kernels.tolerance import Comparison, compare, identical
 
-# What lies just below and just above; the margin is less than any kernel's block.
-EDGES = {"below 2^31": 2**31 - 2**16, "above 2^31": 2**31 + 2**16, "above 2^32": 2**32 + 2**16}
+# Just below and just above. A kernel adds up several products, and each goes wrong by itself: so far above, the product
+# that matters is beyond, for all of the last block of 256 tokens of a tensor with rows of 33280.
+MARGIN = 2**25
+EDGES = {"below 2^31": 2**31 - 2**16, "above 2^31": 2**31 + MARGIN, "above 2^32": 2**32 + MARGIN}
 TAIL = 512
 # What else is on the GPU: the context, and the references on slices.
 OVERHEAD = 3 << 30
@@ -89,21 +92,31 @@ def _conv_slices(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor) -> list[C
     """First and last channels of the first and last sequence, at both ends."""
     length, dim, taps = x.shape[2], x.shape[1], weight.shape[1] - 1
     found = []
-    for b in (0, x.shape[0] - 1):
+    for b in sorted({0, x.shape[0] - 1}):
         for channels in (slice(0, 8), slice(dim - 8, dim)):
             for end in (slice(0, TAIL), slice(length - TAIL, length)):
-                exact, _ = reference.causal_conv1d(x[b, channels, end][None], weight[channels], bias[channels], activation="silu")
-                skip = 0 if end.start == 0 else taps
-                got = out[b, channels, end][None, :, skip:]
-                found.append(compare(f"out[{b}, {channels.start}:, {end.start}:]", got, exact[:, :, skip:], terms=taps + 2))
+                part, skip = x[b, channels, end][None], 0 if end.start == 0 else taps
+                exact, _ = reference.causal_conv1d(part, weight[channels], bias[channels], activation="silu")
+                got, name = out[b, channels, end][None, :, skip:], f"out[{b}, {channels.start}:, {end.start}:]"
+                found.append(compare(name, got, exact[:, :, skip:], terms=taps + 2))
     return found
 
 
-def _conv(backend: Backend, make: Maker, elements: int, *, last: bool, view: bool = False) -> list[Comparison]:
-    """causal_conv1d, forward and backward; ``view``: the input is part of a wide tensor, which is the large one."""
-    batch, dim = 3, 1024
+def _conv(
+    backend: Backend, make: Maker, elements: int, *, last: bool, view: bool = False, batch: int = 1
+) -> list[Comparison]:
+    """causal_conv1d, forward and backward.
+
+    Args:
+        elements: how far the last row of the last sequence is from the first, in one product of an index and a stride.
+        last: channel-last.
+        view: the input is part of a wide tensor, which is the large one.
+        batch: 1: the product is that of a token or a channel; 3: that of a sequence.
+    """
+    # Not more tokens than 65535 of the forward's chunks of 64, which a grid ends at.
+    dim = 2048
     width = 33280 if view else dim
-    length = _fit(elements, batch * width, 8)
+    length = _fit(elements, max(1, batch - 1) * width, 8)
     if last:
         x = make.normal(batch, length, width)[..., width - dim :].transpose(1, 2)
     else:
@@ -119,7 +132,7 @@ def _conv(backend: Backend, make: Maker, elements: int, *, last: bool, view: boo
         grad[:, :, end] = make.normal(batch, dim, TAIL)
     out.backward(grad)
     assert leaf.grad is not None
-    for b in (0, batch - 1):
+    for b in sorted({0, batch - 1}):
         for end in ends:
             before = min(end.start, 3)
             part = reference.wide(x[b, :8, end.start - before : end.stop].detach())[None].requires_grad_()
@@ -153,7 +166,7 @@ def _conv_states(backend: Backend, make: Maker, elements: int) -> list[Compariso
     bounds = [0, tokens // 2, tokens - 2, tokens]
     got = backend.conv_states(x, torch.tensor(bounds, dtype=torch.int32, device=make.device), 4)
     wanted = torch.zeros_like(got)
-    for row, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for row, (start, end) in enumerate(pairwise(bounds)):
         kept = min(4, end - start)
         wanted[row, :, 4 - kept :] = x[end - kept : end].T
     return [identical("states", got, wanted)]
@@ -175,7 +188,11 @@ def _scan(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
             end = slice(length - TAIL, length)
             parts = [reference.wide(t[row, channels, end])[None].requires_grad_() for t in (u, delta)]
             exact, exact_state = reference.selective_scan(
-                *parts, reference.wide(a[channels]), reference.wide(b[row, :, end])[None], reference.wide(c[row, :, end])[None]
+                parts[0],
+                parts[1],
+                reference.wide(a[channels]),
+                reference.wide(b[row, :, end])[None],
+                reference.wide(c[row, :, end])[None],
             )
             half = slice(TAIL // 2, TAIL)
             name = f"[{row}, {channels.start}:, {length - TAIL // 2}:]"
@@ -187,7 +204,11 @@ def _scan(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
         row, channels = batch - 1, slice(dim - 4, dim)
         parts = [reference.wide(t[row, channels, -TAIL:])[None].requires_grad_() for t in (u, delta)]
         exact, _ = reference.selective_scan(
-            *parts, reference.wide(a[channels]), reference.wide(b[row, :, -TAIL:])[None], reference.wide(c[row, :, -TAIL:])[None]
+            parts[0],
+            parts[1],
+            reference.wide(a[channels]),
+            reference.wide(b[row, :, -TAIL:])[None],
+            reference.wide(c[row, :, -TAIL:])[None],
         )
         exact.backward(reference.wide(grad[row, channels, -TAIL:])[None])
         for name, leaf, part in zip(("du", "ddelta"), leaves, parts, strict=True):
@@ -246,7 +267,10 @@ def _ssd_view(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
         out = run(given[0], given[1], a, b, c, 256)
         out.backward(grad)
         outs.append(out)
-    return [_same("out", *outs), *(_same(f"d{n}", p.grad, q.grad) for n, p, q in zip(("x", "dt"), leaves, copies, strict=True))]
+    return [
+        _same("out", *outs),
+        *(_same(f"d{n}", p.grad, q.grad) for n, p, q in zip(("x", "dt"), leaves, copies, strict=True)),
+    ]
 
 
 def _ssd_states(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
@@ -259,7 +283,9 @@ def _ssd_states(backend: Backend, make: Maker, elements: int) -> list[Comparison
     run = _op("ssd_combined").mamba_chunk_scan_combined
     with torch.no_grad():
         out, last = run(x, dt, a, b, c, 256, return_final_states=True)
-        alone, state = run(*(t[-1:].clone() for t in (x, dt)), a, *(t[-1:].clone() for t in (b, c)), 256, return_final_states=True)
+        alone, state = run(
+            *(t[-1:].clone() for t in (x, dt)), a, *(t[-1:].clone() for t in (b, c)), 256, return_final_states=True
+        )
     return [_same("out[-1]", out[-1:], alone), _same("final_states[-1]", last[-1:], state)]
 
 
@@ -337,6 +363,10 @@ def _view(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     return _conv(backend, make, elements, last=True, view=True)
 
 
+def _sequences(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
+    return _conv(backend, make, elements, last=True, batch=3)
+
+
 def _gated(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     return _rows("layernorm_gated", "rmsnorm_fn", make, elements, group_size=512)
 
@@ -348,6 +378,7 @@ def _norm(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
 KINDS = {
     "conv": Kind("causal_conv1d, input, output and gradients", _first, 10),
     "conv last": Kind("causal_conv1d channel-last, input, output and gradients", _last, 10),
+    "conv batch": Kind("causal_conv1d channel-last, third sequence", _sequences, 15),
     "conv view": Kind("causal_conv1d channel-last, a view into a wide tensor", _view, 3),
     "update": Kind("causal_conv1d_update, pool of states", _conv_update, 3),
     "varlen": Kind("causal_conv1d_varlen_states, packed tokens", _conv_states, 3),

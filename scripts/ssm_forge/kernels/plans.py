@@ -151,7 +151,7 @@ def _conv_deterministic(dtype: str) -> Iterator[Case]:
 def _conv_many(dtype: str) -> Iterator[Case]:
     # A batch beyond a grid's 65535, and enough blocks for the backward to give each warp more tokens.
     yield ConvCase(dtype=dtype, batch=70000, dim=8, length=5, channel_last=True)
-    many = ConvCase(dtype=dtype, batch=16, dim=4104, length=515, channel_last=True)
+    many = ConvCase(dtype=dtype, batch=32, dim=4104, length=515, channel_last=True)
     yield many
     yield replace(many, deterministic=True, width=3)
     yield replace(many, initial=True, final=True)
