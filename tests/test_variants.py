@@ -26,7 +26,8 @@ def test_a_variant_has_at_most_one_row_a_source() -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_architectures_are_what_the_nvcc_has(row: Variant) -> None:
     row.check_archs(ArchList.parse(row.default_archs), MATRIX)
-    assert set(row.upstream_archs) <= set(row.supported_archs)
+    # 10.3 gets the code for 10.0.
+    assert all(any(arch.runs_sass_of(own) for own in row.supported_archs) for arch in row.upstream_archs)
 
 
 @pytest.mark.parametrize("row", ROWS)
