@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -54,6 +55,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that builds recipes for pixi, which would look for it in the channels of the workspace."""
+    program = shutil.which("pixi-build-rattler-build")
+    if program is None:
+        pytest.skip("needs pixi-build-rattler-build on PATH")
+    monkeypatch.setenv("PIXI_BUILD_BACKEND_OVERRIDE", f"pixi-build-rattler-build={program}")
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None: ...
 
@@ -90,6 +100,91 @@ def test_the_lock_that_pixi_writes_is_ours_to_the_byte(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "WARN" not in done.stderr
     assert (tmp_path / "pixi.lock").read_bytes() == (ROOT / "pixi.lock").read_bytes()
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("recorded", "backend")
+def test_the_lock_of_the_kernels_is_ours_to_the_byte(tmp_path: Path) -> None:
+    for name in ("recipes", "patches"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("pixi.lock", ".pixi", "__pycache__")
+        )
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "recipes", check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "recipes/pixi.lock").read_bytes() == (ROOT / "recipes/pixi.lock").read_bytes()
+
+
+@pytest.fixture
+def toy(tmp_path: Path, home: Path, backend: None) -> Path:
+    """A checkout with the kernels' own pixi manifests and recipes that only write a file; returns its recipes/."""
+    recipes = tmp_path / "recipes"
+    index_of = {"info": {"subdir": "noarch"}, "packages": {}, "packages.conda": {}, "repodata_version": 1}
+    for project in PROJECTS:
+        for folder in (
+            recipes / project,
+            recipes / "common",
+            tmp_path / "patches/torch",
+            tmp_path / "patches" / project,
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "recipes" / project / "pixi.toml", recipes / project)
+        (recipes / project / "recipe.yaml").write_text(
+            f"schema_version: 1\npackage: {{name: {project}, version: '1.0'}}\n"
+            "build:\n  string: ${{ row }}_h${{ hash }}_1\n  script: {file: ../common/build.sh}\n"
+        )
+    (recipes / "common/build.sh").write_text(
+        'mkdir -p "$PREFIX/share"\nfind "$RECIPE_DIR/../../patches" -type f >"$PREFIX/share/$PKG_NAME.txt"\n'
+        'echo "$row" >>"$PREFIX/share/$PKG_NAME.txt"\n'
+    )
+    for part in ("linux-64", "noarch"):
+        (tmp_path / "channel" / part).mkdir(parents=True)
+        (tmp_path / "channel" / part / "repodata.json").write_text(json.dumps(index_of))
+    manifest(recipes, tmp_path / "channel", row="first")
+    return recipes
+
+
+def manifest(recipes: Path, channel: Path, *, row: str) -> None:
+    sources = "".join(f'{project} = {{ path = "{project}" }}\n' for project in PROJECTS)
+    (recipes / "pixi.toml").write_text(
+        f'[workspace]\nname = "x"\nchannels = ["{channel.as_uri()}"]\npreview = ["pixi-build"]\n'
+        'platforms = [{ name = "gpu", platform = "linux-64", cuda = "13.0", glibc = "2.28" }]\n'
+        f'[workspace.target.gpu.build-variants]\nrow = ["{row}"]\n'
+        f'[feature.cu130]\nplatforms = ["gpu"]\n[feature.cu130.dependencies]\n{sources}'
+        "[environments]\ncu130 = { features = ['cu130'], no-default-feature = true }\n"
+    )
+
+
+def pixi_install(recipes: Path, *words: str) -> dict[str, tuple[int, str]]:
+    """Install, and say of each project's file when it was made and what is in it."""
+    env = {**os.environ, "CONDA_OVERRIDE_CUDA": "13.0"}
+    command = ["pixi", "install", "-e", "cu130", *words]
+    done = subprocess.run(command, cwd=recipes, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    files = {project: recipes / f".pixi/envs/cu130/share/{project}.txt" for project in PROJECTS}
+    return {project: (path.stat().st_mtime_ns, path.read_text()) for project, path in files.items()}
+
+
+@pytest.mark.timeout(300)
+def test_a_change_of_what_recipes_share_or_of_their_patches_is_built_and_nothing_else_is(toy: Path) -> None:
+    first = pixi_install(toy)
+    assert pixi_install(toy, "--locked") == first
+    (toy.parent / "patches/mamba-ssm/0001-x.patch").touch()
+    second = pixi_install(toy, "--locked")
+    assert second["causal-conv1d"] == first["causal-conv1d"]
+    assert "0001-x.patch" in second["mamba-ssm"][1]
+    for name in ("recipes/common/new.py", "patches/torch/0001-y.patch"):
+        (toy.parent / name).touch()
+        third = pixi_install(toy, "--locked")
+        assert all(third[project][0] > second[project][0] for project in PROJECTS)
+        second = third
+
+
+@pytest.mark.timeout(300)
+def test_a_changed_row_of_the_matrix_is_built(toy: Path) -> None:
+    assert pixi_install(toy)["mamba-ssm"][1].endswith("first\n")
+    manifest(toy, toy.parent / "channel", row="second")
+    assert pixi_install(toy)["mamba-ssm"][1].endswith("second\n")
 
 
 @pytest.fixture

@@ -34,6 +34,15 @@ class Workspace:
         return self.root / "recipes"
 
     @property
+    def source_manifest(self) -> Path:
+        """The workspace in which pixi builds the kernels."""
+        return self.recipes / "pixi.toml"
+
+    @property
+    def source_lock(self) -> Path:
+        return self.recipes / "pixi.lock"
+
+    @property
     def variants(self) -> Path:
         return self.recipes / "variants.yaml"
 
