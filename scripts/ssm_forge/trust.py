@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ssm_forge import foreign
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.inspection import Package
+from ssm_forge.materials import digest as digest_of
 from ssm_forge.paths import launcher
 
 PASSPHRASE_VARIABLE = "SSM_FORGE_SIGN_PASSPHRASE"
@@ -120,7 +121,7 @@ def statement(package: Package) -> Statement:
             fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
         )
     materials = [
-        {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
+        {"uri": item["uri"], "digest": dict([digest_of(item)]), "annotations": {"role": item["role"]}}
         for item in told.get("materials", [])
     ]
     recipe = {

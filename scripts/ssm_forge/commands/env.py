@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ssm_forge.errors import VerifyError
-from ssm_forge.paths import launcher, workspace
+from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.ui import out, say
 
 if TYPE_CHECKING:
     from ssm_forge.integrity import Report
+    from ssm_forge.lock import LockedEnvironment
 
 _PREFIX = click.option(
     "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."
@@ -52,11 +53,11 @@ def create(
     as_json: bool,
 ) -> None:
     """Make environment NAME from the lock alone; every package's hash is checked."""
-    from ssm_forge import environment, lock
+    from ssm_forge import environment
     from ssm_forge.packages import Mirror
 
     place = workspace()
-    wanted = lock.environment(lock_file or place.lock, name)
+    wanted = _wanted(name, lock_file, place)
     target = (prefix or place.envs / name).absolute()
     rules = [Mirror.parse(text) for text in mirrors]
     report = environment.create(wanted, target, mirrors=rules, workspace=place, force=force)
@@ -72,10 +73,10 @@ def create(
 @_JSON
 def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool) -> None:
     """Prove that a prefix holds exactly the packages locked for NAME, unmodified."""
-    from ssm_forge import integrity, lock
+    from ssm_forge import integrity
 
     place = workspace()
-    wanted = lock.environment(lock_file or place.lock, name)
+    wanted = _wanted(name, lock_file, place)
     target = (prefix or place.envs / name).absolute()
     report = integrity.verify(target, wanted.records, allowed_channels=[place.channel.resolve().as_uri()])
     if as_json:
@@ -84,6 +85,14 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
         _print(target, report)
     if report.deviations:
         raise _deviates(name, target, report, given=prefix is not None)
+
+
+def _wanted(name: str, lock_file: Path | None, place: Workspace) -> LockedEnvironment:
+    """What is locked; of packages from recipes those that the local channel has."""
+    from ssm_forge import lock, source_packages
+
+    path = lock_file or place.lock
+    return source_packages.finished(lock.environment(path, name), path, place)
 
 
 def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> VerifyError:

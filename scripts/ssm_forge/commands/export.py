@@ -23,15 +23,20 @@ from ssm_forge.ui import say
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: stdout.")
 @click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
-def export(name: str, form: str, output: Path | None, lock_file: Path | None) -> None:
-    """Write what is locked for environment NAME in another tool's format."""
-    from ssm_forge import lock
+@click.option("--channel", metavar="URL", help="Where others have packages of the local channel from.")
+def export(name: str, form: str, output: Path | None, lock_file: Path | None, channel: str | None) -> None:
+    """Write what is locked for environment NAME in another tool's format.
+
+    Of a lock with recipes (recipes/pixi.lock), the finished packages in the local channel are written.
+    """
+    from ssm_forge import lock, source_packages
     from ssm_forge.export import FORMATS
     from ssm_forge.toolbox import require
 
     if form == "cyclonedx":
         require("cyclonedx")
-    locked = lock.environment(lock_file or workspace().lock, name)
+    path = lock_file or workspace().lock
+    locked = source_packages.finished(lock.environment(path, name), path, workspace(), published=channel or "")
     text = FORMATS[form](locked)
     if output is None:
         click.echo(text, nl=False)
