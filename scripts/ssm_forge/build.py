@@ -223,7 +223,7 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     _kill_session(process.pid)
     # The engine's errors have one line for each cause.
     reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
-    raise BuildError(f"building {request.project} failed: {reason}", fix=_hint(tail), log=log.path)
+    raise BuildError(f"building {request.project} failed: {reason}", fix=hint(tail), log=log.path)
 
 
 def _read_outcome(answer: int) -> dict[str, str]:
@@ -260,7 +260,8 @@ def _follow(process: subprocess.Popen[str], project: str, log: Log) -> str:
     return "".join(tail)
 
 
-def _hint(tail: str) -> str:
+def hint(tail: str) -> str:
+    """What to do about a build whose last words these are; empty where they tell nothing."""
     if re.search(r"Killed|signal 9|out of memory|Cannot allocate", tail):
         return "The compiler ran out of memory: use --jobs 1."
     if "No space left on device" in tail:

@@ -43,6 +43,11 @@ class Workspace:
         return self.recipes / "pixi.lock"
 
     @property
+    def source_envs(self) -> Path:
+        """The environments of that workspace, which pixi makes, kernels included."""
+        return self.recipes / ".pixi" / "envs"
+
+    @property
     def variants(self) -> Path:
         return self.recipes / "variants.yaml"
 

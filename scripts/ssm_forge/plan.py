@@ -235,11 +235,11 @@ def _check_gpus(archs: ArchList) -> None:
 
 def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
     """``.pixi/envs/cu130``, as pixi has it; another Python than that of pixi.toml gets a prefix of its own."""
-    suffix = "" if python == _manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
+    suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
     return workspace.envs / f"{variant}{suffix}"
 
 
-def _manifest_python(variant: str, workspace: Workspace) -> str:
+def manifest_python(variant: str, workspace: Workspace) -> str:
     """The Python of the variant's environment in pixi.toml; of one that pixi.toml lacks, the usual."""
     environment = next((e for e in manifest.load(workspace.manifest).environments if e.name == variant), None)
     return (environment and environment.python) or variants.DEFAULT_PYTHON
@@ -257,7 +257,7 @@ def locked_environment(variant: Variant, python: str, workspace: Workspace) -> L
         UsageError: when there is no lock.
         VerifyError: when the lock is not what pixi.toml asks for.
     """
-    if variant.source != "conda" or python != _manifest_python(variant.name, workspace):
+    if variant.source != "conda" or python != manifest_python(variant.name, workspace):
         return None
     problems = lock.check(manifest.load(workspace.manifest), workspace.lock).get(variant.name, [])
     if problems:
@@ -328,12 +328,12 @@ def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered:
         state = "installed" if _is_installed(rendered.filename, found.sha256, prefix) else "in channel"
         return PlannedPackage(name, rendered.version, rendered.build, state, request, found.channel)
     held = channels.find(workspace.channel, rendered.filename)
-    if held is not None and _is_current(held, name, workspace):
+    if held is not None and is_current(held, name, workspace):
         state = "installed" if _is_installed(held.name, sha256_of(held), prefix) else "in channel"
     return PlannedPackage(name, rendered.version, rendered.build, state, request)
 
 
-def _is_current(package: Path, name: str, workspace: Workspace) -> bool:
+def is_current(package: Path, name: str, workspace: Workspace) -> bool:
     """Whether the package was built from the recipe and patches as they are now."""
     try:
         made_from = finalize.provenance(package)
