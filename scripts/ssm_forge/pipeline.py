@@ -143,7 +143,8 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
         return
     # One quick, clear error where the engine would retry for minutes.
     require_reachable(work.channels)
-    requests = [package.request for package in work.to_build]
+    # What recipes/pixi.lock has is not solved.
+    requests = [package.request for package in work.to_build if package.request.locked is None]
     machine = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
