@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import stand_in
 from ssm_forge import owners, tiers
 from ssm_forge.paths import Workspace, workspace
 
@@ -33,7 +34,8 @@ class Row:
         python: minor version, ``3.10``.
         arch: one compute capability, which keeps a whole build within a test run's time.
         mamba_ssm: the release that belongs to the variant.
-        bare: whether the machine has no C++ compiler, so that Debian's is brought along.
+        bare: whether the machine has no C++ compiler, so that one is brought along.
+        source: of the packages; ``conda`` is a stand-in for the real channels.
     """
 
     variant: str
@@ -41,26 +43,34 @@ class Row:
     arch: str
     mamba_ssm: str
     bare: bool = False
+    source: Literal["bridge", "conda"] = "bridge"
+
+    @property
+    def name(self) -> str:
+        """``cu130``, or ``cu130-conda``."""
+        return self.variant if self.source == "bridge" else f"{self.variant}-conda"
 
     @property
     def options(self) -> tuple[str, ...]:
-        return ("--variant", self.variant, "--python", self.python, "--source", "bridge")
+        return ("--variant", self.variant, "--python", self.python, "--source", self.source)
 
 
 ROWS = {
-    row.variant: row
+    row.name: row
     for row in (
         Row("cu118", "3.10", "8.0", "2.3.1", bare=True),
         Row("cu124", "3.12", "9.0", "2.3.1"),
         Row("cu130", "3.12", "9.0", "2.3.2.post1"),
+        Row("cu130", "3.12", "9.0", "2.3.2.post1", bare=True, source="conda"),
+        Row("cu118", "3.10", "8.0", "2.3.1", bare=True, source="conda"),
     )
 }
 _WANTED = os.environ.get(tiers.VARIANT_VARIABLE, "")
-# The variants whose main job is run uncut; of the others only what sets them apart.
+# The rows whose main job is run uncut; of the others only what sets them apart.
 WHOLE = (
     tuple(ROWS) if os.environ.get("SSM_FORGE_TEST_ALL") else (tiers.variant_of_the_day(datetime.date.today(), _WANTED),)
 )
-OTHERS = tuple(variant for variant in ROWS if variant not in WHOLE)
+OTHERS = tuple(name for name, row in ROWS.items() if name not in WHOLE and row.source == "bridge")
 
 
 @dataclass(frozen=True)
@@ -84,11 +94,15 @@ class Forge:
         folder: holds all of it.
         logs: outlives it, for whoever asks why a test failed.
         path: the machine's PATH.
+        channels: URLs of the channels, beside our own, that the row's packages come from.
+        pixi: whether the machine has pixi.
     """
 
     folder: Path
     logs: Path
     path: str
+    channels: tuple[str, ...]
+    pixi: bool = False
 
     @property
     def root(self) -> Path:
@@ -107,7 +121,12 @@ class Forge:
         # No setting of the developer's gets in, but how to reach the registries.
         kept = {k: v for k, v in os.environ.items() if not k.startswith("SSM_FORGE_") or k == "SSM_FORGE_MIRRORS"}
         folders = {"SSM_FORGE_CACHE_DIR": str(self.folder / "cache"), "SSM_FORGE_LOG_DIR": str(self.logs)}
-        return {**kept, **folders, "SSM_FORGE_NO_PIXI": "1", "COLUMNS": "200", "PATH": self.path}
+        if self.pixi:
+            # As users have it: one package cache for pixi and for us.
+            kept = {k: v for k, v in kept.items() if not k.startswith(("PIXI_", "CONDA_", "PYTHON"))}
+            folders = {"XDG_CACHE_HOME": str(self.folder / "cache"), "SSM_FORGE_LOG_DIR": str(self.logs)}
+        door = {"PIXI_HOME": str(self.folder / "home")} if self.pixi else {"SSM_FORGE_NO_PIXI": "1"}
+        return {**kept, **folders, **door, "COLUMNS": "200", "PATH": self.path}
 
     def start(self, *args: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -123,6 +142,13 @@ class Forge:
         command = [self.root / "run", *args]
         done = subprocess.run(
             command, capture_output=True, text=True, env=self.environment, timeout=timeout, check=False
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def command(self, *words: str, folder: Path | None = None) -> Outcome:
+        """Any command on that machine, in the checkout or in another folder."""
+        done = subprocess.run(
+            words, capture_output=True, text=True, env=self.environment, cwd=folder or self.root, check=False
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -144,21 +170,39 @@ class Forge:
 
 
 @contextmanager
-def fresh_forge(row: Row, logs: Path) -> Iterator[Forge]:
-    """A machine on which nothing was built, with a copy of this checkout; removed afterwards, but for ``logs``."""
+def fresh_forge(row: Row, logs: Path, *, pixi: bool = False) -> Iterator[Forge]:
+    """A machine on which nothing was built, with a copy of this checkout; removed afterwards, but for ``logs``.
+
+    Args:
+        pixi: whether it has pixi, which must be on this machine's PATH; else it has none.
+    """
     # Beside the caches, so that environments are hard links and not copies.
     runs = workspace().cache / "test-runs"
     runs.mkdir(parents=True, exist_ok=True)
     _sweep(runs)
-    folder = Path(tempfile.mkdtemp(prefix=f"{row.variant}-", suffix=f"-{owners.mark()}", dir=runs))
+    folder = Path(tempfile.mkdtemp(prefix=f"{row.name}-", suffix=f"-{owners.mark()}", dir=runs))
+    path = os.environ["PATH"]
     try:
         shutil.copytree(ROOT, folder / "checkout", ignore=_NOT_COPIED)
         (folder / "checkout/.pixi").mkdir()
         (folder / "checkout/.pixi/tools").symlink_to(ROOT / ".pixi/tools")
-        (folder / "cache").mkdir()
         workspace().downloads.mkdir(parents=True, exist_ok=True)
-        (folder / "cache/downloads").symlink_to(workspace().downloads)
-        yield Forge(folder, logs, str(_without_compilers(folder / "bin")) if row.bare else os.environ["PATH"])
+        for cache in ("cache/ssm-forge" if pixi else "cache", "stand-in"):
+            (folder / cache).mkdir(parents=True)
+            (folder / cache / "downloads").symlink_to(workspace().downloads)
+        channels: tuple[str, ...] = (Workspace(folder, folder / "cache").bridge.joinpath(row.variant).as_uri(),)
+        with ExitStack() as stack:
+            if row.source == "conda":
+                made = stand_in.served(row.variant, row.python, folder / "checkout", folder / "stand-in", tools=pixi)
+                channels = stack.enter_context(made).channels
+            if row.bare:
+                path = str(_without_compilers(folder / "bin"))
+            forge = Forge(folder, logs, path, channels, pixi)
+            if row.source == "conda":
+                # The repository's lock is of the real channels.
+                locked = forge.command("pixi", "lock") if pixi else forge("lock")
+                assert locked.returncode == 0, locked.stderr
+            yield forge
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

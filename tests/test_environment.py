@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_channel import CANONICAL, demo_channel, lock_channel, make_package, served
+from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package, served
 from ssm_forge import environment
 from ssm_forge import lock as locks
 from ssm_forge import locks as file_locks
@@ -258,3 +258,21 @@ def test_command_line_creates_and_verifies_without_network(tmp_path: Path, chann
     wrong = run("verify", "demo", "--prefix", str(prefix))
     assert wrong.returncode == 9
     assert "modified file: bin/tool (of tool)" in wrong.stdout
+
+
+def test_a_file_that_two_packages_bring_is_no_deviation(tmp_path: Path, place: Workspace) -> None:
+    """As CUDA 11.8's cudatoolkit, which cuDNN needs, and NVIDIA's own packages: one of the two is in place."""
+    channel = tmp_path / "channel"
+    for name in ("cudatoolkit", "libcublas"):
+        make_package(channel, name, {"lib/libcublas.so.11": f"of {name}\n", f"share/{name}.txt": "x\n"})
+    index(channel)
+    lock_channel(channel, place.lock, "cudatoolkit", "libcublas")
+    locked = locks.environment(place.lock, "demo")
+    prefix = tmp_path / "prefix"
+    create(locked, prefix, mirrors=[Mirror.parse(f"{CANONICAL}={channel}")], workspace=place)
+    assert (prefix / "lib/libcublas.so.11").read_text() in ("of cudatoolkit\n", "of libcublas\n")
+    assert verify(prefix, locked.records).deviations == ()
+    (prefix / "lib/libcublas.so.11").write_text("of nobody\n")
+    assert [(d.kind, d.path) for d in verify(prefix, locked.records).deviations] == [
+        ("modified file", "lib/libcublas.so.11")
+    ]

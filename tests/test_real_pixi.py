@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
+from real_pixi import PIXI, needs_pixi
 from ssm_forge import install, pipeline, pixi
 from ssm_forge import lock as locks
 from ssm_forge.arch import ArchList
@@ -34,13 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOT = ROOT.parent / "shared" / "conda-snapshot"
 
 
-def version(program: str) -> tuple[int, ...]:
-    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    return tuple(int(part) for part in re.findall(r"\d+", answer))
-
-
-PIXI = shutil.which("pixi")
-pytestmark = pytest.mark.skipif(PIXI is None or version(PIXI) < (0, 76), reason="needs pixi >= 0.76 on PATH")
+pytestmark = needs_pixi
 
 
 @pytest.fixture

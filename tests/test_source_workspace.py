@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from conda_channel import index, make_package
+from conda_channel import index, make_package, served
 from ssm_forge import lock as locks
 from ssm_forge import lock_sources, lockdiff, manifest, recipe, run_exports, source_workspace, variants
 from ssm_forge.arch import ArchList
+from ssm_forge.archive import rewrite_info
 from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.pixi_identity import identity, xxh3
@@ -261,6 +262,20 @@ class TestRunExports:
             # Not in that file: the package itself says that it exports nothing.
             "plain": RunExports(),
         }
+
+    def test_an_index_of_the_engine_has_them_in_its_records(self, channel: Path) -> None:
+        package = channel / "linux-64/compiler-1.0-h1_0.conda"
+        told = {"info/run_exports.json": b'{"strong": ["libx >=2"]}'}
+        rewrite_info(package, package.with_suffix(".new"), lambda files: {**files, **told})
+        package.with_suffix(".new").replace(package)
+        index(channel)
+        records = solve(Request(specs=("compiler",), channels=(channel.as_uri(),)))
+        assert run_exports.of(records, None) == {"compiler": RunExports(strong=("libx >=2",))}
+
+    def test_of_a_channel_that_does_not_publish_them_the_packages_are_asked(self, channel: Path) -> None:
+        with served(channel) as address:
+            records = solve(Request(specs=("plain",), channels=(address,)))
+            assert run_exports.of(records, None) == {"plain": RunExports()}
 
     def test_a_record_that_lacks_them_is_named(self, channel: Path) -> None:
         (record,) = solve(Request(specs=("plain",), channels=(channel.as_uri(),)))

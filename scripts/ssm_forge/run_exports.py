@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,6 +63,10 @@ def of(records: Sequence[RepoDataRecord], snapshot: Path | None) -> dict[str, Ru
 
 def _of(record: RepoDataRecord, snapshot: Path | None) -> RunExports:
     base = record.url.rpartition("/")[0]
+    # Indexes that the engine makes have them in their records.
+    told = json.loads(record.to_json()).get("run_exports")
+    if told is not None:
+        return _read(told, base)
     published = _published(base, snapshot).get(record.file_name)
     if published is not None:
         return _read(published.get("run_exports") or {}, base)

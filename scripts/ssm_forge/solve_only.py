@@ -12,10 +12,9 @@ from rattler import MatchSpec, RepoDataRecord
 from ssm_forge import manifest as manifests
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
-from ssm_forge.errors import NetworkError
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS, Rendered, render, requirements
-from ssm_forge.solver import Request, VirtualPackage, require_reachable, solve
+from ssm_forge.solver import Request, VirtualPackage, solve
 from ssm_forge.variants import Variant
 
 Kind = Literal["build", "host", "run"]
@@ -122,20 +121,3 @@ def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:
         "depends": list(run),
         "subdir": "linux-64",
     }
-
-
-def choose_snapshot(variant: Variant, workspace: Workspace) -> Path | None:
-    """Recorded repodata beside the checkout, where there is some and the channels can't be reached.
-
-    Raises:
-        NetworkError: when neither is there.
-    """
-    channels = manifests.load(workspace.manifest).environment(variant.name).channels
-    try:
-        require_reachable(channels, offers_snapshot=True)
-    except NetworkError:
-        recorded = workspace.root.parent / "shared" / "conda-snapshot"
-        if not recorded.is_dir():
-            raise
-        return recorded
-    return None

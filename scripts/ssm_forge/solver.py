@@ -223,7 +223,9 @@ def _solve(request: Request) -> list[RepoDataRecord]:
         except (rattler.exceptions.GatewayError, rattler.exceptions.FetchRepoDataError) as error:
             # A failed gateway leaves threads behind that crash the interpreter if it ends at once.
             time.sleep(0.5)
-            reason = str(error).strip().splitlines()[-1].removeprefix("Caused by: ")
+            # An answer that is refused is told with its body after it, which may be empty.
+            told = str(error).partition("\n\nBody:")[0].strip()
+            reason = told.splitlines()[-1].removeprefix("Caused by: ")
             require_readable(request.channels, request.subdir, request.snapshot)
             if repodata.damage_in(str(error)):
                 raise repodata.DamagedIndexError(

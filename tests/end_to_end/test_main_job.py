@@ -17,12 +17,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline, install, plan, sass, ui
+from ssm_forge import build_baseline, elf, install, lock, plan, sass, ui
 from ssm_forge.arch import ArchList
 from ssm_forge.channel import index
 from ssm_forge.errors import SolveError
+from ssm_forge.recipe import EXTENSIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -113,7 +115,7 @@ def test_one_command_ends_in_verified_kernels(job: Job, forge: Forge, row: Row) 
     made = {package["name"]: package["version"] for package in report["packages"]}
     assert made == {"causal-conv1d": "1.7.0", "mamba-ssm": row.mamba_ssm}
     all_pass_but_the_gpu(report["verify"])
-    assert not row.bare or report["host_compiler"].startswith("g++ of Debian")
+    assert not row.bare or row.source == "conda" or report["host_compiler"].startswith("g++ of Debian")
     assert forge.listed() == forge.packages()
     assert len(forge.listed()) == 2
 
@@ -138,7 +140,7 @@ def test_the_installed_torch_is_pristine(job: Job) -> None:
     assert "'11.8'" not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.variants("cu118", "cu124")
+@pytest.mark.variants("cu118", "cu124", "cu130-conda")
 def test_the_toolchain_fits_together(job: Job, forge: Forge, row: Row) -> None:
     require_sound_toolchain(forge("check-toolchain", *row.options, "--json"), row)
 
@@ -147,6 +149,49 @@ def _state(forge: Forge, job: Job) -> dict[str, int]:
     """What a command that does nothing leaves as it is."""
     files = [*forge.channel.rglob("*"), *forge.logs.iterdir(), *(job.prefix / "conda-meta").iterdir()]
     return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def test_the_extensions_look_for_libraries_only_beside_themselves(job: Job) -> None:
+    for name in EXTENSIONS.values():
+        (extension,) = job.prefix.glob(f"lib/python*/site-packages/{name}.*.so")
+        found = elf.rpaths(extension)
+        assert found
+        assert [path for entry in found for path in entry.split(":") if not path.startswith("$ORIGIN")] == []
+
+
+def test_what_the_metadata_asks_for_is_there(job: Job) -> None:
+    """As ``pip check`` finds it."""
+    command = ["uv", "pip", "check", "--python", str(job.prefix / "bin/python")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.variants("cu118-conda", "cu130-conda")
+def test_the_environment_is_the_locked_one_and_the_lock_fits(job: Job, forge: Forge, row: Row) -> None:
+    done = forge("lock", "--check")
+    assert done.returncode == 0, done.stderr
+    locked = lock.environment(forge.workspace.lock, row.variant).records
+    assert install.holds(job.prefix, locked)
+    # Not one of conda-forge's own, which has another ABI than pytorch.org's.
+    torch = install.records(job.prefix)["pytorch"]
+    assert torch["channel"].rstrip("/").endswith("pytorch" if row.variant == "cu118" else "conda-forge")
+
+
+@pytest.mark.nightly
+@pytest.mark.variants("cu118-conda", "cu130-conda")
+def test_the_bridge_gives_the_same_machine_code(job: Job, forge: Forge, row: Row, tmp_path: Path) -> None:
+    bridge = Row(row.variant, row.python, row.arch, row.mamba_ssm, row.bare)
+    before = {*forge.channel.glob("linux-64/*.conda")}
+    done = forge("build", *bridge.options, "--cuda-arch", row.arch)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for package in sorted({*forge.channel.glob("linux-64/*.conda")} - before):
+        package_streaming.extract(package, tmp_path / package.name)
+        (theirs,) = (tmp_path / package.name).glob("lib/python*/site-packages/*_cuda.*.so")
+        found = sass.compare_libraries(next(job.prefix.glob(f"lib/python*/site-packages/{theirs.name}")), theirs)
+        assert not found.different
+        assert not found.only_ours
+        assert not found.only_theirs
+        assert found.identical
 
 
 def test_again_it_does_nothing_and_says_so(job: Job, forge: Forge, row: Row) -> None:
@@ -190,10 +235,6 @@ def test_killed_while_installing_it_completes_when_started_again(
     shutil.rmtree(prefix.parent)
 
 
-def _bridge(forge: Forge, row: Row) -> str:
-    return (forge.workspace.bridge / row.variant).as_uri()
-
-
 def test_the_packages_work_elsewhere(job: Job, forge: Forge, row: Row, tmp_path: Path) -> None:
     """Copied to another channel and installed under another prefix, by the engine alone."""
     elsewhere = forge.folder / "a longer way/to another channel"
@@ -207,12 +248,12 @@ def test_the_packages_work_elsewhere(job: Job, forge: Forge, row: Row, tmp_path:
     try:
         records = install.solve_for_prefix(
             ["mamba-ssm", f"python {row.python}.*", "pip"],
-            (elsewhere.as_uri(), _bridge(forge, row)),
+            (elsewhere.as_uri(), *forge.channels),
             prefix=None,
             cuda=job.first.json["cuda"],
             archs=ArchList.parse(row.arch),
         )
-        marker = install.Installed(row.variant, row.python, "bridge", (), created=True)
+        marker = install.Installed(row.variant, row.python, row.source, (), created=True)
         with ui.open_log(tmp_path, "elsewhere") as log:
             install.install(records, prefix, marker, forge.workspace, log)
         done = forge("verify", "--prefix", str(prefix), "--json")
@@ -227,7 +268,7 @@ def test_the_packages_work_elsewhere(job: Job, forge: Forge, row: Row, tmp_path:
 def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(job: Job, forge: Forge, row: Row, named: str) -> None:
     plan_of_it = job.first.json
     other = {"pytorch": f"<{plan_of_it['torch']}", "python": "3.9.*", "cuda-version": f"<{plan_of_it['cuda']}"}[named]
-    channels = (forge.channel.as_uri(), _bridge(forge, row))
+    channels = (forge.channel.as_uri(), *forge.channels)
     with pytest.raises(SolveError, match=named):
         install.solve_for_prefix(
             ["mamba-ssm", f"{named} {other}"],
@@ -277,7 +318,7 @@ def test_upstreams_flags_and_files_give_the_same_machine_code(job: Job, forge: F
     """Of some files, one of them split here; `bench build --same-capability` compares all of them."""
     chosen = ("conv1d_fwd.cu", "conv1d_update.cu", "scan_fwd_fp32.cu", "scan_bwd_fp32_complex.cu")
     place = forge.workspace
-    options = plan.Options(row.variant, row.python, row.arch, source="bridge", for_this_machine=False)
+    options = plan.Options(row.variant, row.python, row.arch, source=row.source, for_this_machine=False)
     with ui.open_log(tmp_path, "upstream") as log:
         prefix = build_baseline.environment(options, forge.folder / "toolchain", place, log)
         trees = build_baseline.sources(options, "same capability", forge.folder / "upstream", place)

@@ -86,10 +86,6 @@ def _solve_only(
         default=row.default_archs,
         gpus=(),
     )
-    if snapshot is None:
-        snapshot = solving.choose_snapshot(row, place)
-        if snapshot is not None:
-            say(f"The channels can't be reached; solving against the recorded repodata in {snapshot}.")
     with open_log(place.logs, f"solve-{variant}") as log:
         solved = solving.solve_recipes(row, python, archs, workspace=place, snapshot=snapshot)
         for environment in solved:
