@@ -19,7 +19,7 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import install, pipeline, pixi
+from ssm_forge import install, pipeline, pixi, pixi_export
 from ssm_forge import lock as locks
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
@@ -108,6 +108,33 @@ def test_the_lock_of_the_kernels_is_ours_to_the_byte(tmp_path: Path) -> None:
     done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "recipes", check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "recipes/pixi.lock").read_bytes() == (ROOT / "recipes/pixi.lock").read_bytes()
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("recorded", "backend")
+def test_an_exported_workspace_is_locked_as_pixi_locks_it(tmp_path: Path) -> None:
+    """From the recipes; one from git is locked by pixi to a commit, with the same compilers."""
+    root = tmp_path / "checkout"
+    for name in ("recipes", "patches"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".pixi", "__pycache__", "bridge"))
+    place = Workspace(root, tmp_path / "cache")
+    pixi_export.write(tmp_path / "mine", "cu130", "path", place)
+    text = (tmp_path / "mine/pixi.lock").read_bytes()
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "mine", check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/pixi.lock").read_bytes() == text
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@x", "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(root), *words], check=True)
+    pixi_export.write(tmp_path / "cloned", "cu130", "git", place, git=root.as_uri())
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "cloned", check=False)
+    assert done.returncode == 0, done.stderr
+    head = subprocess.check_output(["git", "-C", str(root), "rev-parse", "HEAD"], text=True).strip()
+    cloned = locks.environment(tmp_path / "cloned/pixi.lock", "default").sources
+    assert all(source.place.startswith("git+file://") and source.place.endswith(head) for source in cloned)
+    assert [[r.url for r in s.build] for s in cloned] == [
+        [r.url for r in s.build] for s in locks.environment(place.source_lock, "cu130").sources
+    ]
 
 
 @pytest.fixture

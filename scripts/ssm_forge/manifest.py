@@ -117,12 +117,7 @@ def load(path: Path) -> Manifest:
     Raises:
         UsageError: when it is missing, is not TOML, or uses what can't be locked here.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} can't be read ({error.strerror}).") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+    data = read_toml(path)
     workspace: Table = data["workspace"]
     platforms = tuple(_platform(entry, path) for entry in workspace["platforms"])
     features: dict[str, Table] = {
@@ -141,6 +136,21 @@ def load(path: Path) -> Manifest:
         tuple(_environment(name, entry, features, workspace, platforms, path) for name, entry in environments.items()),
         _variants(workspace),
     )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A manifest as it is written.
+
+    Raises:
+        UsageError: when it is missing, or is not TOML.
+    """
+    try:
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return found
+    except OSError as error:
+        raise UsageError(f"{path} can't be read ({error.strerror}).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
 
 
 def _variants(workspace: Table) -> dict[str, dict[str, tuple[str, ...]]]:

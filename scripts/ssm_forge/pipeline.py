@@ -64,7 +64,7 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     _require_passed(failed, work.prefix)
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {work.prefix}"))
-    say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
+    _say_how_to_use()
 
 
 def _install_kept(kept: pixi_kernels.Kept, options: Options, place: Workspace, as_json: bool) -> bool:
@@ -87,8 +87,13 @@ def _install_kept(kept: pixi_kernels.Kept, options: Options, place: Workspace, a
     _require_passed(len(report.failed), kept.prefix)
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {kept.variant} in {kept.prefix}"))
-    say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
+    _say_how_to_use()
     return True
+
+
+def _say_how_to_use() -> None:
+    say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
+    say(f"In a pixi workspace of your own: {launcher()} export --format pixi DIR writes it")
 
 
 def _require_passed(failed: int, prefix: Path) -> None:

@@ -54,7 +54,7 @@ def text(workspace: Workspace) -> str:
         python = feature["dependencies"]["python"].removesuffix(".*")
         parts.append(_variant_table(matrix.get(name, "conda"), python, feature["platforms"][0]))
     parts += [_feature(name, feature) for name, feature in features.items()]
-    parts.append("[environments]\n" + _entries(environments))
+    parts.append("[environments]\n" + entries(environments))
     return "\n".join(parts)
 
 
@@ -74,12 +74,12 @@ def write(workspace: Workspace) -> bool:
 def _workspace(root: Mapping[str, Any], platforms: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "[workspace]",
-        f"name = {_value(root['name'] + '-kernels')}",
-        f"channels = {_value(root['channels'])}",
-        f"requires-pixi = {_value(root['requires-pixi'])}",
+        f"name = {toml(root['name'] + '-kernels')}",
+        f"channels = {toml(root['channels'])}",
+        f"requires-pixi = {toml(root['requires-pixi'])}",
         'preview = ["pixi-build"]',
         "platforms = [",
-        *(f"  {_value(platform)}," for platform in platforms),
+        *(f"  {toml(platform)}," for platform in platforms),
         "]",
     ]
     return "\n".join(lines) + "\n"
@@ -89,29 +89,30 @@ def _variant_table(variant: variants.Variant, python: str, platform: str) -> str
     """The row of the matrix that is built on one platform: every key that pixi does not set, and glibc's as well."""
     archs = ArchList.parse(variant.default_archs)
     values = variant.render_values(python, archs)
-    return f"[workspace.target.{platform}.build-variants]\n" + _entries(values)
+    return f"[workspace.target.{platform}.build-variants]\n" + entries(values)
 
 
 def _feature(name: str, feature: Mapping[str, Any]) -> str:
     channels = {"channels": feature["channels"]} if "channels" in feature else {}
     sources = {project: {"path": project} for project in PROJECTS}
     return (
-        f"[feature.{name}]\n{_entries({**channels, 'platforms': feature['platforms']})}\n"
-        f"[feature.{name}.dependencies]\n{_entries({**feature['dependencies'], **sources})}"
+        f"[feature.{name}]\n{entries({**channels, 'platforms': feature['platforms']})}\n"
+        f"[feature.{name}.dependencies]\n{entries({**feature['dependencies'], **sources})}"
     )
 
 
-def _entries(table: Mapping[str, Any]) -> str:
-    return "".join(f"{key} = {_value(value)}\n" for key, value in table.items())
+def entries(table: Mapping[str, Any]) -> str:
+    """A TOML table's lines."""
+    return "".join(f"{key} = {toml(value)}\n" for key, value in table.items())
 
 
-def _value(value: Any) -> str:
+def toml(content: Any) -> str:
     """A TOML value on one line; strings without control characters are JSON's."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(content, dict):
+        return "{ " + ", ".join(f"{key} = {toml(inner)}" for key, inner in content.items()) + " }"
+    if isinstance(content, list):
+        return "[" + ", ".join(map(toml, content)) + "]"
+    return json.dumps(content, ensure_ascii=False)
 
 
 def check(workspace: Workspace) -> str:
