@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,14 +20,14 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import install, pipeline, pixi, pixi_export
+from ssm_forge import elf, install, pipeline, pixi, pixi_export, pixi_kernels
 from ssm_forge import lock as locks
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
 from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.paths import Workspace
 from ssm_forge.plan import Plan, PlannedPackage
-from ssm_forge.recipe import PROJECTS
+from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import Log, open_log
 from ssm_forge.variants import Variant
@@ -57,6 +58,8 @@ def backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if program is None:
         pytest.skip("needs pixi-build-rattler-build on PATH")
     monkeypatch.setenv("PIXI_BUILD_BACKEND_OVERRIDE", f"pixi-build-rattler-build={program}")
+    # conda-forge's package of it brings patchelf along.
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(sys.executable).parent}")
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -200,6 +203,46 @@ def test_a_change_of_what_recipes_share_or_of_their_patches_is_built_and_nothing
         third = pixi_install(toy, "--locked")
         assert all(third[project][0] > second[project][0] for project in PROJECTS)
         second = third
+
+
+@pytest.mark.timeout(300)
+def test_what_it_built_gets_into_the_channel_finished_and_a_second_folder_gives_the_same_bytes(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc on this machine to make a library with")
+    assert PIXI is not None
+    monkeypatch.setenv("PIXI_EXE", PIXI)
+    monkeypatch.setenv("SSM_FORGE_CCACHE", "off")
+    monkeypatch.setattr(pixi, "machine_virtual_packages", virtual_packages)
+    monkeypatch.setattr(elf, "gpu_code", lambda path: ArchList.parse("8.0"))
+    extensions = "; ".join(f"{project}) name={extension} ;" for project, extension in EXTENSIONS.items())
+    with (toy / "common/build.sh").open("a") as script:
+        script.write(
+            f'case "$PKG_NAME" in {extensions} esac\nsite="$PREFIX/lib/python3.12/site-packages"\nmkdir -p "$site"\n'
+            # As the kernels' script does: the folder of a build would be in the build ID.
+            "unset LD_RUN_PATH\n"
+            'echo "int f(void) { return 0; }" | gcc -shared -fPIC -x c - -o "$site/$name.so.x.so"\n'
+        )
+    made = []
+    for folder in (toy, Path(shutil.copytree(toy.parent, tmp_path / "second", ignore=_own_and_built)) / "recipes"):
+        subprocess.run(["pixi", "lock"], cwd=folder, check=True, capture_output=True)
+        place = Workspace(folder.parent, tmp_path / "cache")
+        values = {"row": ["first"], "forge_source": ["conda"], "cuda_arch_list": ["8.0"]}
+        locked = locks.environment(place.source_lock, "cu130")
+        prefix = place.source_envs / "cu130"
+        kept = pixi_kernels.Kept(locked, "cu130", "3.12", "13.0", values, ArchList.parse("8.0"), prefix)
+        with open_log(place.logs, "test") as log:
+            assert pixi_kernels.install_kept(kept, place, log)
+        packages = sorted((folder.parent / "channel/linux-64").glob("*.conda"))
+        made.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages})
+        assert len(packages) == 2
+        assert install.installed_prefixes(place) == [prefix]
+    assert made[0] == made[1]
+
+
+def _own_and_built(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if name in (".pixi", "home", "second", "cache")}
 
 
 @pytest.mark.timeout(300)
