@@ -215,7 +215,8 @@ def adapt(checkout: Path, row: Variant, tools: set[str]) -> None:
     """
     _adapt_matrix(checkout / "recipes/variants.yaml", row)
     _adapt_manifest(checkout / "pixi.toml", row, tools)
-    (checkout / "pixi.lock").unlink()
+    for lock in ("pixi.lock", "recipes/pixi.lock"):
+        (checkout / lock).unlink()
 
 
 def _adapt_matrix(path: Path, row: Variant) -> None:

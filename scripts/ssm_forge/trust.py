@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ssm_forge import foreign
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.inspection import Package
+from ssm_forge.materials import digest as digest_of
 from ssm_forge.paths import launcher
 
 PASSPHRASE_VARIABLE = "SSM_FORGE_SIGN_PASSPHRASE"
@@ -127,14 +128,16 @@ def statement(package: Package) -> Statement:
     try:
         foreign.require(told, _PROVENANCE)
         for item in told.get("materials") or []:
-            foreign.require(item, dict.fromkeys(("uri", "sha256", "role"), foreign.is_text))
+            # NVIDIA's packages for CUDA 11.8 have no sha256.
+            digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
+            foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
     except ValueError as error:
         raise IntegrityError(
             f"{package.filename} does not say what it was built from in a way that can be signed for ({error}).",
             fix="Build it again, or publish it without --sign-key.",
         ) from error
     materials = [
-        {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
+        {"uri": item["uri"], "digest": dict([digest_of(item)]), "annotations": {"role": item["role"]}}
         for item in (told.get("materials") or [])
     ]
     recipe = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -46,7 +46,7 @@ def pack(
     as_json: bool,
 ) -> None:
     """Write one archive of environment NAME: packages, lock and built kernels."""
-    from ssm_forge import install, lock, machine, packtools
+    from ssm_forge import install, lock, machine, packtools, source_packages
     from ssm_forge import pack as packing
     from ssm_forge.arch import Capability
     from ssm_forge.packages import Mirror
@@ -60,8 +60,13 @@ def pack(
         installed = install.read_marker(prefix)
     else:
         assert name is not None
-        locked = lock.environment(lock_file or place.lock, name)
-        if not no_kernels:
+        path = lock_file or place.lock
+        locked = lock.environment(path, name)
+        if no_kernels:
+            locked = replace(locked, sources=())
+        elif locked.sources:
+            locked = source_packages.finished(locked, path, place)
+        else:
             here = min((g.capability for g in machine.gpus()), default=None)
             locked = packing.add_kernels(locked, place, gpu=Capability.parse(gpu) if gpu else here)
     target = output or place.root / "dist" / f"ssm-forge-{locked.name}.tar"

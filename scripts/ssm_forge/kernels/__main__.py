@@ -54,7 +54,7 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
         return "large", large.plans(machine.free_bytes())
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
     extent = plans.full() + blocks.full() if options.full else plans.quick()
-    return "full" if options.full else "quick", plans.supported(extent, device and device["capability"])
+    return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
 
 
 def check(options: argparse.Namespace) -> Document:
