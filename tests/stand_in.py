@@ -82,17 +82,21 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(variant: str, python: str, checkout: Path, folder: Path, *, tools: bool = False) -> Iterator[StandIn]:
+def served(
+    variant: str, python: str, checkout: Path, folder: Path, *, archs: str, tools: bool = False
+) -> Iterator[StandIn]:
     """Make the channels of a variant below ``folder``, serve them, and adapt ``checkout`` to them; it has no lock then.
 
     Args:
         folder: has ``downloads``, and gets what is made.
+        archs: compute capabilities that kernels are built for where nobody names any.
         tools: whether the default environment, pixi's, is to be had from them too.
     """
     own = Workspace(checkout, folder)
     matrix = variants.load(own.variants)
     bridge, conda = matrix.get(variant, "bridge"), matrix.get(variant, "conda")
-    row = replace(conda, row={**bridge.row, **{key: conda.row[key] for key in ("forge_source", "pytorch_build")}})
+    own_values = {**{key: conda.row[key] for key in ("forge_source", "pytorch_build")}, "cuda_arch_list": archs}
+    row = replace(conda, row={**bridge.row, **own_values})
     channels = folder / "channels"
     names = _make(bridge, row, python, own, channels)
     if tools:
