@@ -47,7 +47,7 @@ def edited(tmp_path: Path, old: str, new: str) -> manifests.Manifest:
 
 
 def manifest_data() -> dict[str, Any]:
-    return manifests.tomllib.loads((ROOT / "pixi.toml").read_text())
+    return manifests.read_toml(ROOT / "pixi.toml")
 
 
 def records(name: str) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class TestCommittedLock:
 
 class TestManifest:
     def test_names_every_task_of_the_command_line_and_no_other(self) -> None:
-        data = manifests.tomllib.loads((ROOT / "pixi.toml").read_text())
+        data = manifests.read_toml(ROOT / "pixi.toml")
         assert set(data["tasks"]) == set(COMMANDS)
         for name, task in data["tasks"].items():
             assert task["cmd"] == f"python -m ssm_forge {name}"
@@ -125,7 +125,7 @@ class TestManifest:
         import jsonschema
 
         schema = json.loads((SHARED / "schemas" / "pixi-manifest.schema.json").read_text())
-        jsonschema.validate(manifests.tomllib.loads((ROOT / "pixi.toml").read_text()), schema)
+        jsonschema.validate(manifests.read_toml(ROOT / "pixi.toml"), schema)
 
     def test_platforms_declare_drivers_instead_of_system_requirements(self, manifest: manifests.Manifest) -> None:
         assert "system-requirements" not in (ROOT / "pixi.toml").read_text()

@@ -92,7 +92,7 @@ class TestManifest:
 
     def test_pixi_watches_what_each_recipe_is_made_of(self) -> None:
         for project in PROJECTS:
-            data = manifest.tomllib.loads((ROOT / "recipes" / project / "pixi.toml").read_text())
+            data = manifest.read_toml(ROOT / "recipes" / project / "pixi.toml")
             globs = data["package"]["build"]["config"]["extra-input-globs"]
             assert globs == ["../common/**", f"../../patches/{project}/**", "../../patches/torch/**"]
 

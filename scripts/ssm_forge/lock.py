@@ -151,11 +151,12 @@ def read(path: Path) -> tuple[LockedEnvironment, ...]:
         raise UsageError(f"{path} does not exist.", fix=f"Make it with '{launcher()} lock'.")
     try:
         parted = lock_sources.part(read_bytes(path).decode())
+        if not parted.entries:
+            return _environments(LockFile.from_path(path), parted)
+        # The engine reads files only.
         with tempfile.TemporaryDirectory(prefix="ssm-forge-lock-") as folder:
-            plain = path
-            if parted.entries:
-                plain = Path(folder) / path.name
-                plain.write_text(parted.engine, encoding="utf-8")
+            plain = Path(folder) / path.name
+            plain.write_text(parted.engine, encoding="utf-8")
             return _environments(LockFile.from_path(plain), parted)
     except Exception as error:  # The engine has an error of its own for each thing that is wrong.
         raise UsageError(
