@@ -98,13 +98,12 @@ def served(
     own_values = {**{key: conda.row[key] for key in ("forge_source", "pytorch_build")}, "cuda_arch_list": archs}
     row = replace(conda, row={**bridge.row, **own_values})
     channels = folder / "channels"
-    names = _make(bridge, row, python, own, channels)
-    if tools:
-        names |= _make_tools(python, own, channels / CONDA_FORGE)
+    _make(bridge, row, python, own, channels)
+    own_tools = _make_tools(python, own, channels / CONDA_FORGE) if tools else set()
     for channel in _channels(row.cuda):
         (channels / channel / "noarch").mkdir(parents=True, exist_ok=True)
         asyncio.run(index_fs(channels / channel))
-    adapt(checkout, row, names if tools else set())
+    adapt(checkout, row, own_tools)
     handler = partial(_Quiet, directory=str(channels))
     with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -120,16 +119,14 @@ def configure(checkout: Path, address: str, channels: Sequence[str]) -> None:
     (checkout / ".pixi/config.toml").write_text("\n".join(["[mirrors]", *lines, ""]))
 
 
-def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: Path) -> set[str]:
+def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: Path) -> None:
     # Debian's compiler and not this machine's: it is in the packages, as conda-forge's is.
     parts = assemble.find_parts(bridge, python, "bridge", own)
     with ui.open_log(own.cache / "logs", "stand-in") as log:
         made = assemble.assemble(parts, own, log)
     was, now = bridge.row["pytorch_build"].rstrip("_*"), _build_of(row, python)
-    names = set()
     for package in sorted((made / "linux-64").glob("*.conda")):
         name = package.name.rsplit("-", 2)[0]
-        names.add(name)
         target = channels / _channel_of(name, row.cuda) / "linux-64" / _renamed(package.name, was, now)
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in ("pytorch", "libtorch"):
@@ -140,7 +137,6 @@ def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: 
         _add_decoy(channels, row, python)
     # Hard links keep what was made, and the bridge is not what is tested.
     shutil.rmtree(own.bridge)
-    return names
 
 
 def _channel_of(name: str, cuda: str) -> str:
