@@ -184,6 +184,8 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     root, sources = workspace.root, request.channels
     if request.locked is not None:
         root, locked = locked_build.prepare(request.locked, request.beside, workspace, staging)
+        # That of a rebuild is new and empty, which the engine takes for a failure.
+        channels.ensure_indexed(channel)
         sources = (*channel_urls([channel]), *locked)
     spec = staging / "spec.json"
     spec.write_text(
