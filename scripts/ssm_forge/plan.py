@@ -169,7 +169,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
     if parts is not None:
         overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
     values = variant.render_values(python, archs, **overrides)
-    compiler = _compiler(variant, parts, workspace)
+    compiler = compiler_of(variant, parts, workspace)
     packages = tuple(
         _package(BuildRequest(name, values, "", channel_list, *compiler), prefix, workspace, offered)
         for name in recipe.PROJECTS
@@ -308,7 +308,7 @@ def _default_python(variant: Variant) -> str:
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 
-def _compiler(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
+def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
     """What a package is to say of its C++ compiler, where no channel has it: its own words, or its lock."""
     if parts is None:
         return "", None
@@ -328,12 +328,12 @@ def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered:
         state = "installed" if _is_installed(rendered.filename, found.sha256, prefix) else "in channel"
         return PlannedPackage(name, rendered.version, rendered.build, state, request, found.channel)
     held = channels.find(workspace.channel, rendered.filename)
-    if held is not None and _is_current(held, name, workspace):
+    if held is not None and is_current(held, name, workspace):
         state = "installed" if _is_installed(held.name, sha256_of(held), prefix) else "in channel"
     return PlannedPackage(name, rendered.version, rendered.build, state, request)
 
 
-def _is_current(package: Path, name: str, workspace: Workspace) -> bool:
+def is_current(package: Path, name: str, workspace: Workspace) -> bool:
     """Whether the package was built from the recipe and patches as they are now."""
     try:
         made_from = finalize.provenance(package)
@@ -379,7 +379,7 @@ def _with_needs(
     download, disk = 0, 0
     jobs, memory = 0, 0
     if builds:
-        _check_build_folder(workspace)
+        check_build_folder(workspace)
         costs = compile_costs.load(workspace, [p.name for p in builds])
         jobs = choose_jobs(requested_jobs, costs)
         memory = memory_needed(jobs, costs)
@@ -403,7 +403,7 @@ def _with_needs(
     )
 
 
-def _check_build_folder(workspace: Workspace) -> None:
+def check_build_folder(workspace: Workspace) -> None:
     """
     Raises:
         MachineError: when compiling in the cache would fail: torch splits the command of the compiler at spaces. A link

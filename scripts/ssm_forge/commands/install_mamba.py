@@ -54,6 +54,11 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Policy on signed statements.  [default: SSM_FORGE_TRUST, recipes/trust.toml]",
 )
+@click.option(
+    "--with-deps",
+    is_flag=True,
+    help="In an environment of pip's or uv's: install einops, transformers and so on where they are missing.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
 def install_mamba(
@@ -66,11 +71,18 @@ def install_mamba(
     prefix: Path | None,
     channels: tuple[str, ...],
     trust: Path | None,
+    with_deps: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Build what the channel lacks, install causal-conv1d and mamba-ssm, and verify them."""
+    """Build what the channel lacks, install causal-conv1d and mamba-ssm, and verify them.
+
+    With --prefix: into an environment that you have, for the torch that is in it.
+    """
     from ssm_forge import pipeline
+    from ssm_forge.existing import job
+    from ssm_forge.existing.plan import applies
+    from ssm_forge.paths import workspace
     from ssm_forge.plan import Options
 
     options = Options(
@@ -84,4 +96,8 @@ def install_mamba(
         channels=channels,
         trust=trust,
     )
-    pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
+    existing = applies(prefix, workspace())
+    if existing is not None:
+        job.install_mamba(existing, options, with_deps=with_deps, dry_run=dry_run, as_json=as_json)
+    else:
+        pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
