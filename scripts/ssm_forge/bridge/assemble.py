@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,8 +154,11 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
             task = progress.add_task("assembling", total=len(todo))
             for package in sorted(todo, key=lambda p: -p.size):
                 progress.update(task, description=f"assembling {package.name} {package.version}")
-                write(package, channel, threads=cores())
-                log(f"assembled {package.filename}")
+                if _borrow(package, channel):
+                    log(f"taken from another channel of the bridge: {package.filename}")
+                else:
+                    write(package, channel, threads=cores())
+                    log(f"assembled {package.filename}")
                 progress.advance(task)
         wanted = [package.filename for package in packages]
         _record(parts, channel, wanted)
@@ -162,6 +166,18 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
         _index(channel)
         log(f"indexed {channel}")
         _stamp(parts, channel).touch()
+
+
+def _borrow(package: BridgePackage, channel: Path) -> bool:
+    """Take a package from the bridge of another variant or environment: its name says what it was made from."""
+    target = channel / SUBDIR / package.filename
+    for other in sorted(channel.parent.glob(f"[!.]*/{SUBDIR}/{package.filename}")):
+        if _is_of_this_layout(other.parents[1]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                target.hardlink_to(other)
+                return True
+    return False
 
 
 def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
