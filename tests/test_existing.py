@@ -14,8 +14,9 @@ from front_door import assert_one_line_error, run_here
 from ssm_forge import variants
 from ssm_forge.arch import ArchList
 from ssm_forge.errors import InstallError, MachineError, UsageError
-from ssm_forge.existing import needs, plan, reader, rows, torch
+from ssm_forge.existing import job, needs, plan, reader, rows, torch
 from ssm_forge.paths import workspace
+from ssm_forge.plan import Options
 
 
 def existing(env: Path) -> reader.Existing:
@@ -299,3 +300,44 @@ def test_a_capability_that_the_toolkit_lacks_says_what_can_be_had(tmp_path: Path
     with pytest.raises(UsageError, match=r"nvcc 12.4, which can't target 12.0") as refused:
         rows.check_archs(ArchList.parse("12.0"), row(env))
     assert "9.0+PTX" in refused.value.fix
+
+
+def options_for(env: Path) -> Options:
+    return rows.of_condas(env, reader.conda_records(env), Options(prefix=env), variants.load(workspace().variants))
+
+
+@pytest.mark.parametrize(
+    ("torch_record", "python", "variant", "source"),
+    [
+        ("pytorch-2.12.0-cuda129_generic_py312_h1_200", "3.12.8", "cu129", "conda"),
+        ("pytorch-2.12.1-cuda130_mkl_py312_h1_300", "3.12.8", "cu130", "conda"),
+        ("pytorch-2.11.0-bridge_cuda130_py312_h1_0", "3.12.8", "cu130", "bridge"),
+        ("pytorch-2.3.0-py3.10_cuda11.8_cudnn8.7.0_0", "3.10.14", "cu118", "conda"),
+    ],
+)
+def test_condas_torch_chooses_the_row_that_is_for_it(
+    tmp_path: Path, torch_record: str, python: str, variant: str, source: str
+) -> None:
+    env = conda_environment(tmp_path, torch_record)
+    (env / "conda-meta/python-3.11.9-hb806964_0_cpython.json").rename(
+        env / f"conda-meta/python-{python}-hb806964_0_cpython.json"
+    )
+    chosen = options_for(env)
+    assert (chosen.variant, chosen.source, chosen.python) == (variant, source, python.rpartition(".")[0])
+
+
+def test_condas_torch_that_no_row_is_for_is_refused_naming_it_and_those_that_there_are(tmp_path: Path) -> None:
+    env = conda_environment(tmp_path, "pytorch-2.7.1-cuda126_generic_py311_h1_200")
+    with pytest.raises(InstallError, match=r"conda's pytorch 2.7.1 \(cuda126\S+\) with Python 3.11.*2.12 with cuda130"):
+        options_for(env)
+
+
+def test_a_conda_environment_without_torch_takes_the_variant_that_is_asked_for(tmp_path: Path) -> None:
+    env = conda_environment(tmp_path)
+    assert options_for(env) == Options(prefix=env)
+
+
+def test_a_variant_is_refused_where_the_torch_decides(tmp_path: Path) -> None:
+    env = make_venv(tmp_path)
+    with pytest.raises(UsageError, match="'cu130' says otherwise"):
+        job.require_no_variant(existing(env), "cu130")

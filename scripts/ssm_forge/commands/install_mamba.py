@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -61,7 +62,9 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
+@click.pass_context
 def install_mamba(
+    context: click.Context,
     variant: str,
     python: str | None,
     cuda_arch: str | None,
@@ -81,7 +84,7 @@ def install_mamba(
     """
     from ssm_forge import pipeline
     from ssm_forge.existing import job
-    from ssm_forge.existing.plan import applies
+    from ssm_forge.existing.plan import applies, for_condas_torch
     from ssm_forge.paths import workspace
     from ssm_forge.plan import Options
 
@@ -97,7 +100,10 @@ def install_mamba(
         trust=trust,
     )
     existing = applies(prefix, workspace())
+    named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     if existing is not None:
+        job.require_no_variant(existing, variant if named else source if source != "auto" else None)
         job.install_mamba(existing, options, with_deps=with_deps, dry_run=dry_run, as_json=as_json)
     else:
+        options = options if named else for_condas_torch(options, workspace())
         pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)

@@ -74,6 +74,18 @@ def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_
     say(f"Use it: {existing.python} -c 'import torch, mamba_ssm'")
 
 
+def require_no_variant(existing: Existing, named: str | None) -> None:
+    """
+    Raises:
+        UsageError: when a variant or a source is named for an environment whose torch decides.
+    """
+    if named is not None:
+        raise UsageError(
+            f"{existing.prefix} has a torch of its own, which decides what is made; '{named}' says otherwise.",
+            fix="Leave --variant and --source out; a new environment for a variant needs another --prefix.",
+        )
+
+
 def _check_options(existing: Existing, options: Options) -> None:
     """
     Raises:

@@ -21,6 +21,7 @@ from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.rows import Row
 from ssm_forge.existing.torch import Torch
 from ssm_forge.fetch import sha256_of
+from ssm_forge.install import is_foreign as foreign_conda
 from ssm_forge.paths import Workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage, State, check_build_folder, compiler_of, is_current
 from ssm_forge.variants import Matrix
@@ -74,11 +75,20 @@ def applies(prefix: Path | None, workspace: Workspace) -> Existing | None:
         # Of conda alone: it gets conda packages, and torch too where it has none.
         return None
     existing = reader.read(place)
-    return None if conda and (torch.is_condas(existing) or _is_bridges(existing)) else existing
+    return None if conda and torch.is_condas(existing) else existing
 
 
-def _is_bridges(existing: Existing) -> bool:
-    return "pytorch" in existing.conda
+def for_condas_torch(options: Options, workspace: Workspace) -> Options:
+    """``options`` with the row of the matrix that fits the torch of a conda environment which somebody else has made.
+
+    Raises:
+        InstallError: when it has a torch that no row is for.
+    """
+    prefix = options.prefix
+    if prefix is None or not foreign_conda(prefix):
+        return options
+    there = reader.conda_records(prefix)
+    return rows.of_condas(prefix, there, options, variants.load(workspace.variants))
 
 
 def make(existing: Existing, options: Options, workspace: Workspace, *, with_deps: bool) -> Work:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from ssm_forge.errors import InstallError, UsageError
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.torch import Torch
 from ssm_forge.paths import Workspace
+from ssm_forge.plan import Options
 from ssm_forge.variants import Matrix, Variant
 
 # Keys of a cell that say what the environment is to have.
@@ -82,6 +85,31 @@ def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspac
     requires = {"einops": "", "packaging": "", "transformers": "", "triton": ""}
     requires |= {key: str(cell[key]) for key in _REQUIREMENTS if key in cell}
     return Row(variant, toolkit, requires, " ".join(str(cell["why"]).split()))
+
+
+def of_condas(prefix: Path, records: Mapping[str, tuple[str, str]], options: Options, matrix: Matrix) -> Options:
+    """``options`` with the row that is for conda's torch in an environment; as they are where it has none.
+
+    Args:
+        records: name -> (version, build) of the environment's conda packages.
+
+    Raises:
+        InstallError: when no row is for that torch.
+    """
+    if "pytorch" not in records:
+        return options
+    version, build = records["pytorch"]
+    python = _minor_of(records["python"][0]) if "python" in records else options.python
+    for variant in matrix.variants:
+        fits = version.startswith(f"{variant.torch}.") and fnmatch.fnmatchcase(build, variant.row["pytorch_build"])
+        if fits and python in variant.pythons:
+            return replace(options, variant=variant.name, source=variant.source, python=python)
+    made = [f"{v.torch} with {v.row['pytorch_build']} ({v.source})" for v in matrix.variants]
+    raise InstallError(
+        f"{prefix} has conda's pytorch {version} ({build}) with Python {python}, and there are conda packages for "
+        f"pytorch {', '.join(made)}.",
+        fix="Install one of these with conda, or use a venv with pip's torch, for which any release from 2.0 on does.",
+    )
 
 
 def build_prefix(torch: Torch) -> str:
