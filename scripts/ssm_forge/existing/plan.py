@@ -62,7 +62,7 @@ class Work:
 
 
 def applies(prefix: Path | None, workspace: Workspace) -> Existing | None:
-    """The environment that ``prefix`` names, where its torch is not a conda package; None where it is not for us.
+    """The environment that ``prefix`` names, where its torch is not a conda package; None for any other.
 
     Raises:
         InstallError, MachineError: when the environment is one for us, and nothing can be made for it.
@@ -70,12 +70,12 @@ def applies(prefix: Path | None, workspace: Workspace) -> Existing | None:
     place = reader.find(prefix) if prefix is not None else None
     if place is None:
         return None
-    conda = (place / "conda-meta").is_dir()
-    if conda and not any(place.glob("lib/python3*/site-packages/torch-*.dist-info")):
+    if (place / "conda-meta").is_dir():
+        pips = any(place.glob("lib/python3*/site-packages/torch-*.dist-info"))
         # Of conda alone: it gets conda packages, and torch too where it has none.
-        return None
-    existing = reader.read(place)
-    return None if conda and torch.is_condas(existing) else existing
+        if not foreign_conda(place) or not pips or torch.is_condas(place):
+            return None
+    return reader.read(place)
 
 
 def for_condas_torch(options: Options, workspace: Workspace) -> Options:
@@ -87,8 +87,7 @@ def for_condas_torch(options: Options, workspace: Workspace) -> Options:
     prefix = options.prefix
     if prefix is None or not foreign_conda(prefix):
         return options
-    there = reader.conda_records(prefix)
-    return rows.of_condas(prefix, there, options, variants.load(workspace.variants))
+    return rows.of_condas(prefix, reader.conda_records(prefix), options, variants.load(workspace.variants))
 
 
 def make(existing: Existing, options: Options, workspace: Workspace, *, with_deps: bool) -> Work:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge.errors import InstallError
-from ssm_forge.existing.reader import Existing, read_distribution, read_record
+from ssm_forge.existing.reader import Existing, conda_records, read_distribution, read_record
 
 # What compiling against it takes.
 _NEEDED = ("__init__.py", "include/torch/extension.h", "include/c10/util/Exception.h", "utils/cpp_extension.py")
@@ -43,23 +43,24 @@ class Torch:
         return ".".join(self.release.split(".")[:2])
 
 
-def is_condas(existing: Existing) -> bool:
-    """Whether the environment's torch is a conda package, by conda's own records.
+def is_condas(prefix: Path) -> bool:
+    """Whether the torch of a conda environment is a conda package, by conda's own records.
 
     Raises:
         InstallError: when conda's records and what is installed are two torches.
     """
-    record = next(((name, *existing.conda[name]) for name in _CONDA_NAMES if name in existing.conda), None)
+    records = conda_records(prefix)
+    record = next(((name, *records[name]) for name in _CONDA_NAMES if name in records), None)
     if record is None:
         return False
     name, version, build = record
-    for info in sorted(existing.site.glob("torch-*.dist-info")):
+    for info in sorted(prefix.glob("lib/python3*/site-packages/torch-*.dist-info")):
         found = read_distribution(info)
         if found is not None and (found.version.partition("+")[0] != version or found.installer in ("pip", "uv")):
             raise InstallError(
-                f"{existing.prefix} has two torches, one over the other: conda's {name} {version} ({build}), and "
+                f"{prefix} has two torches, one over the other: conda's {name} {version} ({build}), and "
                 f"torch {found.version} that {found.installer or 'pip'} installed.",
-                fix=f"Remove one: '{existing.python} -m pip uninstall torch' and then conda's again with "
+                fix=f"Remove one: '{prefix}/bin/python -m pip uninstall torch' and then conda's again with "
                 f"'conda install --force-reinstall {name}', or 'conda remove --force {name}' and then pip's again.",
             )
     return True
