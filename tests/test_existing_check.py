@@ -39,7 +39,7 @@ def test_a_changed_and_a_missing_file_are_named(there: reader.Existing) -> None:
     (there.site / f"{INFO}/WHEEL").unlink()
     found = packages(there, "mamba-ssm")
     assert found.status == "fail"
-    assert found.detail == f"changed or missing: mamba_ssm/__init__.py, {INFO}/WHEEL"
+    assert found.detail == f"changed or missing: {INFO}/WHEEL, mamba_ssm/__init__.py"
 
 
 def test_a_release_that_somebody_else_has_put_there_is_none_of_ours(there: reader.Existing) -> None:

@@ -42,7 +42,7 @@ def is_installed(existing: Existing, project: str, filename: str, sha256: str) -
 
 def changed(site: Path, distribution: Distribution) -> list[str]:
     """The files of a package that are gone, or not what its RECORD says."""
-    return [path for path, digest in distribution.paths() if digest and not _is_intact(site / path, digest)]
+    return sorted(path for path, digest in distribution.paths() if digest and not _is_intact(site / path, digest))
 
 
 def _is_intact(path: Path, digest: str) -> bool:
