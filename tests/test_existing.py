@@ -262,6 +262,7 @@ def test_pips_torch_over_condas_is_refused_naming_both(tmp_path: Path, installer
         ("2.8.0", "12.8", "3.4.0", "cu124", "2.3.1"),
         ("2.9.1", "12.8", "3.5.1", "cu124", "2.3.2.post1"),
         ("2.11.0", "13.0", "3.6.0", "cu130", "2.3.2.post1"),
+        ("2.15.0", "13.2", "3.9.0", "cu130", "2.3.2.post1"),
     ],
 )
 def test_the_row_follows_the_torch(
@@ -275,6 +276,16 @@ def test_the_row_follows_the_torch(
     assert found.variant.torch == ".".join(version.split(".")[:2])
     assert found.variant.row["pytorch_build"].startswith(f"there_cuda{cuda.replace('.', '')}_")
     assert "." not in found.variant.row["pytorch_build"]
+
+
+def test_a_torch_that_takes_only_cpp20_needs_a_compiler_that_knows_it(tmp_path: Path) -> None:
+    ranges = []
+    for version in ("2.13.0", "2.14.1"):
+        env = make_venv(tmp_path / version)
+        add_torch(site_of(env), version, local="", cuda="13.0")
+        add_needs(site_of(env), triton="3.8.0")
+        ranges.append(row(env).variant.row["host_compiler_range"])
+    assert ranges == ["9-15", "10-15"]
 
 
 def test_transformers_and_numpy_that_turn_themselves_off_are_named(tmp_path: Path) -> None:

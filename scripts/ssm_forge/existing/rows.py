@@ -69,12 +69,14 @@ def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspac
     cell = _cell(table["cells"], torch, triton.version if triton else "0")
     base = matrix.get(toolkit, "bridge")
     minor = _minor_of(triton.version) if triton else base.row["triton"]
+    oldest, newest = (int(bound) for bound in base.row["host_compiler_range"].split("-"))
     row = {
         **base.row,
         "pytorch": torch.minor,
         "pytorch_host": torch.minor,
         "pytorch_build": f"{build_prefix(torch)}_*",
         "triton": minor,
+        "host_compiler_range": f"{max(oldest, int(cell.get('oldest_gcc', oldest)))}-{newest}",
         "python_min": existing.minor,
         "python_max": existing.minor,
         "causal_conv1d": str(cell["causal_conv1d"]),
