@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import real_pixi
 import stand_in
 from ssm_forge import owners, tiers
 from ssm_forge.paths import Workspace, workspace
@@ -124,6 +125,8 @@ class Forge:
         if self.pixi:
             # As users have it: one package cache for pixi and for us.
             kept = {k: v for k, v in kept.items() if not k.startswith(("PIXI_", "CONDA_", "PYTHON"))}
+            if (program := real_pixi.backend()) is not None:
+                kept["PIXI_BUILD_BACKEND_OVERRIDE"] = f"{program.name}={program}"
             folders = {"XDG_CACHE_HOME": str(self.folder / "cache"), "SSM_FORGE_LOG_DIR": str(self.logs)}
         door = {"PIXI_HOME": str(self.folder / "home")} if self.pixi else {"SSM_FORGE_NO_PIXI": "1"}
         return {**kept, **folders, **door, "COLUMNS": "200", "PATH": self.path}
@@ -193,11 +196,22 @@ def fresh_forge(row: Row, logs: Path, *, pixi: bool = False) -> Iterator[Forge]:
         channels: tuple[str, ...] = (Workspace(folder, folder / "cache").bridge.joinpath(row.variant).as_uri(),)
         with ExitStack() as stack:
             if row.source == "conda":
-                made = stand_in.served(row.variant, row.python, folder / "checkout", folder / "stand-in", tools=pixi)
+                made = stand_in.served(
+                    row.variant, row.python, folder / "checkout", folder / "stand-in", archs=row.arch, tools=pixi
+                )
                 channels = stack.enter_context(made).channels
+                # The user's own settings, for the workspace in recipes/ too.
+                (folder / "home").mkdir()
+                shutil.copy(folder / "checkout/.pixi/config.toml", folder / "home")
             if row.bare:
                 path = str(_without_compilers(folder / "bin"))
-            yield Forge(folder, logs, path, channels, pixi)
+            forge = Forge(folder, logs, path, channels, pixi)
+            if row.source == "conda":
+                # The repository's locks are of the real channels.
+                for command in ([("pixi", "lock")] if pixi else []) + [(str(forge.root / "run"), "lock")]:
+                    locked = forge.command(*command)
+                    assert locked.returncode == 0, locked.stderr
+            yield forge
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -16,3 +17,11 @@ def _version(program: str) -> tuple[int, ...]:
 
 PIXI = shutil.which("pixi")
 needs_pixi = pytest.mark.skipif(PIXI is None or _version(PIXI) < (0, 76), reason="needs pixi >= 0.76 on PATH")
+
+
+def backend() -> Path | None:
+    """pixi's program that builds recipes, on PATH or beside pixi."""
+    name = "pixi-build-rattler-build"
+    beside = Path(PIXI).resolve().with_name(name) if PIXI else Path(name)
+    found = shutil.which(name)
+    return Path(found) if found else beside if beside.exists() else None

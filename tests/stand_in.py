@@ -1,4 +1,4 @@
-"""Stand-ins for conda-forge, NVIDIA's and pytorch.org's channels, made from the bridge, and a checkout locked to them.
+"""Stand-ins for conda-forge, NVIDIA's and pytorch.org's channels, made from the bridge, and a checkout for them.
 
 No test can count on the real channels. The bridge's packages have their layout, names and metadata; here they also get
 the build strings of their torch and their places, and a server answers for them where pixi's configuration names a
@@ -82,25 +82,28 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(variant: str, python: str, checkout: Path, folder: Path, *, tools: bool = False) -> Iterator[StandIn]:
-    """Make the channels of a variant below ``folder``, serve them, and adapt and lock ``checkout`` to them.
+def served(
+    variant: str, python: str, checkout: Path, folder: Path, *, archs: str, tools: bool = False
+) -> Iterator[StandIn]:
+    """Make the channels of a variant below ``folder``, serve them, and adapt ``checkout`` to them; it has no lock then.
 
     Args:
         folder: has ``downloads``, and gets what is made.
+        archs: compute capabilities that kernels are built for where nobody names any.
         tools: whether the default environment, pixi's, is to be had from them too.
     """
     own = Workspace(checkout, folder)
     matrix = variants.load(own.variants)
     bridge, conda = matrix.get(variant, "bridge"), matrix.get(variant, "conda")
-    row = replace(conda, row={**bridge.row, **{key: conda.row[key] for key in ("forge_source", "pytorch_build")}})
+    own_values = {**{key: conda.row[key] for key in ("forge_source", "pytorch_build")}, "cuda_arch_list": archs}
+    row = replace(conda, row={**bridge.row, **own_values})
     channels = folder / "channels"
-    names = _make(bridge, row, python, own, channels)
-    if tools:
-        names |= _make_tools(python, own, channels / CONDA_FORGE)
+    _make(bridge, row, python, own, channels)
+    own_tools = _make_tools(python, own, channels / CONDA_FORGE) if tools else set()
     for channel in _channels(row.cuda):
         (channels / channel / "noarch").mkdir(parents=True, exist_ok=True)
         asyncio.run(index_fs(channels / channel))
-    adapt(checkout, row, names if tools else set())
+    adapt(checkout, row, own_tools)
     handler = partial(_Quiet, directory=str(channels))
     with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -116,16 +119,14 @@ def configure(checkout: Path, address: str, channels: Sequence[str]) -> None:
     (checkout / ".pixi/config.toml").write_text("\n".join(["[mirrors]", *lines, ""]))
 
 
-def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: Path) -> set[str]:
+def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: Path) -> None:
     # Debian's compiler and not this machine's: it is in the packages, as conda-forge's is.
     parts = assemble.find_parts(bridge, python, "bridge", own)
     with ui.open_log(own.cache / "logs", "stand-in") as log:
         made = assemble.assemble(parts, own, log)
     was, now = bridge.row["pytorch_build"].rstrip("_*"), _build_of(row, python)
-    names = set()
     for package in sorted((made / "linux-64").glob("*.conda")):
         name = package.name.rsplit("-", 2)[0]
-        names.add(name)
         target = channels / _channel_of(name, row.cuda) / "linux-64" / _renamed(package.name, was, now)
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in ("pytorch", "libtorch"):
@@ -136,7 +137,6 @@ def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: 
         _add_decoy(channels, row, python)
     # Hard links keep what was made, and the bridge is not what is tested.
     shutil.rmtree(own.bridge)
-    return names
 
 
 def _channel_of(name: str, cuda: str) -> str:
@@ -197,7 +197,7 @@ def _make_tools(python: str, own: Workspace, channel: Path) -> set[str]:
     wheels = pylock.read(lock, python)
     fetch.fetch_all([wheel.artifact for wheel in wheels], own)
     dists = distributions(wheels, own)
-    interpreter = assemble.interpreters.find(python).executable
+    interpreter = assemble.interpreters.choose(python, own).executable
     there = {path.name.rsplit("-", 2)[0] for path in (channel / "linux-64").glob("*.conda")}
     for wheel in wheels:
         if metadata.conda_name(wheel.name) not in there:
@@ -215,7 +215,8 @@ def adapt(checkout: Path, row: Variant, tools: set[str]) -> None:
     """
     _adapt_matrix(checkout / "recipes/variants.yaml", row)
     _adapt_manifest(checkout / "pixi.toml", row, tools)
-    (checkout / "pixi.lock").unlink()
+    for lock in ("pixi.lock", "recipes/pixi.lock"):
+        (checkout / lock).unlink()
 
 
 def _adapt_matrix(path: Path, row: Variant) -> None:

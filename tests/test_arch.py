@@ -173,3 +173,10 @@ def test_the_range_of_gpus_is_those_that_are_supported() -> None:
 def test_ptx_alone_can_be_read_but_not_asked_for() -> None:
     with pytest.raises(UsageError, match="PTX alone"):
         resolve("8.0;compute_90", supported=SOME, upstream=SOME, default="8.0", gpus=[])
+
+
+@pytest.mark.parametrize("request_", [None, "native"])
+def test_a_gpu_whose_code_is_not_made_gets_the_code_that_runs_on_it(request_: str | None) -> None:
+    supported = [cc("9.0"), cc("10.0"), cc("12.0")]
+    got = resolve(request_, supported=supported, upstream=supported, default="9.0+PTX", gpus=[cc("10.3")])
+    assert str(got) == "10.0"

@@ -342,7 +342,9 @@ sys.exit(build_worker.main(Path(sys.argv[1]), int(sys.argv[2])))
 
 
 def test_what_the_tools_of_a_recipe_print_is_not_the_outcome(tmp_path: Path, log: Log) -> None:
-    (tmp_path / "spec.json").write_text('{"project": "demo", "values": {}, "output_dir": "", "channels": []}')
+    (tmp_path / "spec.json").write_text(
+        '{"project": "demo", "root": "", "values": {}, "output_dir": "", "channels": []}'
+    )
     answer = os.memfd_create("outcome")
     process = subprocess.Popen(
         [sys.executable, "-c", REAL_WORKER, tmp_path / "spec.json", str(answer)],

@@ -14,6 +14,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 _PYTHON = """\
 #!/bin/sh
 case "$*" in
+*common/jobs.py*) echo "$*" >"$SRC_DIR/asked"; echo 1 ;;
 *"-m pip install"*)
     env >"$SRC_DIR/seen"
     "$CXX" -c x.cpp >"$SRC_DIR/compiled"
@@ -117,6 +118,24 @@ def test_a_second_build_in_the_same_environments_wraps_nvccs_compilers_once(buil
         path = Path(build["BUILD_PREFIX"]) / tool
         assert path.with_name(f"{path.name}.real").read_bytes() == _TOOL
         assert "nvcc_stage.sh" in path.read_text()
+
+
+def test_as_many_compilers_run_as_cores_and_memory_allow(build: dict[str, str]) -> None:
+    assert run(build)["MAX_JOBS"] == "1"
+    words = (Path(build["SRC_DIR"]) / "asked").read_text().split()
+    assert words[1:] == [f"{build['RECIPE_DIR']}/../compile-costs.txt", "demo_cuda", "2"]
+
+
+def test_nothing_of_an_earlier_build_in_the_same_environments_gets_into_the_package(build: dict[str, str]) -> None:
+    site = Path(build["SP_DIR"])
+    left = [site / name for name in ("demo/gone.py", "demo-0.9.dist-info/RECORD", "demo_cuda.cpython-312.so")]
+    others = [site / name for name in ("demo_tools/x.py", "torch/version.py")]
+    for path in (*left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run(build)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
 
 
 def test_the_recipes_know_no_source_of_packages() -> None:

@@ -151,3 +151,14 @@ def test_the_digest_follows_recipe_and_patches(tmp_path: Path) -> None:
         digests.add(recipe.digest("demo", Workspace(tmp_path, tmp_path)))
     recipe.digest.cache_clear()
     assert len(digests) == 5
+
+
+def test_what_pixi_has_beside_a_recipe_is_no_part_of_the_digest(tmp_path: Path) -> None:
+    (tmp_path / "recipes/demo/.pixi/bld").mkdir(parents=True)
+    (tmp_path / "recipes/demo/recipe.yaml").touch()
+    place = Workspace(tmp_path / "", tmp_path)
+    before = recipe.digest("demo", place)
+    for name in ("recipes/demo/pixi.toml", "recipes/demo/pixi.lock", "recipes/demo/.pixi/bld/x", "recipes/pixi.toml"):
+        (tmp_path / name).touch()
+    recipe.digest.cache_clear()
+    assert recipe.digest("demo", place) == before

@@ -47,7 +47,7 @@ def edited(tmp_path: Path, old: str, new: str) -> manifests.Manifest:
 
 
 def manifest_data() -> dict[str, Any]:
-    return manifests.tomllib.loads((ROOT / "pixi.toml").read_text())
+    return manifests.read_toml(ROOT / "pixi.toml")
 
 
 def records(name: str) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class TestCommittedLock:
 
 class TestManifest:
     def test_names_every_task_of_the_command_line_and_no_other(self) -> None:
-        data = manifests.tomllib.loads((ROOT / "pixi.toml").read_text())
+        data = manifests.read_toml(ROOT / "pixi.toml")
         assert set(data["tasks"]) == set(COMMANDS)
         for name, task in data["tasks"].items():
             assert task["cmd"] == f"python -m ssm_forge {name}"
@@ -125,7 +125,7 @@ class TestManifest:
         import jsonschema
 
         schema = json.loads((SHARED / "schemas" / "pixi-manifest.schema.json").read_text())
-        jsonschema.validate(manifests.tomllib.loads((ROOT / "pixi.toml").read_text()), schema)
+        jsonschema.validate(manifests.read_toml(ROOT / "pixi.toml"), schema)
 
     def test_platforms_declare_drivers_instead_of_system_requirements(self, manifest: manifests.Manifest) -> None:
         assert "system-requirements" not in (ROOT / "pixi.toml").read_text()
@@ -248,7 +248,8 @@ class TestCommand:
     def copy(self, tmp_path: Path) -> Path:
         for name in ("pixi.toml", "pixi.lock"):
             shutil.copy(ROOT / name, tmp_path / name)
-        shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("scripts", "recipes"):
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".pixi"))
         return tmp_path
 
     def run(self, copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -266,13 +267,15 @@ class TestCommand:
     @pytest.mark.shared
     @pytest.mark.skipif(not SNAPSHOT.exists(), reason="needs the recorded conda repodata beside the checkout")
     def test_locks_twice_to_the_same_bytes_and_checks(self, copy: Path) -> None:
-        (copy / "pixi.lock").unlink()
+        files = [copy / name for name in ("pixi.lock", "recipes/pixi.toml", "recipes/pixi.lock")]
+        for path in files:
+            path.unlink()
         contents = []
         for _ in range(2):
             done = self.run(copy, "--snapshot", str(SNAPSHOT))
             assert done.returncode == 0, done.stderr
-            contents.append((copy / "pixi.lock").read_bytes())
-        assert contents[0] == contents[1]
+            contents.append([path.read_bytes() for path in files])
+        assert contents[0] == contents[1] == [(ROOT / path.relative_to(copy)).read_bytes() for path in files]
         assert self.run(copy, "--check").returncode == 0
 
     def test_check_fails_naming_environment_and_package(self, copy: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge import channel, install, locks
+from ssm_forge import channel, install, locks, owners
 from ssm_forge.bridge import assemble
 from ssm_forge.tokens import TokenStore
 from ssm_forge.uploads import Uploads
@@ -95,6 +95,26 @@ def test_a_server_that_receives_keeps_its_unfinished_uploads(tmp_path: Path) -> 
     assert channel.unfinished(tmp_path) == [part]
 
 
+def test_what_a_living_run_has_begun_is_left_to_it_where_there_are_no_locks(
+    tmp_path: Path, no_locks: list[str]
+) -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        mark = owners.mark(other.pid)
+        begun = [tmp_path / f".env.{kind}-{mark}" for kind in ("new", "old")] + [tmp_path / f".prune-{mark}"]
+        for folder in begun:
+            folder.mkdir()
+        with install.locked(tmp_path / "env"):
+            install._sweep(tmp_path / "env")
+        with channel.locked(tmp_path):
+            channel.sweep_staging(tmp_path)
+        assert all(folder.exists() for folder in begun)
+        other.kill()
+    install._sweep(tmp_path / "env")
+    channel.sweep_staging(tmp_path)
+    assert [folder.exists() for folder in begun] == [False, False, False]
+    assert (tmp_path / "env").exists()  # The old one, whose run died before it had put a new one there.
+
+
 def test_another_refusal_is_no_missing_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(stream: object, operation: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -113,7 +133,8 @@ def test_what_else_a_file_system_lacks_is_the_machines_fault(monkeypatch: pytest
 
 
 def test_nothing_takes_a_lock_past_the_one_that_knows_such_file_systems() -> None:
-    modules = (ROOT / "scripts/ssm_forge").rglob("*.py")
+    # The doctor is a file of its own, and only tries whether there are locks.
+    modules = [path for path in (ROOT / "scripts/ssm_forge").rglob("*.py") if path.parent.name != "doctor"]
     assert [path.name for path in modules if re.search(r"\bflock\(|lockf\(", path.read_text())] == ["locks.py"]
 
 

@@ -19,7 +19,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     (tmp_path / "recipes").symlink_to(_ROOT / "recipes")
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
     monkeypatch.setattr(plan, "conda_reachable", lambda: False)
-    monkeypatch.setattr(interpreter, "available", lambda: ["3.10", "3.12"])
+    monkeypatch.setattr(interpreter, "available", lambda place: ["3.10", "3.12"])
+    monkeypatch.setattr(interpreter, "brought", lambda place: [])
     return Workspace(root=tmp_path, cache=tmp_path / "cache")
 
 

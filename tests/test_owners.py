@@ -22,6 +22,16 @@ def test_a_living_process_is_known_by_its_number_and_its_start() -> None:
     assert owners.gone(f"demo-{owners.mark()}") is False
 
 
+def test_a_process_that_ended_and_was_not_asked_after_is_gone() -> None:
+    """The first process of a container is often none that asks."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        mark = owners.mark(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert Path(f"/proc/{process.pid}").exists()
+        assert owners.gone(f"demo-{mark}") is True
+
+
 def test_of_another_machines_process_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owners, "_machine", lambda: "0123456789ab")
     theirs = owners.mark()

@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_known_before_anything_is_compiled(
 ) -> None:
     channel = demo_channel(tmp_path / "poor").as_uri()
     work = planned("cu130", place, tmp_path)
-    packages = tuple(replace(p, request=replace(p.request, channels=(channel,))) for p in work.packages)
+    packages = tuple(replace(p, request=replace(p.request, channels=(channel,), locked=None)) for p in work.packages)
     work = replace(work, channels=(channel,), packages=packages, locked=None)
     built: list[str] = []
     monkeypatch.setattr(plan, "make", lambda options, place: work)

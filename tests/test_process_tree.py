@@ -346,7 +346,8 @@ def test_what_others_burn_meanwhile_is_told_apart(tmp_path: Path) -> None:
         usage = measure(waiter, describe=describe, log=tmp_path / "log")
     # The machine's total is counted in ticks, coarser than a process's own.
     assert usage.others_cpu > 0.6 * (told(burnt).cpu - told(idle).cpu) > 0.3
-    assert usage.cpu < 0.3
+    # By name and not by amount: waiting, too, takes the longer the busier the machine is.
+    assert set(usage.cpu_by_tool) <= {"waiter"}
 
 
 def test_neither_the_command_nor_measuring_it_counts_as_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

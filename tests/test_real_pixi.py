@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,14 +20,14 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import install, pipeline, pixi
+from ssm_forge import elf, install, pipeline, pixi, pixi_export, pixi_kernels
 from ssm_forge import lock as locks
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
 from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.paths import Workspace
 from ssm_forge.plan import Plan, PlannedPackage
-from ssm_forge.recipe import PROJECTS
+from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import Log, open_log
 from ssm_forge.variants import Variant
@@ -47,6 +49,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith(("PIXI_PROJECT", "PIXI_ENV", "CONDA_"))]:
         monkeypatch.delenv(name)
     return folder
+
+
+@pytest.fixture
+def backend(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program that builds recipes for pixi, which would look for it in the channels of the workspace."""
+    program = shutil.which("pixi-build-rattler-build")
+    if program is None:
+        pytest.skip("needs pixi-build-rattler-build on PATH")
+    monkeypatch.setenv("PIXI_BUILD_BACKEND_OVERRIDE", f"pixi-build-rattler-build={program}")
+    # conda-forge's package of it brings patchelf along.
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{Path(sys.executable).parent}")
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -85,6 +98,158 @@ def test_the_lock_that_pixi_writes_is_ours_to_the_byte(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "WARN" not in done.stderr
     assert (tmp_path / "pixi.lock").read_bytes() == (ROOT / "pixi.lock").read_bytes()
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("recorded", "backend")
+def test_the_lock_of_the_kernels_is_ours_to_the_byte(tmp_path: Path) -> None:
+    for name in ("recipes", "patches"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("pixi.lock", ".pixi", "__pycache__")
+        )
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "recipes", check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "recipes/pixi.lock").read_bytes() == (ROOT / "recipes/pixi.lock").read_bytes()
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("recorded", "backend")
+def test_an_exported_workspace_is_locked_as_pixi_locks_it(tmp_path: Path) -> None:
+    """From the recipes; one from git is locked by pixi to a commit, with the same compilers."""
+    root = tmp_path / "checkout"
+    for name in ("recipes", "patches"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".pixi", "__pycache__", "bridge"))
+    place = Workspace(root, tmp_path / "cache")
+    pixi_export.write(tmp_path / "mine", "cu130", "path", place)
+    text = (tmp_path / "mine/pixi.lock").read_bytes()
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "mine", check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/pixi.lock").read_bytes() == text
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@x", "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(root), *words], check=True)
+    pixi_export.write(tmp_path / "cloned", "cu130", "git", place, git=root.as_uri())
+    done = subprocess.run(["pixi", "lock"], capture_output=True, text=True, cwd=tmp_path / "cloned", check=False)
+    assert done.returncode == 0, done.stderr
+    head = subprocess.check_output(["git", "-C", str(root), "rev-parse", "HEAD"], text=True).strip()
+    cloned = locks.environment(tmp_path / "cloned/pixi.lock", "default").sources
+    assert all(source.place.startswith("git+file://") and source.place.endswith(head) for source in cloned)
+    assert [[r.url for r in s.build] for s in cloned] == [
+        [r.url for r in s.build] for s in locks.environment(place.source_lock, "cu130").sources
+    ]
+
+
+@pytest.fixture
+def toy(tmp_path: Path, home: Path, backend: None) -> Path:
+    """A checkout with the kernels' own pixi manifests and recipes that only write a file; returns its recipes/."""
+    recipes = tmp_path / "recipes"
+    index_of = {"info": {"subdir": "noarch"}, "packages": {}, "packages.conda": {}, "repodata_version": 1}
+    for project in PROJECTS:
+        for folder in (
+            recipes / project,
+            recipes / "common",
+            tmp_path / "patches/torch",
+            tmp_path / "patches" / project,
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "recipes" / project / "pixi.toml", recipes / project)
+        (recipes / project / "recipe.yaml").write_text(
+            f"schema_version: 1\npackage: {{name: {project}, version: '1.0'}}\n"
+            "build:\n  string: ${{ row }}_h${{ hash }}_1\n  script: {file: ../common/build.sh}\n"
+        )
+    (recipes / "common/build.sh").write_text(
+        'mkdir -p "$PREFIX/share"\nfind "$RECIPE_DIR/../../patches" -type f >"$PREFIX/share/$PKG_NAME.txt"\n'
+        'echo "$row" >>"$PREFIX/share/$PKG_NAME.txt"\n'
+    )
+    for part in ("linux-64", "noarch"):
+        (tmp_path / "channel" / part).mkdir(parents=True)
+        (tmp_path / "channel" / part / "repodata.json").write_text(json.dumps(index_of))
+    manifest(recipes, tmp_path / "channel", row="first")
+    return recipes
+
+
+def manifest(recipes: Path, channel: Path, *, row: str) -> None:
+    sources = "".join(f'{project} = {{ path = "{project}" }}\n' for project in PROJECTS)
+    (recipes / "pixi.toml").write_text(
+        f'[workspace]\nname = "x"\nchannels = ["{channel.as_uri()}"]\npreview = ["pixi-build"]\n'
+        'platforms = [{ name = "gpu", platform = "linux-64", cuda = "13.0", glibc = "2.28" }]\n'
+        f'[workspace.target.gpu.build-variants]\nrow = ["{row}"]\n'
+        f'[feature.cu130]\nplatforms = ["gpu"]\n[feature.cu130.dependencies]\n{sources}'
+        "[environments]\ncu130 = { features = ['cu130'], no-default-feature = true }\n"
+    )
+
+
+def pixi_install(recipes: Path, *words: str) -> dict[str, tuple[int, str]]:
+    """Install, and say of each project's file when it was made and what is in it."""
+    env = {**os.environ, "CONDA_OVERRIDE_CUDA": "13.0"}
+    command = ["pixi", "install", "-e", "cu130", *words]
+    done = subprocess.run(command, cwd=recipes, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    files = {project: recipes / f".pixi/envs/cu130/share/{project}.txt" for project in PROJECTS}
+    return {project: (path.stat().st_mtime_ns, path.read_text()) for project, path in files.items()}
+
+
+@pytest.mark.timeout(300)
+def test_a_change_of_what_recipes_share_or_of_their_patches_is_built_and_nothing_else_is(toy: Path) -> None:
+    first = pixi_install(toy)
+    assert pixi_install(toy, "--locked") == first
+    (toy.parent / "patches/mamba-ssm/0001-x.patch").touch()
+    second = pixi_install(toy, "--locked")
+    assert second["causal-conv1d"] == first["causal-conv1d"]
+    assert "0001-x.patch" in second["mamba-ssm"][1]
+    for name in ("recipes/common/new.py", "patches/torch/0001-y.patch"):
+        (toy.parent / name).touch()
+        third = pixi_install(toy, "--locked")
+        assert all(third[project][0] > second[project][0] for project in PROJECTS)
+        second = third
+
+
+@pytest.mark.timeout(300)
+def test_what_it_built_gets_into_the_channel_finished_and_a_second_folder_gives_the_same_bytes(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc on this machine to make a library with")
+    assert PIXI is not None
+    monkeypatch.setenv("PIXI_EXE", PIXI)
+    monkeypatch.setenv("SSM_FORGE_CCACHE", "off")
+    monkeypatch.setattr(pixi, "machine_virtual_packages", virtual_packages)
+    monkeypatch.setattr(elf, "gpu_code", lambda path: ArchList.parse("8.0"))
+    extensions = "; ".join(f"{project}) name={extension} ;" for project, extension in EXTENSIONS.items())
+    with (toy / "common/build.sh").open("a") as script:
+        script.write(
+            f'case "$PKG_NAME" in {extensions} esac\nsite="$PREFIX/lib/python3.12/site-packages"\nmkdir -p "$site"\n'
+            # As the kernels' script does: the folder of a build would be in the build ID.
+            "unset LD_RUN_PATH\n"
+            'echo "int f(void) { return 0; }" | gcc -shared -fPIC -x c - -o "$site/$name.so.x.so"\n'
+        )
+    made = []
+    for folder in (toy, Path(shutil.copytree(toy.parent, tmp_path / "second", ignore=_own_and_built)) / "recipes"):
+        subprocess.run(["pixi", "lock"], cwd=folder, check=True, capture_output=True)
+        place = Workspace(folder.parent, tmp_path / "cache")
+        values = {"row": ["first"], "forge_source": ["conda"], "cuda_arch_list": ["8.0"]}
+        locked = locks.environment(place.source_lock, "cu130")
+        prefix = place.source_envs / "cu130"
+        kept = pixi_kernels.Kept(locked, "cu130", "3.12", "13.0", values, ArchList.parse("8.0"), prefix)
+        with open_log(place.logs, "test") as log:
+            assert pixi_kernels.install_kept(kept, place, log)
+        packages = sorted((folder.parent / "channel/linux-64").glob("*.conda"))
+        made.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages})
+        assert len(packages) == 2
+        assert install.installed_prefixes(place) == [prefix]
+    assert made[0] == made[1]
+
+
+def _own_and_built(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if name in (".pixi", "home", "second", "cache")}
+
+
+@pytest.mark.timeout(300)
+def test_a_changed_row_of_the_matrix_is_built(toy: Path) -> None:
+    assert pixi_install(toy)["mamba-ssm"][1].endswith("first\n")
+    manifest(toy, toy.parent / "channel", row="second")
+    assert pixi_install(toy)["mamba-ssm"][1].endswith("second\n")
 
 
 @pytest.fixture

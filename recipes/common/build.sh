@@ -7,7 +7,9 @@ set -euo pipefail
 export CUDA_HOME="${BUILD_PREFIX}"
 export CPATH=".host/targets/x86_64-linux/include:.host/targets/x86_64-linux/include/cccl:.host/include:.build/targets/x86_64-linux/include:.build/include"
 export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/targets/x86_64-linux/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
-export MAX_JOBS="${CPU_COUNT}"
+costs="${RECIPE_DIR}/../compile-costs.txt"
+MAX_JOBS="$("${PYTHON}" "${RECIPE_DIR}/../common/jobs.py" "${costs}" "${EXTENSION}" "${CPU_COUNT}")"
+export MAX_JOBS
 # The engine sets it to this build's folder, for the linker to take as rpath; replaced afterwards, it would still be
 # in the binary's build ID. These are the rpaths of the recipe.
 export LD_RUN_PATH='$ORIGIN/../..:$ORIGIN/torch/lib'
@@ -37,7 +39,6 @@ specs="$("${CXX}" -print-file-name=builtin.specs)"
 printf '#!/bin/sh\nexport LINK_SPECS="%s"\nexec "%s" "%s" "$@"\n' "${specs}" "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
 # torch writes build.ninja and starts the first ninja on PATH; this one orders the files before it starts the real one.
 order="${RECIPE_DIR}/../common/order.py"
-costs="${RECIPE_DIR}/../compile-costs.txt"
 mkdir -p "${SRC_DIR}/.tools/path"
 printf '#!/bin/sh\n[ ! -f build.ninja ] || "%s" "%s" "%s" "%s" build.ninja || exit\nexec "%s" "$@"\n' \
     "${PYTHON}" "${order}" "${costs}" "${EXTENSION}" "${BUILD_PREFIX}/bin/ninja" >"${SRC_DIR}/.tools/path/ninja"
@@ -68,11 +69,15 @@ done
 export CXX="${SRC_DIR}/.tools/g++"
 
 # torch's own check of the host compiler, taught the CUDA releases that it does not know.
-"${PYTHON}" "${RECIPE_DIR}/../common/patch_torch.py" "${RECIPE_DIR}/../../patches/torch" "${SP_DIR}"
+"${PYTHON}" "${RECIPE_DIR}/../common/patch_torch.py" "${RECIPE_DIR}/../../patches/torch" "${SP_DIR}" \
+    "${BUILD_PREFIX}/.unpatched-torch"
 
 # Debug information of the one C++ file is all that would tell where it was compiled.
 export CFLAGS="${CFLAGS:-} -g0"
 export CXXFLAGS="${CXXFLAGS:-} -g0"
+
+# pixi builds again in the environments of its last build: what that one installed must not get into this package.
+rm -rf "${SP_DIR:?}/${PKG_NAME//-/_}" "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info "${SP_DIR}/${EXTENSION}".*.so
 
 # The wheel is unpacked at once: not worth compressing.
 printf '[bdist_wheel]\ncompression = stored\n' >"${SRC_DIR}/.tools/setup.cfg"

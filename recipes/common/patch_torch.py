@@ -1,10 +1,11 @@
-"""Patches the torch of a build's host environment: `python patch_torch.py PATCHES SITE_PACKAGES`.
+"""Patches the torch of a build's host environment: `python patch_torch.py PATCHES SITE_PACKAGES KEPT`.
 
 Runs in the build with the build's own Python and nothing but its standard library. PATCHES has a folder per
 torch version (``2.3.0/0001-*.patch``, unified diffs with paths as in site-packages); another patch release of
 the same minor takes the folder of its minor's newest. Each file is replaced, never written in place: it is a
 hard link to the package cache, which all later environments are made from. All patches fit, or none is applied;
-what an earlier build in the same environment applied is left as it is.
+what an earlier build in the same environment applied is left as it is. KEPT is a folder of the build for the files as
+they were, so that the next build in these environments can apply other patches than the last.
 """
 
 from __future__ import annotations
@@ -93,29 +94,47 @@ def replace(path: Path, text: str) -> None:
         compiled.unlink()
 
 
-def apply(patches: Path, site_packages: Path) -> list[str]:
+def unpatched(site_packages: Path, name: str, kept: Path) -> str:
+    """A file as it was before the last build here patched it; what someone else has put there is taken as it is."""
+    text = (site_packages / name).read_text(encoding="utf-8")
+    before, after = _kept(name, kept)
+    if after.is_file() and after.read_text(encoding="utf-8") == text:
+        return before.read_text(encoding="utf-8")
+    return text
+
+
+def _kept(name: str, kept: Path) -> tuple[Path, Path]:
+    """Where a file is kept as it was, and as it became."""
+    return kept / "before" / name, kept / "after" / name
+
+
+def apply(patches: Path, site_packages: Path, kept: Path) -> list[str]:
     """Patch torch; returns the names of the patches.
 
     Raises:
         MisfitError: when a patch does not fit; nothing was changed then.
     """
     version = torch_version(site_packages)
-    texts: dict[Path, list[str]] = {}
+    originals: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     names = []
     for patch in patches_for(version, patches):
         for name, hunks in parse(patch):
-            path = site_packages / name
-            if path not in texts:
-                if not path.is_file():
+            if name not in texts:
+                if not (site_packages / name).is_file():
                     raise MisfitError(f"{patch.name} does not fit torch {version}: it has no file {name}")
-                texts[path] = path.read_text(encoding="utf-8").splitlines()
+                originals[name] = unpatched(site_packages, name, kept)
+                texts[name] = originals[name].splitlines()
             where = f"{patch.parent.name}/{patch.name} does not fit {name} of torch {version}"
-            texts[path] = patched(texts[path], hunks, where)
+            texts[name] = patched(texts[name], hunks, where)
         names.append(f"{patch.parent.name}/{patch.name}")
-    for path, lines in texts.items():
-        text = "\n".join(lines) + "\n"
+    for name, lines in texts.items():
+        path, text = site_packages / name, "\n".join(lines) + "\n"
         if text != path.read_text(encoding="utf-8"):
             replace(path, text)
+            for place, content in zip(_kept(name, kept), (originals[name], text), strict=True):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(content, encoding="utf-8")
     return names
 
 
@@ -124,7 +143,7 @@ def main() -> int:
         print("torch: that of an environment, left as it is; its own check only warns of CUDA releases it doesn't know")
         return 0
     try:
-        for name in apply(Path(sys.argv[1]), Path(sys.argv[2])):
+        for name in apply(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])):
             print(f"torch: applied {name}")
     except MisfitError as misfit:
         print(f"error: {misfit}", file=sys.stderr)

@@ -167,6 +167,11 @@ def families(supported: Iterable[Capability]) -> ArchList:
     return ArchList(tuple(sorted([*lowest.values(), *alone])))
 
 
+def code_for(gpu: Capability, supported: Sequence[Capability]) -> Capability:
+    """The newest of ``supported`` whose machine code runs on ``gpu``: its own if that can be; ``gpu`` if none does."""
+    return max((s for s in supported if gpu.runs_sass_of(s)), default=gpu)
+
+
 def resolve(
     request: str | None,
     *,
@@ -189,7 +194,7 @@ def resolve(
         UsageError: for ``native`` without a GPU, or a list that can't be read.
     """
     if request is None:
-        mine = [g for g in gpus if g in supported]
+        mine = [code for g in gpus if (code := code_for(g, supported)) in supported]
         arches = ArchList(tuple(sorted(set(mine)))) if mine else ArchList.parse(default)
     elif request == "native":
         if not gpus:
@@ -197,11 +202,11 @@ def resolve(
                 "--cuda-arch native needs an NVIDIA GPU, and none was found on this machine.",
                 fix='Name the target instead, such as --cuda-arch 9.0 or --cuda-arch "8.0;9.0+PTX".',
             )
-        arches = ArchList(tuple(sorted(set(gpus))))
+        arches = ArchList(tuple(sorted({code_for(g, supported) for g in gpus})))
     elif request == "families":
         arches = families(supported)
     elif request == "all":
-        arches = ArchList(tuple(sorted(upstream)))
+        arches = ArchList(tuple(sorted({code_for(a, supported) for a in upstream})))
     else:
         arches = ArchList.parse(request)
         if not set(arches.ptx) <= set(arches.sass):

@@ -163,6 +163,22 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
 
 
+@contextmanager
+def opened_payload(path: Path) -> Iterator[tarfile.TarFile]:
+    """The payload as a tar that is read from its beginning to its end.
+
+    Raises:
+        IntegrityError: when the file is no whole .conda package; what reading the tar raises is in ``ZIP_DAMAGE``.
+    """
+    with (
+        _opened(path) as package,
+        package.open(_member(package, "pkg-")) as packed,
+        zstandard.ZstdDecompressor().stream_reader(packed) as plain,
+        tarfile.open(fileobj=plain, mode="r|", tarinfo=Member) as tar,
+    ):
+        yield tar
+
+
 def _member(package: zipfile.ZipFile, prefix: str) -> str:
     for name in package.namelist():
         if name.startswith(prefix) and name.endswith(".tar.zst"):

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from rattler import RepoDataRecord
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_cache, mirrors, owners
+from ssm_forge import compile_cache, locked_build, materials, mirrors, owners
 from ssm_forge.arch import ArchList
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
+from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.machine import cores, free_memory
 from ssm_forge.paths import Workspace
 from ssm_forge.schedule import Job
@@ -50,6 +52,8 @@ class BuildRequest:
         channels: URLs to take build and host packages from, first wins.
         compiler: what a compiler of this machine says it is; empty where packages bring it.
         compiler_lock: the lock of Debian packages that a compiler of the bridge is made of.
+        locked: what recipes/pixi.lock says that it is built with; None where the channels are solved.
+        beside: the packages of the locked environment that it is for.
     """
 
     project: str
@@ -58,6 +62,8 @@ class BuildRequest:
     channels: tuple[str, ...]
     compiler: str = ""
     compiler_lock: Path | None = None
+    locked: SourcePackage | None = None
+    beside: tuple[RepoDataRecord, ...] = ()
 
 
 def memory_needed(jobs: int, costs: Sequence[Job]) -> int:
@@ -109,7 +115,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
     staging.mkdir(parents=True)
     try:
         started = time.monotonic()
-        package = _run_worker(request, staging, jobs, workspace, log)
+        package = _run_worker(request, staging, jobs, workspace, log, channel)
         if package.name != request.filename:
             raise BuildError(
                 f"the recipe gave {package.name}, but {request.filename} was planned: it changed during the build.",
@@ -123,6 +129,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
             workspace,
             compiler=request.compiler,
             compiler_lock=request.compiler_lock,
+            solved=None if request.locked is None else materials.locked(request.locked),
         )
         target = channels.add(channel, finished)
         seconds = human_seconds(time.monotonic() - started)
@@ -172,17 +179,22 @@ def _share_sources(staging: Path, workspace: Workspace) -> None:
 
 
 @for_engine()
-def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log) -> Path:
+def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log, channel: Path) -> Path:
     _share_sources(staging, workspace)
+    root, sources = workspace.root, request.channels
+    if request.locked is not None:
+        root, locked = locked_build.prepare(request.locked, request.beside, workspace, staging)
+        sources = (*channel_urls([channel]), *locked)
     spec = staging / "spec.json"
     spec.write_text(
         json.dumps(
             {
                 "project": request.project,
+                "root": str(root),
                 "values": request.values,
                 "output_dir": str(staging / "out"),
                 # The build engine reads no configuration of pixi.
-                "channels": [mirrors.mirrored(url) for url in request.channels],
+                "channels": [mirrors.mirrored(url) for url in sources],
             }
         )
     )
@@ -223,7 +235,7 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     _kill_session(process.pid)
     # The engine's errors have one line for each cause.
     reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
-    raise BuildError(f"building {request.project} failed: {reason}", fix=_hint(tail), log=log.path)
+    raise BuildError(f"building {request.project} failed: {reason}", fix=hint(tail), log=log.path)
 
 
 def _read_outcome(answer: int) -> dict[str, str]:
@@ -260,7 +272,8 @@ def _follow(process: subprocess.Popen[str], project: str, log: Log) -> str:
     return "".join(tail)
 
 
-def _hint(tail: str) -> str:
+def hint(tail: str) -> str:
+    """What to do about a build whose last words these are; empty where they tell nothing."""
     if re.search(r"Killed|signal 9|out of memory|Cannot allocate", tail):
         return "The compiler ran out of memory: use --jobs 1."
     if "No space left on device" in tail:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def main(spec_path: Path, answer: int) -> int:
         os.write(answer, json.dumps(outcome).encode())
 
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
-    rendered = render(spec["project"], spec["values"], workspace())
+    rendered = render(spec["project"], spec["values"], replace(workspace(), root=Path(spec["root"])))
     try:
         result = rendered.engine.run_build(
             tool_config=ToolConfiguration(test_strategy="native", channel_priority="strict"),

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import zstandard
-
 from ssm_forge import archive, channel, foreign, gpu, install, owners
 from ssm_forge.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.fetch import sha256_of
@@ -27,6 +25,8 @@ from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.ui import human_bytes
 
 SIZE_LIMIT = 64 << 20
+# Of a package's files, which are read one by one; machine code for many GPUs is compressed to a tenth.
+_MOST_PAYLOAD_BYTES = 4 << 30
 # Files under scripts/ssm_forge that travel: the package's marker and the kernels subpackage.
 _SOURCES = ("__init__.py", "kernels/*.py")
 
@@ -222,18 +222,25 @@ Members = Iterator[tuple[tarfile.TarInfo, bytes]]
 
 
 def _payload(path: Path) -> Members:
-    """The regular files of a .conda's payload."""
-    with zipfile.ZipFile(path) as package:
-        name = next((n for n in package.namelist() if n.startswith("pkg-")), None)
-        if name is None:
-            raise IntegrityError(f"{path} is not a whole .conda package (it has no payload).")
-        with package.open(name) as packed:
-            stream = zstandard.ZstdDecompressor().stream_reader(packed)
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    content = tar.extractfile(member)
-                    if content is not None:
-                        yield member, content.read()
+    """The regular files of a .conda's payload.
+
+    Raises:
+        IntegrityError: when it is damaged, leads out of a folder, or is larger than what a bundle can be made of.
+    """
+    try:
+        with archive.opened_payload(path) as tar:
+            room = _MOST_PAYLOAD_BYTES
+            for member in tar:
+                if not member.isreg():
+                    continue
+                room -= member.size + tarfile.BLOCKSIZE  # An empty file takes room too.
+                if room < 0 or not foreign.is_inside(member.name):
+                    raise ValueError(f"{member.name!r:.80} has {member.size} bytes, which do not fit into a bundle")
+                content = tar.extractfile(member)
+                assert content is not None
+                yield member, foreign.limited(content, member.size)
+    except (*archive.ZIP_DAMAGE, OSError) as error:
+        raise IntegrityError(f"{path} is not a whole .conda package ({error}).") from error
 
 
 def _extensions(path: Path) -> Members:

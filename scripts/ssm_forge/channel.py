@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from typing import IO, Any
 
 from ssm_forge import locks, owners, repodata
 from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.paths import launcher
 
 SUBDIR = "linux-64"
 
@@ -32,8 +34,11 @@ _IN_USE = ".in-use"
 _ELSEWHERE = "set SSM_FORGE_CHANNEL to a folder on another file system"
 _KEPT_SECONDS = 7 * 86_400
 
-# There while a package gets its place: the index may then describe the file that had the same name before.
-_PENDING = ".pending"
+# Where the engine writes what it then renames into place.
+_ENGINES_OWN = ".tmp"
+
+# Names a package while it gets its place: the index may then describe the file that had the same name before.
+PENDING = ".pending"
 
 # Index files in the order in which the engine replaces them; the last one is ours.
 INDEX_FILES = ("repodata.json.zst", "repodata.json", "repodata_shards.msgpack.zst", "run_exports.json")
@@ -87,10 +92,10 @@ def add(channel: Path, package: Path) -> Path:
     with locked(channel):
         # Copied, not renamed: packages are built in the cache, which may be on another disk.
         shutil.copyfile(package, partial)
-        (channel / _PENDING).touch()
+        (channel / PENDING).write_text(f"{package.name}\n", encoding="utf-8")
         partial.replace(target)
         index(channel, force=True)
-        (channel / _PENDING).unlink()
+        (channel / PENDING).unlink()
     package.unlink()
     return target
 
@@ -161,7 +166,7 @@ def flush(path: Path) -> None:
 def ensure_indexed(channel: Path) -> None:
     """Make the index list exactly the files that are there; a damaged one is written anew from them."""
     (channel / SUBDIR).mkdir(parents=True, exist_ok=True)
-    stale = (channel / _PENDING).exists()
+    stale = (channel / PENDING).exists()
     try:
         behind = stale or not in_step(channel)
     except repodata.DamagedIndexError:
@@ -169,7 +174,7 @@ def ensure_indexed(channel: Path) -> None:
     if behind:
         with locked(channel):
             index(channel, force=stale)
-            (channel / _PENDING).unlink(missing_ok=True)
+            (channel / PENDING).unlink(missing_ok=True)
 
 
 def in_step(channel: Path) -> bool:
@@ -183,13 +188,14 @@ def in_step(channel: Path) -> bool:
     for subdir in {*subdirs(channel), SUBDIR}:
         folder = channel / subdir
         found = {path.name: _alias_digest(path) for path in folder.glob("*.conda")}
-        told = {name: r.get("attestations_sha256") for name, r in records(channel, subdir).items()}
+        listed = records(channel, subdir)
+        told = {name: record.get("attestations_sha256") for name, record in listed.items()}
         if found != told or not all((folder / name).exists() for name in INDEX_FILES):
             return False
         # Not what is in the shards: that needs msgpack, which pixi's environment may lack.
         shards = folder / "repodata_shards.msgpack.zst"
         repodata.decompress(shards.read_bytes(), str(shards))
-        if differing_forms(partial(_read, folder), str(folder), set(told)):
+        if differing_forms(partial(_read, folder), str(folder), listed, exact=True):
             return False
     return True
 
@@ -198,26 +204,33 @@ def _read(folder: Path, name: str) -> bytes:
     return (folder / name).read_bytes()
 
 
-def differing_forms(read: Callable[[str], bytes | None], folder: str, told: set[str]) -> dict[str, str]:
+def differing_forms(
+    read: Callable[[str], bytes | None], folder: str, told: repodata.Records, *, exact: bool
+) -> dict[str, str]:
     """Which of ``repodata.json.zst`` and ``run_exports.json`` say something else than ``repodata.json``, and how.
 
     Args:
         read: gives the bytes of an index file; None when there is none.
         folder: where the files are, for messages.
-        told: file names that ``repodata.json`` lists.
+        told: what ``repodata.json`` lists.
+        exact: all forms must be there, and say the same of run exports: what this project writes. A hosted channel may
+            have the run exports elsewhere than in ``repodata.json``, or less.
     """
 
     def packed_agrees(data: bytes) -> bool:
         return repodata.decompress(data, f"{folder}/repodata.json.zst") == read("repodata.json")
 
     def exports_agree(data: bytes) -> bool:
-        return set(repodata.records(data, f"{folder}/run_exports.json")) == told
+        found = repodata.records(data, f"{folder}/run_exports.json")
+        return found == repodata.exports_of(told) if exact else set(found) == set(told)
 
     found = {}
     for name, agrees in (("repodata.json.zst", packed_agrees), ("run_exports.json", exports_agree)):
         data = read(name)
         try:
-            if data is not None and not agrees(data):
+            if data is None:
+                found.update({name: "is missing"} if exact else {})
+            elif not agrees(data):
                 found[name] = "differs from repodata.json"
         except repodata.DamagedIndexError as error:
             found[name] = error.reason
@@ -242,6 +255,8 @@ def index(channel: Path, *, force: bool = False) -> None:
 
     for name in ("noarch", SUBDIR):
         (channel / name).mkdir(parents=True, exist_ok=True)
+    for leftover in (channel / _ENGINES_OWN).glob("*"):
+        leftover.unlink(missing_ok=True)  # Whoever indexes has the channel's lock, so who made it was killed.
     try:
         asyncio.run(index_fs(channel, write_zst=True, write_shards=True, force=force))
         for subdir in subdirs(channel):
@@ -252,7 +267,10 @@ def index(channel: Path, *, force: bool = False) -> None:
         # The engine has one nameless error for everything: a full disk, a broken package, a lost race.
         if "No space left" in str(error) or "os error 27" in str(error):
             raise full(channel, OSError(errno.ENOSPC, "No space left on device")) from error
-        raise IntegrityError(f"the index of {channel} could not be written: {error}") from error
+        raise IntegrityError(
+            f"the index of {channel} could not be written: {error}",
+            fix=f"'{launcher()} channel check --repair {shlex.quote(str(channel))}' sets aside what is damaged.",
+        ) from error
 
 
 def full(channel: Path, error: OSError) -> MachineError:
@@ -296,11 +314,18 @@ def unfinished(channel: Path) -> list[Path]:
     """Uploads that nobody will go on with: those of a week ago, and all of them where nothing receives files."""
     in_use = _is_receiving(channel)
     found = []
-    for path in sorted((channel / UPLOADS).glob("*.part")):
+    for path in sorted([*(channel / UPLOADS).glob("*.part"), *(channel / UPLOADS).glob("*.lock")]):
         with contextlib.suppress(FileNotFoundError):  # It was finished in between.
             if not in_use or time.time() - path.stat().st_mtime > _KEPT_SECONDS:
                 found.append(path)
     return found
+
+
+def sweep_staging(channel: Path) -> None:
+    """Remove what killed runs of prune left. The caller holds the lock, so whoever made it is gone."""
+    for old in channel.glob(".prune-*"):
+        if not owners.others_work(old.name):
+            shutil.rmtree(old)
 
 
 def _is_receiving(channel: Path) -> bool:

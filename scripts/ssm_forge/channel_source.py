@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,8 +71,19 @@ def records(source: ChannelSource, subdir: str, needed: Sequence[str] = ()) -> r
     Raises:
         DamagedIndexError: when it is no index.
     """
+    return repodata.records(read_index(source, subdir), f"{source.name}/{subdir}/repodata.json", needed)
+
+
+def read_index(source: ChannelSource, subdir: str) -> bytes:
+    """The bytes of ``repodata.json``.
+
+    Raises:
+        DamagedIndexError: when there is none.
+    """
     data = source.read(f"{subdir}/repodata.json")
-    return repodata.records(data, f"{source.name}/{subdir}/repodata.json", needed) if data is not None else {}
+    if data is None:
+        raise repodata.DamagedIndexError(f"{source.name}/{subdir}/repodata.json", "is missing")
+    return data
 
 
 def measure(source: ChannelSource, path: str) -> tuple[str, int] | None:
@@ -94,7 +106,12 @@ class FolderSource:
         self.name = str(folder)
 
     def subdirs(self) -> list[str]:
-        return [name for name in channels.subdirs(self.folder) if (self.folder / name / "repodata.json").exists()]
+        return [name for name in channels.subdirs(self.folder) if self._is_used(name)]
+
+    def _is_used(self, subdir: str) -> bool:
+        """Whether there is a part of an index, or a package that an index would name."""
+        names = os.listdir(self.folder / subdir)  # noqa: PTH208
+        return any(name in channels.INDEX_FILES or name.endswith(".conda") for name in names)
 
     def read(self, path: str) -> bytes | None:
         file = self.folder / path

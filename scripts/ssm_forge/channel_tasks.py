@@ -1,4 +1,4 @@
-"""Housekeeping of a channel: is it whole (check), what is no longer needed (prune), a copy of it (mirror)."""
+"""Housekeeping of a channel: is it whole (check, repair), what is no longer needed (prune), a copy of it (mirror)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from typing import Any
 
 from ssm_forge import channel as channels
 from ssm_forge import owners, repodata
-from ssm_forge.channel_source import ChannelSource, FolderSource, measure, records
+from ssm_forge.channel_check import check as check
+from ssm_forge.channel_check import repair as repair
+from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.repodata import Records
@@ -25,123 +27,6 @@ from ssm_forge.ui import step_progress
 from ssm_forge.web import TransientError, retrying
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: ``missing``, ``changed``, ``index``, ``statement``, ``orphan`` or ``leftover``.
-        file: path inside the channel.
-    """
-
-    kind: str
-    file: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.file}: {self.what}"
-
-
-def check(source: ChannelSource) -> tuple[list[Problem], int]:
-    """Every listed file present and intact, all forms of the index in step, nothing unlisted lying about.
-
-    Returns:
-        The problems, and how many packages were compared. A server shows only what is listed, so what else
-        lies in its folder is not checked there.
-    """
-    problems: list[Problem] = []
-    count = 0
-    for subdir in source.subdirs():
-        try:
-            told = records(source, subdir)
-        except repodata.DamagedIndexError as error:
-            # What it lists can't be told, so nothing can be missing or orphaned.
-            problems.append(Problem("index", f"{subdir}/repodata.json", error.reason))
-            continue
-        count += len(told)
-        problems += _check_packages(source, subdir, told)
-        problems += _check_index(source, subdir, told)
-        if isinstance(source, FolderSource):
-            problems += _check_folder(source.folder / subdir, subdir, told)
-    if isinstance(source, FolderSource):
-        for path in channels.unfinished(source.folder):
-            problems.append(Problem("leftover", f".uploads/{path.name}", "an upload that was never finished"))
-    return problems, count
-
-
-def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
-    with step_progress() as progress:
-        task = progress.add_task(f"checking {subdir}", total=len(told))
-        for name, record in told.items():
-            file = f"{subdir}/{name}"
-            found = measure(source, file)
-            if found is None:
-                yield Problem("missing", file, "the index lists it, and it is not there")
-            elif found != (record.get("sha256"), record.get("size")):
-                yield Problem(
-                    "changed",
-                    file,
-                    f"the index says sha256 {record.get('sha256')} and {record.get('size')} bytes, "
-                    f"found {found[0]} and {found[1]}",
-                )
-            digest = record.get("attestations_sha256")
-            if digest:
-                sidecar = source.read(f"{file}.sigs.{digest}")
-                if sidecar is None or hashlib.sha256(sidecar).hexdigest() != digest:
-                    yield Problem("statement", file, "its signed statement is missing or changed")
-            progress.advance(task)
-
-
-def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
-    """repodata.json.zst, shards and run_exports.json against repodata.json."""
-    forms = channels.differing_forms(lambda name: source.read(f"{subdir}/{name}"), f"{source.name}/{subdir}", set(told))
-    for name, reason in forms.items():
-        yield Problem("index", f"{subdir}/{name}", reason)
-    file = f"{subdir}/repodata_shards.msgpack.zst"
-    shards = source.read(file)
-    try:
-        if shards is not None and _shard_hashes(source, subdir, shards) != {
-            name: record.get("sha256") for name, record in told.items()
-        }:
-            yield Problem("index", file, "differs from repodata.json")
-    except repodata.DamagedIndexError as error:
-        yield Problem("index", file, error.reason)
-
-
-def _shard_hashes(source: ChannelSource, subdir: str, index: bytes) -> dict[str, str | None]:
-    """File name -> sha256, as the shards say; a shard that is missing or changed leaves its packages out."""
-    found: dict[str, str | None] = {}
-    for digest in repodata.shard_digests(index, f"{source.name}/{subdir}/repodata_shards.msgpack.zst").values():
-        file = f"{subdir}/shards/{digest}.msgpack.zst"
-        data = source.read(file)
-        if data is None or hashlib.sha256(data).hexdigest() != digest:
-            continue
-        for name, record in repodata.shard(data, f"{source.name}/{file}").items():
-            found[name] = record.get("sha256")
-    return found
-
-
-def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]:
-    for path in sorted(folder.iterdir()):
-        file = f"{subdir}/{path.name}"
-        if path.is_symlink():
-            yield Problem("orphan", file, "a symbolic link; a channel consists of files")
-        elif path.name.endswith((".conda", ".tar.bz2")) and path.name not in told:
-            yield Problem("orphan", file, "a package that the index does not list")
-        elif ".conda.sigs" in path.name and path.name.partition(".sigs")[0] not in told:
-            yield Problem("orphan", file, "a statement about a package that is not there")
-        elif path.name.endswith(".part"):
-            yield Problem("leftover", file, "a file that was never finished")
-
-
-def repair(channel: Path) -> None:
-    """Bring the index in step with the files that are there, and remove what nobody will finish."""
-    with channels.locked(channel):
-        for path in [*channels.unfinished(channel), *channel.glob("*/.*.part")]:
-            path.unlink(missing_ok=True)
-        channels.index(channel, force=True)
 
 
 @dataclass(frozen=True)
@@ -277,8 +162,7 @@ def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
 
 @contextmanager
 def _staging(channel: Path) -> Iterator[Path]:
-    for old in channel.glob(".prune-*"):
-        shutil.rmtree(old)  # The lock is ours, so whoever made it is gone.
+    channels.sweep_staging(channel)
     staging = channel / f".prune-{owners.mark()}"
     staging.mkdir()
     try:

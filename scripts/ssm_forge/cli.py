@@ -29,6 +29,7 @@ from ssm_forge.ui import console
 COMMANDS: dict[str, tuple[str, str]] = {
     "install-mamba": ("install_mamba", "Build what is missing, install the kernels, verify them."),
     "verify": ("verify", "Prove that an installed environment works."),
+    "doctor": ("doctor", "Say why an environment's kernels don't work, and what mends it."),
     "python": ("activated", "Run Python inside the installed environment, activated."),
     "shell": ("activated", "Open a shell inside the installed environment, activated."),
     "variants": ("variants", "Show the build matrix: available, built, installed."),
@@ -119,7 +120,10 @@ def run() -> int:
         path = context.command_path if context else launcher()
         return _fail(f"{error.format_message()} {_nearest(error)}See '{path} --help'.", error.exit_code)
     except ForgeError as error:
-        return _fail(str(error), error.exit_code)
+        code = _fail(str(error), error.exit_code)
+        if error.advice:
+            console.print(redact(error.advice))
+        return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:

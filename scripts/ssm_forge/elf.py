@@ -81,9 +81,22 @@ def rpaths(path: Path) -> tuple[str, ...]:
     Raises:
         IntegrityError: when the file is no ELF library.
     """
+    return _dynamic_of(path)[1]
+
+
+def needed(path: Path) -> tuple[str, ...]:
+    """DT_NEEDED of a file, as :attr:`Library.needed`, without reading its symbols.
+
+    Raises:
+        IntegrityError: when the file is no ELF library.
+    """
+    return _dynamic_of(path)[0]
+
+
+def _dynamic_of(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         with path.open("rb") as stream:
-            return _dynamic(ELFFile(stream))[1]
+            return _dynamic(ELFFile(stream))
     except (ELFError, StopIteration, OSError) as error:
         raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
 

@@ -12,7 +12,7 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
-from ssm_forge import install
+from ssm_forge import install, policy
 from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.integrity import Report, verify
@@ -34,6 +34,7 @@ def create(
     workspace: Workspace,
     force: bool = False,
     installed: install.Installed | None = None,
+    rules: Sequence[policy.Rule] | None = None,
 ) -> Report:
     """Make ``prefix`` exactly the locked environment and verify it.
 
@@ -42,10 +43,12 @@ def create(
 
     Args:
         installed: what ssm-forge is to know of the environment; nothing of one that only a lock describes.
+        rules: the trust policy; None for the one that is in force here.
 
     Raises:
         UsageError: when ``prefix`` exists and ``force`` is not set.
-        IntegrityError: when a package's bytes are not the locked ones; nothing of it is installed.
+        IntegrityError: when a package's bytes are not the locked ones, or it lacks the statement that the policy asks
+            for; nothing of it is installed.
         NetworkError: when a package can't be downloaded.
         InstallError: when linking fails, or ``prefix`` is something else than an environment.
     """
@@ -54,11 +57,12 @@ def create(
     files = [(r, path) for r in locked.records if (path := local_file(r, mirrors)) is not None]
     require_all_intact(files)
     _require_hashes(locked)
+    admitted = policy.admit(locked.records, workspace, rules, beside=lambda record: local_file(record, mirrors))
     with install.locked(prefix):
         # Again: a run that this one waited for may have made it.
         _check_free(prefix, force)
         with install.replacing(prefix):
-            report = _install_and_verify(locked, prefix, mirrors, workspace)
+            report = _install_and_verify(locked, admitted, prefix, mirrors, workspace)
             if installed is not None:
                 install.write_marker(prefix, installed)
             return report
@@ -78,11 +82,15 @@ def _require_hashes(locked: LockedEnvironment) -> None:
 
 
 def _install_and_verify(
-    locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace
+    locked: LockedEnvironment,
+    admitted: policy.Admitted,
+    prefix: Path,
+    mirrors: Sequence[Mirror],
+    workspace: Workspace,
 ) -> Report:
     """Link, then compare every file; unpacked copies in the cache that turn out damaged are replaced once."""
     for attempt in (1, 2):
-        _link(locked, prefix, mirrors, workspace)
+        _link(admitted, locked.platform.subdir, prefix, mirrors, workspace)
         report = verify(prefix, locked.records)
         wrong = [d for d in report.deviations if d.kind != "incomplete"]
         if not wrong:
@@ -104,10 +112,12 @@ def _install_and_verify(
 
 
 @for_engine()
-def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace) -> None:
-    canonical = {r.name.normalized: r.url for r in locked.records}
+def _link(
+    admitted: policy.Admitted, subdir: str, prefix: Path, mirrors: Sequence[Mirror], workspace: Workspace
+) -> None:
+    canonical = {r.name.normalized: r.url for r in admitted.records}
     records = []
-    for record in locked.records:
+    for record in admitted.records:
         path = local_file(record, mirrors)
         records.append(record if path is None else _from_file(record, path))
     client = channel_client(timeout=_TIMEOUT_SECONDS, first=network_mirrors(mirrors))
@@ -117,7 +127,7 @@ def _link(locked: LockedEnvironment, prefix: Path, mirrors: Sequence[Mirror], wo
                 records,
                 prefix,
                 cache_dir=workspace.package_cache,
-                platform=subdir_type(locked.platform.subdir),
+                platform=subdir_type(subdir),
                 client=client,
                 show_progress=True,
             )

@@ -25,6 +25,8 @@ class ForgeError(Exception):
         self.what = what
         self.fix = fix
         self.log = log
+        # What doctor says to it; told after the message.
+        self.advice = ""
 
     def __str__(self) -> str:
         parts = [self.what]

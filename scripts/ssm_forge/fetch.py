@@ -77,6 +77,7 @@ def fetch_all(artifacts: Sequence[Artifact], workspace: Workspace) -> dict[Artif
         IntegrityError: when the bytes are not those of the lock; nothing is kept.
         MachineError: when the disk is full.
     """
+    _sweep(workspace)
     todo = list(dict.fromkeys(missing(artifacts, workspace)))
     if todo:
         total = sum(a.size for a in todo)
@@ -201,6 +202,13 @@ def _adopt_leftover(target: Path, partial: Path) -> bool:
             with suppress(FileNotFoundError):
                 leftover.replace(partial)
     return partial.exists()
+
+
+def _sweep(workspace: Workspace) -> None:
+    """Remove what was begun a week ago and nobody went on with: the same file may never be wanted again."""
+    for leftover in workspace.downloads.glob("*/*.part"):
+        if owners.forgotten(leftover) and _is_abandoned(leftover):
+            leftover.unlink(missing_ok=True)
 
 
 def _is_abandoned(leftover: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,13 @@ def finalize(
     *,
     compiler: str = "",
     compiler_lock: Path | None = None,
+    solved: Sequence[materials.Material] | None = None,
 ) -> Path:
     """Rewrite ``package`` and return the finished file, beside it.
 
     Args:
         compiler, compiler_lock: as in :class:`ssm_forge.build.BuildRequest`.
+        solved: what it was built with from channels, where the engine that built it does not say so in the package.
 
     Raises:
         BuildError: when the extension is missing, or holds other GPU code than asked for.
@@ -47,7 +50,8 @@ def finalize(
     with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
         extract(package, Path(scratch))
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
-        solved = materials.solved(Path(scratch)) if values["forge_source"][0] == "conda" else []
+        if solved is None:
+            solved = materials.solved(Path(scratch)) if values["forge_source"][0] == "conda" else []
         facts = _facts(libraries, project, ArchList.parse(values["cuda_arch_list"][0]))
     provenance = {
         "format": FORMAT,
@@ -98,7 +102,7 @@ def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     index = json.loads(edited["info/index.json"])
     index["timestamp"] = EPOCH * 1000
     depends = [spec for spec in index["depends"] if not spec.startswith("__glibc")]
-    index["depends"] = sorted([*depends, f"__glibc >={provenance['glibc']},<3.0.a0"])
+    index["depends"] = sorted({*depends, f"__glibc >={provenance['glibc']},<3.0.a0"})
     tell_the_solver(index, ArchList.parse(provenance["cuda_arch_list"]))
     edited["info/index.json"] = dump_json(index)
     about = json.loads(edited.get("info/about.json", b"{}"))

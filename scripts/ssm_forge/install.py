@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ssm_forge import foreign, locks, mirrors, owners
+from ssm_forge import foreign, locks, mirrors, owners, policy
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.machine import glibc, gpus
@@ -240,33 +240,43 @@ def solve_for_prefix(
 
 
 def install(
-    packages: Sequence[RepoDataRecord], prefix: Path, installed: Installed, workspace: Workspace, log: Log
+    packages: Sequence[RepoDataRecord],
+    prefix: Path,
+    installed: Installed,
+    workspace: Workspace,
+    log: Log,
+    rules: Sequence[policy.Rule] | None = None,
 ) -> None:
     """Link ``packages`` into ``prefix`` and write the marker.
 
     A prefix of our own is made beside its place and renamed into it, so that it is there whole or not at all.
     A prefix that existed before is added to in place.
 
+    Args:
+        rules: the trust policy; None for the one that is in force here.
+
     Raises:
+        IntegrityError: when a package lacks the statement that the policy asks for; nothing is linked then.
         InstallError: when linking fails; a prefix of our own is then unchanged.
     """
     prefix = prefix.absolute()
+    admitted = policy.admit(packages, workspace, rules, log)
     with locked(prefix):
         if not installed.created:
-            _link(packages, prefix, None, workspace, log)
+            _link(admitted, prefix, None, workspace, log)
             write_marker(prefix, installed)
             return
         _sweep(prefix)
         if not _engine_relocates():
             with replacing(prefix):
-                _link(packages, prefix, None, workspace, log)
+                _link(admitted, prefix, None, workspace, log)
                 (prefix / "conda-meta/history").touch()
                 write_marker(prefix, installed)
             return
         check_target(prefix)
         fresh = prefix.with_name(f".{prefix.name}.new-{owners.mark()}")
         try:
-            _link(packages, fresh, prefix, workspace, log)
+            _link(admitted, fresh, prefix, workspace, log)
             # conda's own tools know an environment by its history file.
             (fresh / "conda-meta/history").touch()
             write_marker(fresh, installed)
@@ -329,11 +339,12 @@ def _discard(unfinished: Path) -> None:
 
 
 @for_engine()
-def _link(packages: Sequence[RepoDataRecord], target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
+def _link(admitted: policy.Admitted, target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
 
     from ssm_forge.packages import local_file, require_all_intact
 
+    packages = admitted.records
     place: dict[str, Any] = {"alternative_target_prefix": final} if final else {}
     log(f"installing {len(packages)} packages into {target}")
     # The engine checks what it downloads, and trusts what lies in a folder.
@@ -428,6 +439,8 @@ def _sweep(prefix: Path) -> None:
     """Remove what killed runs left; bring back the old prefix if one died between the two renames."""
     leftovers = [*prefix.parent.glob(f".{prefix.name}.new-*"), *prefix.parent.glob(f".{prefix.name}.old-*")]
     for leftover in leftovers:
+        if owners.others_work(leftover.name):
+            continue
         if ".old-" in leftover.name and not prefix.exists():
             leftover.rename(prefix)
         else:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord
 
+from ssm_forge import lock_sources, source_solve
 from ssm_forge.errors import UsageError, did_you_mean
-from ssm_forge.foreign import MOST_SMALL_BYTES
+from ssm_forge.foreign import read_bytes
+from ssm_forge.lock_sources import Kind, SourcePackage
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
 from ssm_forge.paths import launcher
+from ssm_forge.run_exports import RunExports
 from ssm_forge.solver import Request, VirtualPackage, solve, subdir_type, virtual_packages
 
 VERSION = 7
@@ -26,13 +30,15 @@ class LockedEnvironment:
     Attributes:
         channels: base URLs in order of priority.
         platform: the machine it was solved for.
-        records: every package, sorted by name, with canonical URL and hashes.
+        records: every package from a channel, sorted by name, with canonical URL and hashes.
+        sources: packages that are built from a recipe, sorted by name.
     """
 
     name: str
     channels: tuple[str, ...]
     platform: Platform
     records: tuple[RepoDataRecord, ...]
+    sources: tuple[SourcePackage, ...] = ()
 
 
 def write(
@@ -44,14 +50,28 @@ def write(
         SolveError, NetworkError, UsageError: see :func:`ssm_forge.solver.solve`.
     """
     solved = []
+    exports: dict[str, RunExports] = {}
     names = short_names(manifest)
     for environment in manifest.environments:
         for platform in environment.platforms:
-            records = solve(_request(environment, platform, snapshot))
+            request = _request(environment, platform, snapshot)
+            found = [source_solve.Found(source, manifest) for source in environment.sources]
+            sources = source_solve.solve_sources(found, manifest.variants.get(platform.name, {}), request)
+            for source in sources:
+                exports.update(source.exports)
+            records = solve(source_solve.with_sources(request, sources))
             short = replace(platform, name=names[platform.name])
-            solved.append(LockedEnvironment(environment.name, environment.channels, short, tuple(records)))
+            solved.append(
+                LockedEnvironment(
+                    environment.name,
+                    environment.channels,
+                    short,
+                    tuple(r for r in records if r.name.normalized not in {s.package.name for s in sources}),
+                    tuple(source.package for source in sources),
+                )
+            )
             progress(f"{environment.name}: {len(records)} packages for {platform.name}")
-    write_locked(tuple(solved), path)
+    write_locked(tuple(solved), path, exports)
     return tuple(solved)
 
 
@@ -75,8 +95,14 @@ def _identity(platform: Platform) -> tuple[str, frozenset[VirtualPackage]]:
     return platform.subdir, frozenset(platform.virtual) - set(virtual_packages(subdir=platform.subdir))
 
 
-def write_locked(environments: tuple[LockedEnvironment, ...], path: Path) -> None:
-    """Write environments that are solved already."""
+def write_locked(
+    environments: tuple[LockedEnvironment, ...], path: Path, exports: Mapping[str, RunExports] | None = None
+) -> None:
+    """Write environments that are solved already.
+
+    Args:
+        exports: URL -> what the package there exports, of those that a recipe names; known of what was read.
+    """
     used = list(dict.fromkeys(e.platform for e in environments))
     platforms = {p.name: LockPlatform(p.name, subdir_type(p.subdir), [str(v) for v in p.virtual]) for p in used}
     lock = LockFile(list(platforms.values()))
@@ -84,9 +110,20 @@ def write_locked(environments: tuple[LockedEnvironment, ...], path: Path) -> Non
         lock.set_channels(environment.name, [LockChannel(url) for url in environment.channels])
         for record in environment.records:
             lock.add_conda_package(environment.name, platforms[environment.platform.name], record)
+    packages = list({str(source): source for e in environments for source in e.sources}.values())
+    for number, package in enumerate(packages):
+        for kind in lock_sources.KINDS:
+            name = lock_sources.stand_in(number, kind)
+            lock.set_channels(name, [])
+            for record in package.built_with(kind):
+                lock.add_conda_package(name, next(iter(platforms.values())), record)
+    listed = {(e.name, e.platform.name): e.sources for e in environments if e.sources}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lock-") as folder:
         draft = Path(folder) / path.name
         lock.to_path(draft)
+        if packages:
+            text = lock_sources.join(draft.read_text(encoding="utf-8"), packages, listed, exports or {})
+            draft.write_text(text, encoding="utf-8")
         draft.replace(path)
 
 
@@ -113,18 +150,22 @@ def read(path: Path) -> tuple[LockedEnvironment, ...]:
     if not path.exists():
         raise UsageError(f"{path} does not exist.", fix=f"Make it with '{launcher()} lock'.")
     try:
-        size = path.stat().st_size
-        if size > MOST_SMALL_BYTES:
-            raise ValueError(f"it has {size} bytes")
-        return _environments(LockFile.from_path(path))
+        parted = lock_sources.part(read_bytes(path).decode())
+        if not parted.entries:
+            return _environments(LockFile.from_path(path), parted)
+        # The engine reads files only.
+        with tempfile.TemporaryDirectory(prefix="ssm-forge-lock-") as folder:
+            plain = Path(folder) / path.name
+            plain.write_text(parted.engine, encoding="utf-8")
+            return _environments(LockFile.from_path(plain), parted)
     except Exception as error:  # The engine has an error of its own for each thing that is wrong.
         raise UsageError(
             f"{path} is not a readable lock file ({error}).", fix=f"Make it anew with '{launcher()} lock'."
         ) from error
 
 
-def _environments(lock: LockFile) -> tuple[LockedEnvironment, ...]:
-    found = []
+def _environments(lock: LockFile, parted: lock_sources.Parted) -> tuple[LockedEnvironment, ...]:
+    found: dict[str, list[LockedEnvironment]] = {}
     for name, environment in sorted(lock.environments(), key=lambda item: item[0]):
         channels = tuple(str(c) for c in environment.channels())
         for platform in sorted(environment.platforms(), key=lambda p: p.name):
@@ -132,8 +173,20 @@ def _environments(lock: LockFile) -> tuple[LockedEnvironment, ...]:
             virtual = tuple(VirtualPackage.parse(v) for v in platform.virtual_packages)
             where = Platform(platform.name, str(platform.subdir), virtual)
             ordered = tuple(sorted(records, key=lambda r: r.name.normalized))
-            found.append(LockedEnvironment(name, channels, where, ordered))
-    return tuple(found)
+            found.setdefault(name, []).append(LockedEnvironment(name, channels, where, ordered))
+
+    def built_with(number: int, kind: Kind) -> tuple[RepoDataRecord, ...]:
+        return next((e.records for e in found.get(lock_sources.stand_in(number, kind), [])), ())
+
+    packages = {
+        entry["conda_source"]: lock_sources.package(entry, functools.partial(built_with, number))
+        for number, entry in enumerate(parted.entries)
+    }
+    real = [e for name, environments in found.items() if not lock_sources.is_stand_in(name) for e in environments]
+    return tuple(
+        replace(e, sources=tuple(packages[selector] for selector in parted.listed.get((e.name, e.platform.name), ())))
+        for e in real
+    )
 
 
 def environment(path: Path, name: str) -> LockedEnvironment:
@@ -193,11 +246,12 @@ def check(manifest: Manifest, path: Path) -> dict[str, list[Disagreement]]:
         for platform in wanted.platforms:
             candidates = [e for e in locked if e.name == wanted.name]
             have = counterpart(platform, candidates, platform.name, names[platform.name])
-            if have is None:
-                problems.append(Disagreement(wanted.name, "", f"not locked for platform {platform.name}"))
-            else:
+            if have is not None:
                 locked.remove(have)
                 problems += _compare(wanted, platform, have)
+                problems += _compare_sources(wanted, platform, have, manifest)
+            elif wanted.specs or wanted.sources:
+                problems.append(Disagreement(wanted.name, "", f"not locked for platform {platform.name}"))
     for extra in locked:
         reason = f"locked for platform {extra.platform.name}, which pixi.toml does not ask for"
         result.setdefault(extra.name, []).append(Disagreement(extra.name, "", reason))
@@ -230,6 +284,56 @@ def _compare(wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironmen
     return problems + [about(*p) for p in _unsound(have, by_name, wanted, platform.name)]
 
 
+def _compare_sources(
+    wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironment, manifest: Manifest
+) -> list[Disagreement]:
+    """Packages from source: asked for and there, and locked from their recipes as they are now."""
+    by_name = {source.name: source for source in have.sources}
+    asked = {source.name for source in wanted.sources}
+    found = [(name, "locked as built from a recipe, and pixi.toml does not ask for that") for name in by_name]
+    problems = [problem for problem in found if problem[0] not in asked]
+    for spec in wanted.sources:
+        source = by_name.get(spec.name)
+        if source is None or source.place != spec.path:
+            got = f"from '{source.place}'" if source else "from no recipe"
+            problems.append(
+                (spec.name, f"pixi.toml asks for it from the recipe in '{spec.path}', the lock has it {got}")
+            )
+            continue
+        stated = source_solve.stated(source_solve.Found(spec, manifest), manifest.variants.get(platform.name, {}))
+        problems += [(spec.name, reason) for reason in _unlike(stated, source, platform)]
+    return [Disagreement(wanted.name, name, reason) for name, reason in problems]
+
+
+def _unlike(stated: source_solve.Stated, source: SourcePackage, platform: Platform) -> list[str]:
+    """Why a recipe, as it is now, would be locked otherwise."""
+    problems = []
+    keys = sorted(set(stated.variants) | set(source.variants))
+    for key in (key for key in keys if stated.variants.get(key) != source.variants.get(key)):
+        new, old = (values.get(key, "nothing") for values in (stated.variants, source.variants))
+        problems.append(f"its recipe is built with {key} {new}, the lock has {old}")
+    problems += [f"its recipe needs '{text}', the lock does not" for text in stated.run if text not in source.depends]
+    for kind, specs in (("build", stated.build), ("host", stated.host)):
+        records = {r.name.normalized: r for r in (source.build if kind == "build" else source.host)}
+        problems += [f"its recipe's {kind} environment: {reason}" for reason in _lacking(specs, records)]
+        for name, record in records.items():
+            mine = [text for text in record.depends if not _name(MatchSpec(text)).startswith("__")]
+            problems += [f"its {kind} environment: {name}: {reason}" for reason in _lacking(mine, records)]
+            if not digest(record)[0]:
+                problems.append(f"its {kind} environment: the lock has no hash of {name}")
+    return problems
+
+
+def _lacking(specs: Sequence[str], records: Mapping[str, RepoDataRecord]) -> list[str]:
+    found = []
+    for text in specs:
+        spec = MatchSpec(text)
+        record = records.get(_name(spec))
+        if record is None or not satisfies(record, spec):
+            found.append(f"needs '{text}', the lock has {describe(record) if record else f'no {_name(spec)}'}")
+    return found
+
+
 def _unsound(
     have: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec, platform_name: str
 ) -> list[tuple[str, str]]:
@@ -237,16 +341,20 @@ def _unsound(
     problems: list[tuple[str, str]] = []
     virtual = {v.name: v for v in have.platform.virtual}
     needed: set[str] = set()
-    waiting = [_name(MatchSpec(text)) for text in wanted.specs]
+    sources = {source.name: source for source in have.sources}
+    waiting = [_name(MatchSpec(text)) for text in wanted.specs] + list(sources)
     while waiting:
         name = waiting.pop()
-        if name in needed or name not in by_name:
+        if name in needed or name not in {**by_name, **sources}:
             continue
         needed.add(name)
-        for depend in by_name[name].depends:
+        for depend in {**by_name, **sources}[name].depends:
             spec = MatchSpec(depend)
             target = _name(spec)
-            if target.startswith("__"):
+            if target in sources:
+                # Of a package that is still to be built the lock has no version.
+                pass
+            elif target.startswith("__"):
                 if not _machine_has(virtual.get(target), spec):
                     problems.append((name, f"needs '{depend}' of the machine, which {platform_name} lacks"))
             elif target not in by_name or not satisfies(by_name[target], spec):

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rattler import RepoDataRecord
 from rattler.version import Version
 
+from ssm_forge import lock_sources
 from ssm_forge.errors import MachineError, UsageError
 from ssm_forge.lock import LockedEnvironment, counterpart, digest, read
+from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace
 
 Kind = Literal["upgraded", "downgraded", "rebuilt", "moved", "bytes changed", "added", "removed"]
@@ -47,8 +50,11 @@ class EnvironmentChange:
     changes: tuple[Change, ...]
 
 
-def at_revision(workspace: Workspace, revision: str) -> tuple[LockedEnvironment, ...]:
-    """The lock as committed at a git revision.
+def at_revision(workspace: Workspace, revision: str, path: Path | None = None) -> tuple[LockedEnvironment, ...]:
+    """A lock as committed at a git revision.
+
+    Args:
+        path: of a lock in the checkout; None for that of the root.
 
     Raises:
         UsageError: when there is no such revision, or it has no lock.
@@ -57,7 +63,7 @@ def at_revision(workspace: Workspace, revision: str) -> tuple[LockedEnvironment,
     if not revision or revision.startswith("-"):
         # git would take it for an option, and write files with some of them.
         raise UsageError(f"'{revision}' is no revision of git.", fix="Name a commit, tag or branch.")
-    name = f"{revision}:./{workspace.lock.name}"
+    name = f"{revision}:./{(path or workspace.lock).relative_to(workspace.root)}"
     try:
         shown = subprocess.run(["git", "-C", str(workspace.root), "show", name], capture_output=True, check=False)
     except OSError as error:
@@ -93,6 +99,8 @@ def compare(
         change = _compare_environment(earlier, environment, asked_for.get(environment.name, set()))
         if change.notes or change.changes:
             result.append(change)
+        if earlier is not None:
+            result += _compare_sources(earlier, environment)
     result += [EnvironmentChange(e.name, (f"removed (platform {e.platform.name})",), ()) for e in before]
     return result
 
@@ -109,15 +117,56 @@ def _compare_environment(
         gone = sorted(set(old.platform.virtual) - set(new.platform.virtual))
         come = sorted(set(new.platform.virtual) - set(old.platform.virtual))
         notes.append(f"machine: {', '.join(map(str, gone)) or 'nothing'} -> {', '.join(map(str, come)) or 'nothing'}")
-    before: dict[str, Any] = {r.name.normalized: r for r in old.records}
-    after: dict[str, Any] = {r.name.normalized: r for r in new.records}
+    return EnvironmentChange(new.name, tuple(notes), _compare_records(old.records, new.records, asked_for))
+
+
+def _compare_records(
+    old: Sequence[RepoDataRecord], new: Sequence[RepoDataRecord], asked_for: set[str]
+) -> tuple[Change, ...]:
+    before: dict[str, Any] = {r.name.normalized: r for r in old}
+    after: dict[str, Any] = {r.name.normalized: r for r in new}
     changes = []
     for name in sorted(set(before) | set(after)):
         change = _compare_package(name, before.get(name), after.get(name), name in asked_for)
         if change is not None:
             changes.append(change)
     changes.sort(key=lambda c: (KINDS.index(c.kind), not c.asked_for, c.package))
-    return EnvironmentChange(new.name, tuple(notes), tuple(changes))
+    return tuple(changes)
+
+
+def _compare_sources(old: LockedEnvironment, new: LockedEnvironment) -> list[EnvironmentChange]:
+    """What the environment's packages from source are built with; what is the same for several is said once."""
+    before, after = ({s.name: s for s in e.sources} for e in (old, new))
+    notes = [f"{name} is no longer built from source" for name in before if name not in after]
+    notes += [f"{name} is built from source now" for name in after if name not in before]
+    found: dict[tuple[str, tuple[Change, ...]], list[str]] = {}
+    for name in sorted(set(before) & set(after)):
+        notes += [f"{name}: {text}" for text in _compare_recipe(before[name], after[name])]
+        for kind in lock_sources.KINDS:
+            changes = _compare_records(before[name].built_with(kind), after[name].built_with(kind), set())
+            if changes:
+                found.setdefault((kind, changes), []).append(name)
+    result = [EnvironmentChange(f"{new.name}, from source", tuple(notes), ())] if notes else []
+    titles = {"build": "is compiled with", "host": "is linked to"}
+    return result + [
+        EnvironmentChange(f"{new.name}: what {' and '.join(names)} {titles[kind]}", (), changes)
+        for (kind, changes), names in found.items()
+    ]
+
+
+def _compare_recipe(old: SourcePackage, new: SourcePackage) -> list[str]:
+    keys = sorted(set(old.variants) | set(new.variants))
+    notes = [f"from {old.place} -> {new.place}"] if old.place != new.place else []
+    notes += [
+        f"{key}: {old.variants.get(key, 'nothing')} -> {new.variants.get(key, 'nothing')}"
+        for key in keys
+        if old.variants.get(key) != new.variants.get(key)
+    ]
+    gone = [text for text in old.depends if text not in new.depends]
+    come = [text for text in new.depends if text not in old.depends]
+    if gone or come:
+        notes.append(f"needs: {', '.join(gone) or 'nothing'} -> {', '.join(come) or 'nothing'}")
+    return notes
 
 
 def _compare_package(name: str, old: Any, new: Any, asked_for: bool) -> Change | None:

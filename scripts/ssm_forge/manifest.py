@@ -8,19 +8,14 @@ support it, and naming one platform of a subdir leaves out the others of that su
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.errors import UsageError, did_you_mean
+from ssm_forge import foreign
+from ssm_forge.errors import ForgeError, UsageError, did_you_mean
 from ssm_forge.solver import VirtualPackage, channel_url, virtual_packages
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = Mapping[str, Any]
 
@@ -47,6 +42,18 @@ class Platform:
 
 
 @dataclass(frozen=True)
+class SourceSpec:
+    """A package that is built from a recipe.
+
+    Attributes:
+        path: folder of the recipe, as the manifest has it: relative to its own.
+    """
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
 class EnvironmentSpec:
     """What one environment asks for.
 
@@ -55,6 +62,7 @@ class EnvironmentSpec:
         channels: base URLs in order of priority.
         platforms: machines it is locked for.
         strict: channel priority is strict.
+        sources: packages that are built from a recipe in a folder, sorted by name.
     """
 
     name: str
@@ -63,6 +71,7 @@ class EnvironmentSpec:
     channels: tuple[str, ...]
     platforms: tuple[Platform, ...]
     strict: bool
+    sources: tuple[SourceSpec, ...] = ()
 
     @property
     def python(self) -> str:
@@ -73,11 +82,16 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The workspace: platforms and environments in the order of pixi.toml."""
+    """The workspace: platforms and environments in the order of pixi.toml.
+
+    Attributes:
+        variants: platform -> key of the build matrix -> values that recipes are built with there.
+    """
 
     path: Path
     platforms: tuple[Platform, ...]
     environments: tuple[EnvironmentSpec, ...]
+    variants: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def environment(self, name: str) -> EnvironmentSpec:
         """
@@ -98,12 +112,16 @@ def load(path: Path) -> Manifest:
     Raises:
         UsageError: when it is missing, is not TOML, or uses what can't be locked here.
     """
+    data = read_toml(path)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} can't be read ({error.strerror}).") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+        return _manifest(data, path)
+    except ForgeError:
+        raise
+    except Exception as error:  # The engine has an error of its own for each thing that is wrong with a channel.
+        raise UsageError(f"{path} is not what pixi reads ({type(error).__name__}: {error}).") from error
+
+
+def _manifest(data: dict[str, Any], path: Path) -> Manifest:
     workspace: Table = data["workspace"]
     platforms = tuple(_platform(entry, path) for entry in workspace["platforms"])
     features: dict[str, Table] = {
@@ -120,7 +138,29 @@ def load(path: Path) -> Manifest:
         path,
         platforms,
         tuple(_environment(name, entry, features, workspace, platforms, path) for name, entry in environments.items()),
+        _variants(workspace),
     )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A manifest as it is written.
+
+    Raises:
+        UsageError: when it is missing, or is not TOML.
+    """
+    try:
+        return foreign.toml_from(foreign.read_bytes(path))
+    except OSError as error:
+        raise UsageError(f"{path} can't be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _variants(workspace: Table) -> dict[str, dict[str, tuple[str, ...]]]:
+    return {
+        platform: {key: tuple(map(str, values)) for key, values in table.get("build-variants", {}).items()}
+        for platform, table in workspace.get("target", {}).items()
+    }
 
 
 def _environment(
@@ -147,6 +187,7 @@ def _environment(
     return EnvironmentSpec(
         name=name,
         specs=_merged(parts, "dependencies", path),
+        sources=_sources(parts),
         constraints=_merged(parts, "constraints", path),
         channels=_channels(parts, workspace),
         platforms=_platforms(parts, platforms),
@@ -159,8 +200,17 @@ def _unsupported(path: Path, what: str) -> UsageError:
 
 
 def _merged(parts: Iterable[Table], key: str, path: Path) -> tuple[str, ...]:
-    found = {_spec(name, value, path) for part in parts for name, value in part.get(key, {}).items()}
-    return tuple(sorted(found))
+    entries = ((name, value) for part in parts for name, value in part.get(key, {}).items())
+    return tuple(sorted({_spec(name, value, path) for name, value in entries if not _is_source(value)}))
+
+
+def _is_source(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"path"} and not value["path"].endswith((".conda", ".tar.bz2"))
+
+
+def _sources(parts: Iterable[Table]) -> tuple[SourceSpec, ...]:
+    entries = {name: value for part in parts for name, value in part.get("dependencies", {}).items()}
+    return tuple(SourceSpec(name, value["path"]) for name, value in sorted(entries.items()) if _is_source(value))
 
 
 def _spec(name: str, value: Any, path: Path) -> str:

@@ -13,6 +13,7 @@ from ssm_forge import recipe
 from ssm_forge.credentials import redact
 from ssm_forge.errors import BuildError
 from ssm_forge.fetch import sha256_of
+from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace
 
 Material = dict[str, str]
@@ -30,7 +31,7 @@ def collect(
     compiler_lock: Path | None = None,
     packages: Sequence[Material] = (),
 ) -> list[Material]:
-    """The materials of one package, sorted: ``uri``, ``sha256`` and ``role``.
+    """The materials of one package, sorted: ``uri``, ``sha256`` (or ``md5``) and ``role``.
 
     Roles are source, patch, toolchain lock and toolchain package.
 
@@ -59,19 +60,40 @@ def solved(package: Path) -> list[Material]:
         told = yaml.safe_load((package / "info/recipe/rendered_recipe.yaml").read_text(encoding="utf-8"))
         environments = [told["finalized_dependencies"][kind] or {} for kind in ("build", "host")]
         records = [record for environment in environments for record in environment.get("resolved", [])]
-        found = {_origin(record): record["sha256"] for record in records}
+        found = [_solved(record["url"], record.get("sha256"), record.get("md5")) for record in records]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise BuildError(
             f"the engine does not say which packages it built with ({type(error).__name__}: {error}).",
             fix="This rattler-build writes info/recipe/rendered_recipe.yaml otherwise; please report this.",
         ) from error
-    return [{"uri": uri, "sha256": sha256, "role": SOLVED} for uri, sha256 in found.items()]
+    return _each_once(found)
 
 
-def _origin(record: dict[str, Any]) -> str:
-    """Where a package is to be had; of one in a folder of this machine only the name, and never a secret."""
-    url = str(record["url"])
-    return url.rpartition("/")[2] if url.startswith("file:") else redact(url)
+def locked(source: SourcePackage) -> list[Material]:
+    """What a package is built with that pixi builds: what its lock has."""
+    records = (*source.build, *source.host)
+    return _each_once(
+        [_solved(r.url, r.sha256 and bytes(r.sha256).hex(), r.md5 and bytes(r.md5).hex()) for r in records]
+    )
+
+
+def _each_once(found: Sequence[Material]) -> list[Material]:
+    return list({item["uri"]: item for item in found}.values())
+
+
+def _solved(url: object, sha256: object, md5: object) -> Material:
+    """A package by its strongest hash: NVIDIA's older channels publish only md5.
+
+    Where it is to be had; of one in a folder of this machine only the name, and never a secret.
+    """
+    text = str(url)
+    where = text.rpartition("/")[2] if text.startswith("file:") else redact(text)
+    return {"uri": where, **({"sha256": str(sha256)} if sha256 else {"md5": str(md5)}), "role": SOLVED}
+
+
+def digest(item: Material) -> tuple[str, str]:
+    """The hash of a material: its algorithm and value."""
+    return ("md5", item["md5"]) if "md5" in item and "sha256" not in item else ("sha256", item["sha256"])
 
 
 def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]:
@@ -83,7 +105,7 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
     me = f"pkg:conda/{name}@{version}?build={index['build']}&subdir={index['subdir']}"
     inside = [_component(item) for item in materials if not item["role"].startswith("toolchain")]
     locks = [
-        {"name": f"{item['role']} {item['uri']}", "value": f"sha256:{item['sha256']}"}
+        {"name": f"{item['role']} {item['uri']}", "value": ":".join(digest(item))}
         for item in materials
         if item["role"].startswith("toolchain")
     ]
@@ -92,7 +114,7 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
         for spec in sorted(index["depends"])
         if not spec.startswith("__")
     ]
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(item["sha256"] for item in materials))
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(digest(item)[1] for item in materials))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -109,12 +131,13 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
 
 
 def _component(item: Material) -> dict[str, Any]:
+    algorithm, value = digest(item)
     return {
         "type": "file",
         "bom-ref": item["uri"],
         "name": item["uri"].rpartition("/")[2],
         "description": item["role"],
-        "hashes": [{"alg": "SHA-256", "content": item["sha256"]}],
+        "hashes": [{"alg": {"sha256": "SHA-256", "md5": "MD5"}[algorithm], "content": value}],
         **(
             {"externalReferences": [{"type": "distribution", "url": item["uri"]}]}
             if item["uri"].startswith("https://")

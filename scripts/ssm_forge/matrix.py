@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ def rows(workspace: Workspace) -> list[Row]:
     """Every row of ``variants.yaml``; channels are asked once, built packages are read."""
     matrix = variants.load(workspace.variants)
     online = plan.conda_reachable()
-    here = interpreter.available()
+    here = {*interpreter.available(workspace), *interpreter.brought(workspace)}
     built = _built(workspace)
     installed = _installed(workspace)
     found = []
@@ -83,7 +84,9 @@ def rows(workspace: Workspace) -> list[Row]:
     return found
 
 
-def _available(variant: Variant, online: bool, here: list[str], workspace: Workspace) -> tuple[tuple[str, ...], str]:
+def _available(
+    variant: Variant, online: bool, here: Collection[str], workspace: Workspace
+) -> tuple[tuple[str, ...], str]:
     if variant.source == "conda":
         return (variant.pythons, "") if online else ((), "no conda channel can be reached")
     locks = {p: pylock.lock_path(workspace, variant.name, f"py{p.replace('.', '')}") for p in variant.pythons}

@@ -6,18 +6,13 @@ The engine's own client knows nothing of configuration files, so each client for
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssm_forge import foreign
 from ssm_forge.errors import UsageError
 from ssm_forge.paths import workspace
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from rattler.networking import Client
@@ -45,7 +40,8 @@ def configured() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for path in _files():
         try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
+            data = foreign.toml_from(foreign.read_bytes(path))
+            foreign.require(data, {"mirrors": _are_mirrors}, all_of_them=False)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError) as error:
@@ -53,6 +49,10 @@ def configured() -> dict[str, tuple[str, ...]]:
         for source, targets in data.get("mirrors", {}).items():
             found[_slash(source)] = tuple(_slash(target) for target in targets)
     return found
+
+
+def _are_mirrors(value: object) -> bool:
+    return isinstance(value, dict) and all(map(foreign.is_list_of_text, value.values()))
 
 
 def _slash(url: str) -> str:

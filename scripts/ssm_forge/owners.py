@@ -34,6 +34,14 @@ def gone(name: str) -> bool | None:
     return _started(int(found["pid"])) != int(found["started"])
 
 
+def others_work(name: str) -> bool:
+    """Whether another process of this machine is at work on it.
+
+    Asked even by whoever holds the lock of a place: where the file system has no locks, that is nobody's word.
+    """
+    return gone(name) is False and mark() not in name
+
+
 def is_marked(name: str) -> bool:
     """Whether a name says whose it is; older versions of ssm-forge wrote a process number only."""
     return _MARK.search(name) is not None
@@ -58,10 +66,14 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in ticks since the boot, which no clock that is set changes; None without one."""
+    """When a process was started, in ticks since the boot, which no clock that is set changes; None without one.
+
+    One that has ended and that its parent has not asked after is none: in a container, nobody may ever ask.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field, the name, may hold anything; the start is the 22nd.
-    return int(stat.rpartition(")")[2].split()[19])
+    # The second field, the name, may hold anything; the state is the third, the start the 22nd.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -11,6 +11,7 @@ Layout of the archive (an uncompressed tar, since packages are compressed alread
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tarfile
@@ -23,7 +24,7 @@ from pathlib import Path
 from rattler import PrefixRecord, RepoDataRecord
 
 from ssm_forge import channel as channels
-from ssm_forge import environment, foreign, owners
+from ssm_forge import environment, foreign, owners, policy
 from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
@@ -31,7 +32,7 @@ from ssm_forge.install import MARKER, Installed, installed_from, remember
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
-from ssm_forge.packages import Mirror, collect, require_plain_names
+from ssm_forge.packages import Mirror, collect, local_file, require_plain_names
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
@@ -161,6 +162,7 @@ def pack(
         top = Path(scratch) / f"ssm-forge-{locked.name}"
         channel = top / "channel"
         collect(locked.records, mirrors, channel, workspace)
+        _add_statements(locked, mirrors, channel, policy.find(None, workspace))
         channels.index(channel)
         write_locked((_portable(locked),), top / "pixi.lock")
         kernels = tuple(r.file_name for r in locked.records if r.name.normalized in PROJECTS)
@@ -170,6 +172,18 @@ def pack(
             add_tools(top)
         _write_tar(top, target)
     return made
+
+
+def _add_statements(
+    locked: LockedEnvironment, mirrors: Sequence[Mirror], channel: Path, rules: Sequence[policy.Rule]
+) -> None:
+    """Signed statements travel with their packages: whoever unpacks may ask for them, and has no network."""
+    for record in locked.records:
+        data = policy.statement_for(record, rules, local_file(record, mirrors))
+        if data is not None:
+            target = channel / record.subdir / f"{record.file_name}.sigs"
+            channels.write_whole(target, data)
+            channels.write_whole(target.with_name(f"{target.name}.{hashlib.sha256(data).hexdigest()}"), data)
 
 
 def _portable(locked: LockedEnvironment) -> LockedEnvironment:
@@ -207,15 +221,25 @@ def _write_tar(top: Path, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bool = False) -> tuple[Path, Report]:
+def unpack(
+    source: Path,
+    prefix: Path | None,
+    *,
+    workspace: Workspace,
+    force: bool = False,
+    trust: Path | None = None,
+) -> tuple[Path, Report]:
     """Install an archive, or the folder it was unpacked to, and verify the result. Uses no network.
+
+    Args:
+        trust: the policy that is asked for, else the one in force here.
 
     Returns:
         The prefix (by default ``.pixi/envs/NAME``) and the outcome of its verification.
 
     Raises:
         UsageError: when ``source`` is not a pack, or ``prefix`` exists and ``force`` is not set.
-        IntegrityError: when the archive is damaged.
+        IntegrityError: when the archive is damaged, or a package in it lacks the statement that the policy asks for.
     """
     with _opened(source, workspace) as top:
         made = _read_pack(top, source)
@@ -230,7 +254,13 @@ def unpack(source: Path, prefix: Path | None, *, workspace: Workspace, force: bo
         if missing:
             raise IntegrityError(f"{source} lacks {missing[0].file_name}, which its lock names.", fix="Copy it again.")
         report = environment.create(
-            locked, target, mirrors=mirrors, workspace=workspace, force=force, installed=made.installed
+            locked,
+            target,
+            mirrors=mirrors,
+            workspace=workspace,
+            force=force,
+            installed=made.installed,
+            rules=policy.for_channels(trust, locked.channels, workspace),
         )
     if made.installed:
         remember(target, workspace)

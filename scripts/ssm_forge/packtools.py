@@ -38,7 +38,7 @@ def add_tools(top: Path, workspace: Workspace) -> None:
     for name in _PARTS:
         source = workspace.root / name
         if source.is_dir():
-            shutil.copytree(source, tools / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+            shutil.copytree(source, tools / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".pixi"))
         elif source.exists():
             shutil.copy(source, tools / name)
     wheels = top / "wheels"

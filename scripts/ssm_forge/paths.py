@@ -34,6 +34,20 @@ class Workspace:
         return self.root / "recipes"
 
     @property
+    def source_manifest(self) -> Path:
+        """The workspace in which pixi builds the kernels."""
+        return self.recipes / "pixi.toml"
+
+    @property
+    def source_lock(self) -> Path:
+        return self.recipes / "pixi.lock"
+
+    @property
+    def source_envs(self) -> Path:
+        """The environments of that workspace, which pixi makes, kernels included."""
+        return self.recipes / ".pixi" / "envs"
+
+    @property
     def variants(self) -> Path:
         return self.recipes / "variants.yaml"
 

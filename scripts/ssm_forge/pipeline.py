@@ -6,13 +6,13 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge import channel, install, pixi, plan, policy, remote, solve_only, toolchain
+from ssm_forge import advice, channel, install, pixi, pixi_kernels, plan, policy, remote, solve_only, toolchain
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
@@ -37,6 +37,11 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         # What a killed run left compiling takes memory that the plan counts.
         sweep(place)
+    kept = pixi_kernels.choose(options, place)
+    if kept is not None and dry_run:
+        options = replace(options, prefix=kept.prefix, cuda_arch=str(kept.archs))
+    elif kept is not None and _install_kept(kept, options, place, as_json):
+        return
     work = plan.make(options, place)
     policy.require_used(work.trust, work.channels)
     if dry_run:
@@ -56,14 +61,49 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
         build_missing(work, place, log)
         install_packages(work, base, place, log)
         failed = _verify(work, place, log, as_json)
-    if failed:
-        raise VerifyError(
-            f"{work.prefix} was installed, but {failed} check{'s' if failed > 1 else ''} failed.",
-            fix=f"See them with '{launcher()} verify --prefix {shlex.quote(str(work.prefix))}'.",
-        )
+    _require_passed(failed, work.prefix)
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {work.prefix}"))
+    _say_how_to_use()
+
+
+def _install_kept(kept: pixi_kernels.Kept, options: Options, place: Workspace, as_json: bool) -> bool:
+    """Let pixi build, install and keep the kernels, and verify them; False where this pixi can't build."""
+    started = time.monotonic()
+    with open_log(place.logs, "install-mamba") as log:
+        say(f"Full log: {log.path}")
+        say(f"pixi builds and keeps the kernels in {kept.prefix}, as recipes/pixi.lock says, for {kept.archs}")
+        if not pixi_kernels.install_kept(kept, place, log, jobs=options.jobs):
+            return False
+        from ssm_forge import verify
+
+        report = verify.verify(kept.prefix)
+        log(json.dumps(report.as_dict(), indent=2))
+    if as_json:
+        told = {"variant": kept.variant, "python": kept.python, "cuda_arch": str(kept.archs)}
+        out.print_json(json.dumps({**told, "prefix": str(kept.prefix), "verify": report.as_dict()}))
+    else:
+        verify.show(report)
+    _require_passed(len(report.failed), kept.prefix)
+    took = human_seconds(time.monotonic() - started)
+    say(Text.assemble(("Done", "green"), f" in {took}: {kept.variant} in {kept.prefix}"))
+    _say_how_to_use()
+    return True
+
+
+def _say_how_to_use() -> None:
     say(f"Use it: {launcher()} python -c 'import torch, mamba_ssm', or {launcher()} shell")
+    say(f"In a pixi workspace of your own: {launcher()} export --format pixi DIR writes it")
+
+
+def _require_passed(failed: int, prefix: Path) -> None:
+    if failed:
+        error = VerifyError(
+            f"{prefix} was installed, but {failed} check{'s' if failed > 1 else ''} failed.",
+            fix=f"See them with '{launcher()} verify --prefix {shlex.quote(str(prefix))}'.",
+        )
+        error.advice = advice.of_environment(prefix)
+        raise error
 
 
 def build_packages(options: Options, *, as_json: bool) -> None:
@@ -110,13 +150,17 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
         return
     # One quick, clear error where the engine would retry for minutes.
     require_reachable(work.channels)
-    requests = [package.request for package in work.to_build]
+    # What recipes/pixi.lock has is not solved.
+    requests = [package.request for package in work.to_build if package.request.locked is None]
     machine = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
     what = f"for {work.variant.name} with Python {work.python}"
+    ours = {package.filename for package in work.to_build}
     for solved in solve_builds(requests, target, what, workspace=place):
         log(f"solved: {solved.package}: {solved.kind}: {len(solved.records)} packages")
+        # Those that are still to be built are nobody else's; the engine makes the environment of a build itself.
+        policy.enforce([r for r in solved.records if r.file_name not in ours], work.trust, log)
 
 
 def build_missing(work: Plan, place: Workspace, log: Log) -> None:
@@ -152,6 +196,9 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
         # pixi makes its own environment, so that it knows it again.
         current = pixi.made(work.prefix) and install.holds(work.prefix, work.locked.records)
         may = not current and (not foreign or pixi.made(work.prefix))
+        if may:
+            # pixi links what the lock says by its hashes, and knows no policy.
+            policy.admit(work.locked.records, place, work.trust, log)
         if may and pixi.make_environment(work.locked.name, work.variant.cuda, place, log):
             foreign = True
     if foreign:
@@ -205,9 +252,6 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
     urls = {r.file_name: r.url for r in records}
     for package in work.packages:
         remote.require_origin(package.filename, urls.get(package.filename, ""), package.channel)
-    checked = policy.enforce(records, work.trust, log)
-    if checked:
-        say(f"{checked} packages come with the signed statements that the trust policy asks for")
     lost = [] if base.in_place else install.added_by_hand(work.prefix)
     if lost:
         note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
@@ -218,7 +262,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
         packages=tuple(package.filename for package in work.packages),
         created=not base.in_place,
     )
-    install.install(records, work.prefix, installed, place, log)
+    install.install(records, work.prefix, installed, place, log, work.trust)
     install.remember(work.prefix, place)
     say(f"Installed {len(records)} packages into {work.prefix}")
 
@@ -273,7 +317,7 @@ def _show(work: Plan, as_json: bool) -> None:
     out.print(table)
     if work.parts is not None:
         table = FoldingTable("part", "version", "from")
-        table.add_row("python", work.parts.interpreter.version, str(work.parts.interpreter.executable))
+        table.add_row("python", work.parts.interpreter.version, work.parts.interpreter.origin)
         table.add_row("C++ compiler", work.parts.compiler.version, work.parts.compiler.origin)
         for deb in work.parts.debs:
             table.add_row(deb.package, deb.version, f"Debian {deb.suite}")

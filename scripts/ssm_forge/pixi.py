@@ -46,23 +46,60 @@ def make_environment(variant: str, cuda: str, workspace: Workspace, log: Log) ->
         NetworkError: when pixi could not reach a channel.
         InstallError: when it fails otherwise.
     """
-    pixi = os.environ.get("PIXI_EXE")
-    if not pixi:
+    if not os.environ.get("PIXI_EXE"):
         return False
-    command = [pixi, "install", "--locked", "-e", variant, "--manifest-path", str(workspace.manifest)]
-    driver = next((v.version for v in machine_virtual_packages() if v.name == "__cuda"), cuda)
-    code, told = _shown(command, {**os.environ, "CONDA_OVERRIDE_CUDA": driver})
-    log(told)
-    if code:
-        raise _explained(command, code, told, log)
+    try:
+        install_environment(variant, cuda, workspace.manifest, log)
+    except PixiError as failed:
+        raise failed.error from failed
     return True
 
 
-def _explained(command: Sequence[str], code: int, told: str, log: Log) -> ForgeError:
+class PixiError(Exception):
+    """pixi failed.
+
+    Attributes:
+        error: what a user is told.
+        reason: pixi's own explanation, as one line.
+        told: all that pixi said.
+    """
+
+    def __init__(self, error: ForgeError, reason: str, told: str) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.reason = reason
+        self.told = told
+
+
+def install_environment(
+    variant: str, cuda: str, manifest: Path, log: Log, environment: Mapping[str, str] | None = None
+) -> None:
+    """Let pixi make an environment of a manifest from its lock.
+
+    Args:
+        cuda: as for :func:`make_environment`.
+        environment: more variables for pixi.
+
+    Raises:
+        PixiError: when it fails.
+    """
+    command = [os.environ["PIXI_EXE"], "install", "--locked", "-e", variant, "--manifest-path", str(manifest)]
+    driver = next((v.version for v in machine_virtual_packages() if v.name == "__cuda"), cuda)
+    code, told = _shown(command, {**os.environ, **(environment or {}), "CONDA_OVERRIDE_CUDA": driver})
+    log(told)
+    if code:
+        reason = _reason(code, told)
+        raise PixiError(_explained(command, reason, told, log), reason, told)
+
+
+def _reason(code: int, told: str) -> str:
     """pixi's own explanation, from "Error:" on, as one line."""
     block = told.partition("Error:")[2] or told.strip().rpartition("\n")[2]
     lines = [_FRAME.sub("", line).strip() for line in block.splitlines()]
-    reason = "; ".join(line for line in lines if line) or f"exit code {code}"
+    return "; ".join(line for line in lines if line) or f"exit code {code}"
+
+
+def _explained(command: Sequence[str], reason: str, told: str, log: Log) -> ForgeError:
     what = f"'{' '.join(command)}' failed: {reason.rstrip('.')}."
     if _NETWORK.search(told):
         return NetworkError(what, fix="Check the network, and the mirrors in pixi's configuration.", log=log.path)

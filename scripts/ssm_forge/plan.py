@@ -17,9 +17,10 @@ from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_need
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError, VerifyError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.lock import LockedEnvironment
+from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.solver import require_reachable
-from ssm_forge.ui import say
+from ssm_forge.ui import note, say
 from ssm_forge.variants import Source, Variant
 
 State = Literal["installed", "in channel", "to build"]
@@ -146,7 +147,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
         NetworkError: when source conda was asked for and can't be reached.
     """
     matrix = variants.load(workspace.variants)
-    variant, python = _choose(options, matrix)
+    variant, python = _choose(options, matrix, workspace)
     archs = resolve(
         options.cuda_arch,
         supported=variant.supported_archs,
@@ -170,8 +171,15 @@ def make(options: Options, workspace: Workspace) -> Plan:
         overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
     values = variant.render_values(python, archs, **overrides)
     compiler = compiler_of(variant, parts, workspace)
+    sources = locked_sources(variant, values, workspace) if locked is not None else {}
+    beside = locked.records if locked is not None and sources else ()
     packages = tuple(
-        _package(BuildRequest(name, values, "", channel_list, *compiler), prefix, workspace, offered)
+        _package(
+            BuildRequest(name, values, "", channel_list, *compiler, locked=sources.get(name), beside=beside),
+            prefix,
+            workspace,
+            offered,
+        )
         for name in recipe.PROJECTS
     )
     planned = _with_needs(variant, python, archs, prefix, channel_list, packages, parts, options.jobs, workspace)
@@ -199,14 +207,14 @@ def origin(options: Options, workspace: Workspace) -> Origin:
     Raises:
         UsageError, MachineError, NetworkError: as :func:`make`.
     """
-    variant, python = _choose(options, variants.load(workspace.variants))
+    variant, python = _choose(options, variants.load(workspace.variants), workspace)
     parts, channel_list = _find_parts(variant, python, options, workspace)
     return Origin(variant, python, channel_list, parts)
 
 
-def _choose(options: Options, matrix: variants.Matrix) -> tuple[Variant, str]:
+def _choose(options: Options, matrix: variants.Matrix, workspace: Workspace) -> tuple[Variant, str]:
     variant = matrix.get(options.variant, _source(options, matrix))
-    python = options.python or _default_python(variant)
+    python = options.python or _default_python(variant, workspace)
     variant.check_python(python)
     return variant, python
 
@@ -235,11 +243,11 @@ def _check_gpus(archs: ArchList) -> None:
 
 def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
     """``.pixi/envs/cu130``, as pixi has it; another Python than that of pixi.toml gets a prefix of its own."""
-    suffix = "" if python == _manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
+    suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
     return workspace.envs / f"{variant}{suffix}"
 
 
-def _manifest_python(variant: str, workspace: Workspace) -> str:
+def manifest_python(variant: str, workspace: Workspace) -> str:
     """The Python of the variant's environment in pixi.toml; of one that pixi.toml lacks, the usual."""
     environment = next((e for e in manifest.load(workspace.manifest).environments if e.name == variant), None)
     return (environment and environment.python) or variants.DEFAULT_PYTHON
@@ -257,7 +265,7 @@ def locked_environment(variant: Variant, python: str, workspace: Workspace) -> L
         UsageError: when there is no lock.
         VerifyError: when the lock is not what pixi.toml asks for.
     """
-    if variant.source != "conda" or python != _manifest_python(variant.name, workspace):
+    if variant.source != "conda" or python != manifest_python(variant.name, workspace):
         return None
     problems = lock.check(manifest.load(workspace.manifest), workspace.lock).get(variant.name, [])
     if problems:
@@ -266,6 +274,27 @@ def locked_environment(variant: Variant, python: str, workspace: Workspace) -> L
             fix=f"Run '{launcher()} lock'.",
         )
     return lock.environment(workspace.lock, variant.name)
+
+
+def locked_sources(variant: Variant, values: dict[str, list[str]], workspace: Workspace) -> dict[str, SourcePackage]:
+    """What recipes/pixi.lock says that the kernels are built with: package name -> its entry.
+
+    Empty where the lock has not these values of the matrix, other GPUs for example, or is out of step, which is said.
+    """
+    if not workspace.source_manifest.exists() or not workspace.source_lock.exists():
+        return {}
+    workspace_of_recipes = manifest.load(workspace.source_manifest)
+    environment = next((e for e in workspace_of_recipes.environments if e.name == variant.name), None)
+    if environment is None:
+        return {}
+    given = workspace_of_recipes.variants.get(environment.platforms[0].name, {})
+    if {key: list(found) for key, found in given.items()} != values:
+        return {}
+    problems = lock.check(workspace_of_recipes, workspace.source_lock).get(variant.name, [])
+    if problems:
+        note(f"recipes/pixi.lock is out of step ({problems[0]}): the builds are solved anew. See '{launcher()} lock'.")
+        return {}
+    return {source.name: source for source in lock.environment(workspace.source_lock, variant.name).sources}
 
 
 def _source(options: Options, matrix: variants.Matrix) -> Source:
@@ -296,15 +325,16 @@ def conda_reachable() -> bool:
     return True
 
 
-def _default_python(variant: Variant) -> str:
+def _default_python(variant: Variant, workspace: Workspace) -> str:
     if variant.source == "conda":
         return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
     preferred = [variants.DEFAULT_PYTHON, *reversed(variant.pythons)]
-    here = interpreters.available()
-    for python in preferred:
-        if python in variant.pythons and python in here:
-            return python
-    # interpreters.find explains what was found and why it does not do.
+    for found in (interpreters.available, interpreters.brought):
+        here = found(workspace)
+        for python in preferred:
+            if python in variant.pythons and python in here:
+                return python
+    # interpreters.choose explains what was found and why it does not do.
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 

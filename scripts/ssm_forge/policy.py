@@ -1,4 +1,8 @@
-"""Which channels must prove what their packages were built from; asked before anything is linked."""
+"""Which channels must prove what their packages were built from; asked before anything is linked, wherever it is.
+
+Both ways to an environment, from a solve and from a lock, take :class:`Admitted` packages only, and :func:`admit` makes
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.paths import Workspace
 from ssm_forge.toolbox import require
+from ssm_forge.ui import say
 from ssm_forge.urls import canonical, is_under, local_path
 
 if TYPE_CHECKING:
@@ -24,6 +29,16 @@ if TYPE_CHECKING:
 
 VARIABLE = "SSM_FORGE_TRUST"
 Requirement = Literal["signature", "sigstore"]
+# Where a package's file is on this machine, when it is not to be taken from its URL.
+Beside = Callable[["RepoDataRecord"], "Path | None"]
+
+
+def _nowhere(record: RepoDataRecord) -> Path | None:
+    return None
+
+
+def _to_nobody(line: str) -> None:
+    """A log that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,8 @@ def _rule(entry: Any, path: Path) -> Rule:
     if not isinstance(names, list) or not all(isinstance(text, str) for text in (*texts, *names)):
         raise UsageError(f"{path}: keys is a list of files, everything else is text, but this one says {entry!r:.500}.")
     keys = tuple(load_public(path.parent / name) for name in names)
+    if not all(texts):
+        raise UsageError(f"{path}: identity and issuer say whose bundles are taken, but this one says {entry!r:.500}.")
     if wanted == "signature" and not keys:
         raise UsageError(f"{path}: channel {entry['url']} requires a signature, but names no keys.")
     return Rule(_rule_url(entry["url"], path), wanted, keys, entry.get("identity", ""), entry.get("issuer", ""))
@@ -120,7 +137,54 @@ def require_used(rules: Sequence[Rule], channels: Sequence[str]) -> None:
             )
 
 
-def enforce(records: Sequence[RepoDataRecord], rules: Sequence[Rule], log: Callable[[str], None]) -> int:
+def for_channels(explicit: Path | None, channels: Sequence[str], workspace: Workspace) -> tuple[Rule, ...]:
+    """The policy for what a lock describes: one that is named must be about it, one that is in force need not.
+
+    The policy in force is about every installation on this machine, and few locks name the same channels.
+
+    Raises:
+        UsageError: when it is not understood, or a rule of one that was named is about no channel of the lock.
+    """
+    rules = find(explicit, workspace)
+    if explicit is not None:
+        require_used(rules, channels)
+    return rules
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """Packages that the policy in force lets in."""
+
+    records: tuple[RepoDataRecord, ...]
+
+
+def admit(
+    records: Sequence[RepoDataRecord],
+    workspace: Workspace,
+    rules: Sequence[Rule] | None,
+    log: Callable[[str], None] = _to_nobody,
+    beside: Beside = _nowhere,
+) -> Admitted:
+    """The gate in front of every installation.
+
+    Args:
+        rules: the policy; None for the one that is in force here (:func:`find`).
+        beside: where a package's file is, and its statement with it, when that is not its URL: in a mirror's folder
+            or in an archive. Nothing is asked from the network for such a package.
+
+    Raises:
+        IntegrityError: for the first package that lacks what its channel's rule asks for.
+        UsageError: when the policy in force is not understood.
+    """
+    checked = enforce(records, find(None, workspace) if rules is None else rules, log, beside)
+    if checked:
+        say(f"{checked} packages come with the signed statements that the trust policy asks for")
+    return Admitted(tuple(records))
+
+
+def enforce(
+    records: Sequence[RepoDataRecord], rules: Sequence[Rule], log: Callable[[str], None], beside: Beside = _nowhere
+) -> int:
     """Check every record that rules are about, against each of them; returns how many records there were.
 
     Raises:
@@ -130,17 +194,17 @@ def enforce(records: Sequence[RepoDataRecord], rules: Sequence[Rule], log: Calla
     for record in records:
         found = [rule for rule in rules if is_under(record.url, rule.url)]
         for rule in found:
-            log(f"{record.file_name}: {_check(record, rule)}")
+            log(f"{record.file_name}: {_check(record, rule, beside(record))}")
         checked += bool(found)
     return checked
 
 
-def _check(record: RepoDataRecord, rule: Rule) -> str:
+def _check(record: RepoDataRecord, rule: Rule, here: Path | None) -> str:
     sha256 = record.sha256.hex() if record.sha256 else ""
     # py-rattler 0.25 (conda-forge, August 2026) does not know the digest; the signature is what counts.
     advertised = getattr(record, "attestations_sha256", None)
     digest = f".{advertised.hex()}" if advertised else ""
-    sidecar = _fetch(f"{record.url}.sigs{digest}") if sha256 else None
+    sidecar = _fetch(f"{here.absolute().as_uri() if here else record.url}.sigs{digest}") if sha256 else None
     if sidecar is None:
         raise IntegrityError(
             f"{record.file_name} from {redact(rule.url)} comes without a signed statement, and the "
@@ -148,40 +212,51 @@ def _check(record: RepoDataRecord, rule: Rule) -> str:
             fix="Ask whoever runs the channel to publish it with --sign-key.",
         )
     if rule.require == "sigstore":
-        return _check_sigstore(record, rule)
+        return _check_sigstore(record, rule, here)
     if advertised and hashlib.sha256(sidecar).digest() != advertised:
         raise IntegrityError(f"the statement of {record.file_name} is not the one that the index names.")
     from ssm_forge.trust import verify
 
     key, _ = verify(sidecar, record.file_name, sha256, rule.keys)
-    _require_local_intact(record)
+    _require_local_intact(record, here)
     return f"signed by {key.name}"
 
 
-def _check_sigstore(record: RepoDataRecord, rule: Rule) -> str:
+def _check_sigstore(record: RepoDataRecord, rule: Rule, here: Path | None) -> str:
     """The engine's own verification, against sigstore's public roots."""
+    from rattler import RepoDataRecord
     from rattler.sigstore import ChannelCheck, Issuer, Publisher, VerificationPolicy, verify_attestation
 
     publisher = Publisher(rule.identity, Issuer(rule.issuer))
     policy = VerificationPolicy.require(publisher, channel_check=ChannelCheck.WARN)
     try:
-        outcome = asyncio.run(verify_attestation(record, policy))
+        url = here.absolute().as_uri() if here else record.url
+        taken = RepoDataRecord(record, record.file_name, url, str(record.channel or ""))
+        outcome = asyncio.run(verify_attestation(taken, policy))
     except Exception as error:
         raise IntegrityError(
             redact(f"{record.file_name} has no valid sigstore attestation: {error} Nothing was installed.")
         ) from error
     if outcome.attestation is None:
         raise IntegrityError(f"{record.file_name} has no valid sigstore attestation. Nothing was installed.")
-    _require_local_intact(record)
+    _require_local_intact(record, here)
     return f"sigstore: {outcome.attestation.identity}"
 
 
-def _require_local_intact(record: RepoDataRecord) -> None:
+def _require_local_intact(record: RepoDataRecord, here: Path | None) -> None:
     """The engine checks the hash of what it downloads, but not of a file:// package."""
-    if record.url.startswith("file://"):
+    if here is not None or record.url.startswith("file://"):
         from ssm_forge.packages import require_intact
 
-        require_intact(record, local_path(record.url))
+        require_intact(record, here or local_path(record.url))
+
+
+def statement_for(record: RepoDataRecord, rules: Sequence[Rule], here: Path | None) -> bytes | None:
+    """The signed statements that are to travel with a package: those that lie beside it, and what a rule asks for."""
+    where = here.absolute().as_uri() if here else record.url
+    if where.startswith("file://") or any(is_under(record.url, rule.url) for rule in rules):
+        return _fetch(f"{where}.sigs")
+    return None
 
 
 def _fetch(url: str) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 PROJECTS = ("causal-conv1d", "mamba-ssm")
 EXTENSIONS = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}
+
+
+# Names of files and folders that belong to no recipe.
+_NO_SOURCE = frozenset({"__pycache__", ".pixi", "pixi.toml", "pixi.lock"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,10 @@ class Rendered:
     engine: RenderedVariant
 
     @property
+    def build_number(self) -> int:
+        return int(self.engine.recipe.build.number or 0)
+
+    @property
     def filename(self) -> str:
         return f"{self.name}-{self.version}-{self.build}.conda"
 
@@ -45,9 +54,13 @@ def render(project: str, values: dict[str, list[str]], workspace: Workspace) -> 
     Raises:
         BuildError: when the recipe does not render, or the variant skips it.
     """
+    return render_file(workspace.recipes / project / "recipe.yaml", values)
+
+
+def render_file(path: Path, values: dict[str, list[str]]) -> Rendered:
+    """Render the recipe in a file, as :func:`render`."""
     from rattler_build import PlatformConfig, RattlerBuildError, RenderConfig, Stage0Recipe, VariantConfig
 
-    path = workspace.recipes / project / "recipe.yaml"
     values_any: dict[str, list[Any]] = dict(values)
     try:
         rendered = Stage0Recipe.from_file(str(path)).render(
@@ -66,14 +79,34 @@ def render(project: str, values: dict[str, list[str]], workspace: Workspace) -> 
     )
 
 
+def requirements(rendered: Rendered) -> dict[str, tuple[str, ...]]:
+    """Requirements by environment; as in a build, a bare name in build or host takes the variant's pin."""
+    pins: Mapping[str, str] = rendered.engine.variant
+    wanted = rendered.engine.recipe.requirements
+
+    def pinned(spec: str) -> str:
+        return f"{spec} {pins[spec]}" if spec in pins else spec
+
+    return {
+        "build": tuple(pinned(str(s)) for s in wanted.build),
+        "host": tuple(pinned(str(s)) for s in wanted.host),
+        "run": tuple(str(s) for s in wanted.run),
+    }
+
+
 @functools.lru_cache
 def digest(project: str, workspace: Workspace) -> str:
-    """sha256 over the recipe, what it shares with the others, and its patches: names and bytes, sorted."""
+    """sha256 over the recipe, what it shares with the others, and its patches: names and bytes, sorted.
+
+    What pixi is told beside the recipe, and what it makes there, is no part of it: no byte of a package depends on it.
+    """
     folders = [workspace.recipes / project, workspace.recipes / "common", workspace.patches / project]
     folders.append(workspace.patches / "torch")
     total = hashlib.sha256()
     for folder in folders:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        for file in sorted(
+            p for p in folder.rglob("*") if p.is_file() and not _NO_SOURCE.intersection(p.relative_to(folder).parts)
+        ):
             total.update(f"{file.relative_to(workspace.root)}\0".encode())
             total.update(hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from typing import cast
 
 import httpx
 
+from ssm_forge.archive import ZIP_DAMAGE
 from ssm_forge.errors import NetworkError
 from ssm_forge.fetch import mirrored
-from ssm_forge.web import session
+from ssm_forge.foreign import limited
+from ssm_forge.web import session, whole
 
 # Read ahead this much: a zip's directory is at its end, in one piece.
 _BLOCK = 1 << 18
+# Of one file in it: source text, a header.
+_MOST_BYTES = 64 << 20
+_LENGTH = re.compile(r"bytes [0-9]+-[0-9]+/([0-9]{1,18})")
 
 
 class RemoteFile(io.RawIOBase):
@@ -24,11 +30,20 @@ class RemoteFile(io.RawIOBase):
         self._client = client
         self._position = 0
         self._start, self._block = 0, b""
-        answer = client.get(self._url, headers={"Range": "bytes=0-0"})
-        answer.raise_for_status()
-        if answer.status_code != httpx.codes.PARTIAL_CONTENT:
-            raise NetworkError(f"{url} can't be read in parts; the server ignores range requests.")
-        self._size = int(answer.headers["content-range"].rpartition("/")[2])
+        answer = self._get(0, 0)
+        found = _LENGTH.fullmatch(answer.headers.get("content-range", ""))
+        if found is None:
+            raise NetworkError(f"{url} can't be read in parts; the server does not say how long it is.")
+        self._size = int(found.group(1))
+
+    def _get(self, first: int, last: int) -> httpx.Response:
+        """Some bytes, and never more than were asked for."""
+        with self._client.stream("GET", self._url, headers={"Range": f"bytes={first}-{last}"}) as answer:
+            answer.raise_for_status()
+            if answer.status_code != httpx.codes.PARTIAL_CONTENT:
+                raise NetworkError(f"{self._url} can't be read in parts; the server ignores range requests.")
+            data = whole(answer, last + 1 - first)
+            return httpx.Response(206, headers={"content-range": answer.headers.get("content-range", "")}, content=data)
 
     def seekable(self) -> bool:
         return True
@@ -53,9 +68,7 @@ class RemoteFile(io.RawIOBase):
             # Zip readers look at the end first, in small steps backwards.
             start = max(0, self._position - (_BLOCK if self._size - self._position < _BLOCK else 0))
             end = min(self._size, max(self._position + wanted, start + _BLOCK)) - 1
-            answer = self._client.get(self._url, headers={"Range": f"bytes={start}-{end}"})
-            answer.raise_for_status()
-            self._start, self._block = start, answer.content
+            self._start, self._block = start, self._get(start, end).content
         begin = self._position - self._start
         part = self._block[begin : begin + wanted]
         view[: len(part)] = part
@@ -76,8 +89,9 @@ def read_member(url: str, suffix: str) -> bytes:
                 names = [name for name in archive.namelist() if name.endswith(suffix)]
                 if len(names) != 1:
                     raise NetworkError(f"{url} has {len(names)} files named {suffix}, not one.")
-                return archive.read(names[0])
-    except (httpx.HTTPError, zipfile.BadZipFile) as error:
+                with archive.open(names[0]) as member:
+                    return limited(member, _MOST_BYTES)
+    except (httpx.HTTPError, OSError, *ZIP_DAMAGE) as error:
         raise NetworkError(
             f"{url} could not be read ({type(error).__name__}: {error}).",
             fix="Check the network and run the same command again.",

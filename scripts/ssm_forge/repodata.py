@@ -92,12 +92,17 @@ def records(data: bytes, where: str, needed: Sequence[str] = ()) -> Records:
     Raises:
         DamagedIndexError: when it is no index.
     """
-    found = _records_of(document(data, where))
+    found = listed_in(document(data, where))
     for name, record in found.items():
         for field in needed:
             if record.get(field) is None:
                 raise DamagedIndexError(where, f"lists {name} without its {field}")
     return found
+
+
+def listed_in(index: Mapping[str, Any]) -> Records:
+    """What a checked :func:`document` lists: file name -> record."""
+    return {**index.get("packages", {}), **index.get("packages.conda", {})}
 
 
 def shard_digests(data: bytes, where: str) -> dict[str, str]:
@@ -129,7 +134,7 @@ def shard(data: bytes, where: str) -> Records:
         for record in listed.values() if isinstance(listed, dict) else ():
             if isinstance(record, dict):
                 record.update({key: value.hex() for key, value in record.items() if isinstance(value, bytes)})
-    return _records_of(_checked(content, where))
+    return listed_in(_checked(content, where))
 
 
 def decompress(data: bytes, where: str) -> bytes:
@@ -150,13 +155,14 @@ def decompress(data: bytes, where: str) -> bytes:
 def run_exports(repodata: Mapping[str, Any]) -> bytes:
     """run_exports.json (CEP-12) from a repodata.json, where the engine keeps them in the records."""
 
-    def exports(part: str) -> dict[str, dict[str, Any]]:
-        listed = repodata.get(part, {})
-        return {name: {"run_exports": record.get("run_exports") or {}} for name, record in listed.items()}
-
     info = {"subdir": repodata.get("info", {}).get("subdir"), "version": 1}
-    parts = {part: exports(part) for part in _PARTS}
+    parts = {part: exports_of(repodata.get(part, {})) for part in _PARTS}
     return json.dumps({"info": info, **parts}, sort_keys=True).encode()
+
+
+def exports_of(listed: Records) -> Records:
+    """What run_exports.json says of these packages."""
+    return {name: {"run_exports": record.get("run_exports") or {}} for name, record in listed.items()}
 
 
 def damage_in(message: str) -> str:
@@ -198,7 +204,3 @@ def _check_record(name: object, record: object, where: str) -> None:
         value = record.get(field)
         if value is not None and not fits(value):
             raise DamagedIndexError(where, f"lists {name} with {field} {value!r:.80}")
-
-
-def _records_of(content: Mapping[str, Any]) -> Records:
-    return {**content.get("packages", {}), **content.get("packages.conda", {})}

@@ -119,7 +119,7 @@ def read(package: Path) -> Recorded:
         said.get("name") in recipe.PROJECTS
         and isinstance(listed, list)
         and _is_of_texts(variant, _VARIANT_KEYS)
-        and all(_is_of_texts(item, ("uri", "sha256", "role")) for item in listed)
+        and all(_is_material(item) for item in listed)
     ):
         found = f"it has no {finalize.PROVENANCE}" if not said else f"its {finalize.PROVENANCE} is for something else"
         raise UsageError(
@@ -174,6 +174,12 @@ def check_inputs(recorded: Recorded, place: Workspace) -> None:
             f"{'; '.join(found)}.",
             fix=_where_they_are(recorded, place),
         )
+
+
+def _is_material(item: Any) -> bool:
+    """A package that a channel gave may have nothing stronger than md5."""
+    known_by_md5 = _is_of_texts(item, ("uri", "md5", "role")) and item["role"] == materials.SOLVED
+    return known_by_md5 or _is_of_texts(item, ("uri", "sha256", "role"))
 
 
 def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:

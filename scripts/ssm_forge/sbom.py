@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from rattler import RepoDataRecord
@@ -19,6 +20,8 @@ _NAMESPACE = uuid.UUID("8f4f7a3e-2a67-5c0b-9d64-3f0c0f6c9a51")
 
 def bill_of_materials(locked: LockedEnvironment) -> str:
     """CycloneDX 1.6: each package with purl, hashes, licence, URL, and what it depends on.
+
+    What packages from source are built with, compilers among it, is listed with the scope "excluded": not installed.
 
     The same lock gives the same bytes: its hashes make the serial number, its newest package the time.
 
@@ -37,7 +40,8 @@ def bill_of_materials(locked: LockedEnvironment) -> str:
         ) from error
     root = Component(name=f"ssm-forge-{locked.name}", type=ComponentType.APPLICATION, bom_ref=locked.name)
     components = {r.name.normalized: _component(r, locked) for r in locked.records}
-    bom = Bom(components=components.values())
+    tools = _tools(locked, components)
+    bom = Bom(components=[*components.values(), *tools])
     bom.metadata.component = root
     bom.serial_number = uuid.uuid5(_NAMESPACE, "\n".join(":".join(digest(r)) for r in locked.records))
     newest = max((r.timestamp for r in locked.records if r.timestamp), default=None)
@@ -48,6 +52,25 @@ def bill_of_materials(locked: LockedEnvironment) -> str:
         bom.register_dependency(components[record.name.normalized], needed)
     outputter = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6)
     return str(outputter.output_as_string(indent=2)) + "\n"
+
+
+def _tools(locked: LockedEnvironment, installed: Mapping[str, Any]) -> list[Any]:
+    """Components for what is only built with; each package from source names all that it is built with."""
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import ComponentScope
+
+    known = {str(component.purl): component for component in installed.values()}
+    tools: dict[str, Any] = {}
+    for source in locked.sources:
+        for record in (*source.build, *source.host):
+            component = _component(record, locked)
+            purl = str(component.purl)
+            if purl not in known:
+                component.scope = ComponentScope.EXCLUDED
+                tools.setdefault(purl, component)
+            if source.name in installed:
+                installed[source.name].properties.add(Property(name="ssm-forge:built-with", value=purl))
+    return list(tools.values())
 
 
 def _component(record: RepoDataRecord, locked: LockedEnvironment) -> Any:

@@ -37,8 +37,10 @@ OFFSET = "Upload-Offset"
 REASON = "SSM-Forge-Reason"
 
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_NOTHING_LEFT = re.compile(r"bytes \*/(\d+)")
+# A file has at most 18 digits of bytes; a number of thousands is one that Python refuses to read.
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_NOTHING_LEFT = re.compile(r"bytes \*/([0-9]{1,18})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _SIDECAR = re.compile(rf"{FILENAME.pattern}\.sigs(\.[0-9a-f]{{64}})?")
 _SHARD = re.compile(r"[0-9a-f]{64}\.msgpack\.zst")
 
@@ -176,7 +178,10 @@ def _open_beneath(root: Path, parts: tuple[str, ...]) -> int:
         # A folder that is a symbolic link answers ENOTDIR to O_DIRECTORY | O_NOFOLLOW.
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise HTTPException(403, "This is a symbolic link, and those are not followed.") from error
-        raise HTTPException(404, "The channel has no such file.") from error
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise HTTPException(404, "The channel has no such file.") from error
+        # Not "there is no such file", which a client would believe: there is a file, and it can't be opened now.
+        raise HTTPException(503, f"The file can't be opened now ({error.strerror}).", {"Retry-After": "5"}) from error
     finally:
         os.close(folder)
 
@@ -227,9 +232,10 @@ def _extent(request: Request) -> tuple[int, int]:
         first, last, total = (int(number) for number in found.groups())
         if first <= last == total - 1:
             return first, total
+    if extent:
         raise HTTPException(400, "Content-Range must reach from the first missing byte to the end of the file.")
     length = request.headers.get("content-length", "")
-    if not length.isdigit():
+    if not _LENGTH.fullmatch(length):
         raise HTTPException(411, "An upload announces its length.")
     return 0, int(length)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
 import ssl
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from ssm_forge.ui import open_log, say
 
 _BACKLOG = 2048
 _STOP_SECONDS = 20
+# Each reader has a connection and a file open; the usual limit of 1024 is for programs that still use select(2).
+_OPEN_FILES = 65_536
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def run(settings: Settings, tokens: TokenStore, workspace: Workspace) -> None:
         MachineError: when the address is not free.
     """
     _check(settings, tokens)
+    _allow_many_open_files()
     listener = _listen(settings)
     with open_log(workspace.logs, "serve") as log:
         app = create_app(settings.channel, tokens, public=settings.public, access=log)
@@ -94,6 +98,13 @@ def _check(settings: Settings, tokens: TokenStore) -> None:
             f"on {settings.host} tokens would cross the network in the clear.",
             fix="Give --certificate and --key, or --behind-proxy where a proxy in front does TLS.",
         )
+
+
+def _allow_many_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from ssm_forge import manifest as manifests
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
 from ssm_forge.paths import Workspace
-from ssm_forge.recipe import PROJECTS, Rendered, render
+from ssm_forge.recipe import PROJECTS, Rendered, render, requirements
 from ssm_forge.solver import Request, VirtualPackage, solve
 from ssm_forge.variants import Variant
 
@@ -86,7 +86,7 @@ def solve_builds(
     solved = []
     for request in requests:
         rendered = render(request.project, request.values, workspace)
-        wanted = _requirements(rendered)
+        wanted = requirements(rendered)
         made[rendered.filename] = _record(rendered, wanted["run"])
         # In the end both packages are installed, not only what they run with.
         specs = {**wanted, "run": (f"{rendered.name} =={rendered.version} {rendered.build}", *wanted["run"])}
@@ -108,22 +108,7 @@ def solve_builds(
 def pending(requests: Sequence[BuildRequest], workspace: Workspace) -> dict[str, dict[str, Any]]:
     """The index entries of packages that are still to be built: file name -> entry."""
     rendered = [render(request.project, request.values, workspace) for request in requests]
-    return {r.filename: _record(r, _requirements(r)["run"]) for r in rendered}
-
-
-def _requirements(rendered: Rendered) -> dict[Kind, tuple[str, ...]]:
-    """Requirements by environment; as in a build, a bare name in build or host takes the variant's pin."""
-    pins: Mapping[str, str] = rendered.engine.variant
-    requirements = rendered.engine.recipe.requirements
-
-    def pinned(spec: str) -> str:
-        return f"{spec} {pins[spec]}" if spec in pins else spec
-
-    return {
-        "build": tuple(pinned(str(s)) for s in requirements.build),
-        "host": tuple(pinned(str(s)) for s in requirements.host),
-        "run": tuple(str(s) for s in requirements.run),
-    }
+    return {r.filename: _record(r, requirements(r)["run"]) for r in rendered}
 
 
 def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:
@@ -132,7 +117,7 @@ def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:
         "name": rendered.name,
         "version": rendered.version,
         "build": rendered.build,
-        "build_number": int(rendered.build.rpartition("_")[2]),
+        "build_number": rendered.build_number,
         "depends": list(run),
         "subdir": "linux-64",
     }

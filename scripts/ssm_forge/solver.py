@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -132,7 +132,6 @@ def subdir_type(name: str) -> Any:
     return rattler.Subdir(name) if hasattr(rattler, "Subdir") else rattler.Platform(name)
 
 
-@for_engine()
 def solve(request: Request) -> list[RepoDataRecord]:
     """Solve, and return the records sorted by name.
 
@@ -141,6 +140,61 @@ def solve(request: Request) -> list[RepoDataRecord]:
         NetworkError: when a channel can't be reached.
         UsageError: when the snapshot lacks a channel, or a spec can't be read.
     """
+    return sorted(_solve(request), key=lambda r: r.name.normalized)
+
+
+def solve_in_order(request: Request) -> list[RepoDataRecord]:
+    """Solve, and return the records in the order in which pixi's solver decides on them.
+
+    It depends on how the engine reads channels: recorded ones are read here as if they were folders with channels.
+    The request may not name a channel in a spec, nor pin records.
+
+    Raises:
+        SolveError, NetworkError, UsageError: as :func:`solve`.
+    """
+    if request.snapshot is None:
+        return _solve(request)
+    with _recorded_as_folders(request) as folders:
+        try:
+            found = _solve(replace(request, channels=tuple(folders), snapshot=None))
+        except SolveError:
+            # Solved again for an error that names the channels.
+            return _solve(request)
+    return [_moved(record, folders) for record in found]
+
+
+@contextmanager
+def _recorded_as_folders(request: Request) -> Iterator[dict[str, str]]:
+    """``file://`` URL of a folder -> URL of the recorded channel that it holds, in the order of the channels."""
+    assert request.snapshot is not None
+    with tempfile.TemporaryDirectory(prefix="ssm-forge-recorded-") as scratch:
+        found = {}
+        for number, channel in enumerate(request.channels):
+            base = channel_url(channel)
+            recorded = _folder(base, request.snapshot)
+            assert recorded is not None
+            for part in (request.subdir, "noarch"):
+                place = Path(scratch) / str(number) / part / "repodata.json"
+                place.parent.mkdir(parents=True)
+                if (path := _repodata_file(recorded / part)) is not None:
+                    place.symlink_to(path.resolve())
+            if not any((Path(scratch) / str(number)).glob("*/*")):
+                raise _no_record(channel, recorded, request)
+            found[channel_url(Path(scratch, str(number)).as_uri())] = base
+        yield found
+
+
+def _moved(record: RepoDataRecord, folders: Mapping[str, str]) -> RepoDataRecord:
+    """The record with the address that its package has."""
+    folder = str(record.channel)
+    base = folders[folder]
+    # An index may name the place of its packages itself.
+    url = base + record.url.removeprefix(folder) if record.url.startswith(folder) else record.url
+    return RepoDataRecord(record, record.file_name, url, base)
+
+
+@for_engine()
+def _solve(request: Request) -> list[RepoDataRecord]:
     specs = [_parse_spec(text) for text in request.specs]
     constraints = [_parse_spec(text) for text in request.constraints]
     with _extra_channel(request) as extra:
@@ -182,7 +236,7 @@ def solve(request: Request) -> list[RepoDataRecord]:
             # How the engine reports recorded or local repodata that it can't read.
             require_readable(request.channels, request.subdir, request.snapshot)
             raise
-    return sorted(records, key=lambda r: r.name.normalized)
+    return list(records)
 
 
 async def _solve_online(sources: Sequence[str], subdir: str, common: Mapping[str, Any]) -> list[RepoDataRecord]:
@@ -215,12 +269,16 @@ def _sparse(channel: str, request: Request, snapshot: Path) -> list[SparseRepoDa
         if (path := _repodata_file(folder / part)) is not None
     ]
     if not found:
-        what = f"{snapshot} holds no recorded repodata of channel {channel}"
-        if base.startswith("file://"):
-            what = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
-        online = ", or leave --snapshot out to solve online" if request.offers_snapshot else ""
-        raise UsageError(f"{what} (looked in {folder}).", fix=f"Check the folder{online}.")
+        raise _no_record(channel, folder, request)
     return found
+
+
+def _no_record(channel: str, folder: Path, request: Request) -> UsageError:
+    what = f"{request.snapshot} holds no recorded repodata of channel {channel}"
+    if channel_url(channel).startswith("file://"):
+        what = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
+    online = ", or leave --snapshot out to solve online" if request.offers_snapshot else ""
+    return UsageError(f"{what} (looked in {folder}).", fix=f"Check the folder{online}.")
 
 
 def _folder(base: str, snapshot: Path | None) -> Path | None:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ssm_forge import foreign
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.inspection import Package
+from ssm_forge.materials import digest as digest_of
 from ssm_forge.paths import launcher
 
 PASSPHRASE_VARIABLE = "SSM_FORGE_SIGN_PASSPHRASE"
@@ -34,6 +35,11 @@ BUILD_TYPE = "urn:ssm-forge:build:1"
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 _MOST_KEY_BYTES = 1 << 20
+_PROVENANCE: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys(("name", "recipe_sha256"), foreign.is_text),
+    "variant": lambda value: isinstance(value, dict),
+    "materials": lambda value: value is None or isinstance(value, list),
+}
 
 Statement = dict[str, Any]
 
@@ -109,7 +115,7 @@ def statement(package: Package) -> Statement:
     """What ``package`` was built from, as its own provenance file says.
 
     Raises:
-        IntegrityError: when it holds no such file, so that there is nothing to sign for.
+        IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
     """
     from ssm_forge.finalize import provenance
 
@@ -119,9 +125,20 @@ def statement(package: Package) -> Statement:
             f"{package.filename} does not say what it was built from, so there is nothing to sign for.",
             fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
         )
+    try:
+        foreign.require(told, _PROVENANCE)
+        for item in told.get("materials") or []:
+            # NVIDIA's packages for CUDA 11.8 have no sha256.
+            digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
+            foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
+    except ValueError as error:
+        raise IntegrityError(
+            f"{package.filename} does not say what it was built from in a way that can be signed for ({error}).",
+            fix="Build it again, or publish it without --sign-key.",
+        ) from error
     materials = [
-        {"uri": item["uri"], "digest": {"sha256": item["sha256"]}, "annotations": {"role": item["role"]}}
-        for item in told.get("materials", [])
+        {"uri": item["uri"], "digest": dict([digest_of(item)]), "annotations": {"role": item["role"]}}
+        for item in (told.get("materials") or [])
     ]
     recipe = {
         "uri": f"recipes/{told['name']}",
@@ -168,7 +185,7 @@ def writer(sign_key: Path | None, attestations: Sequence[Path]) -> Callable[[Pac
 
     def sidecar(package: Package) -> bytes:
         bundles = [sign(statement(package), key)] if key else []
-        bundles += [b for _, found in made_elsewhere for b in found if _about(b, package.filename, package.sha256)]
+        bundles += [b for _, found in made_elsewhere for b in found if about(b, package.filename, package.sha256)]
         return json.dumps(bundles, sort_keys=True).encode() if bundles else b""
 
     return sidecar
@@ -188,7 +205,7 @@ def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]
         if signed_by is None:
             hint = _hint(bundle)
             found.append(f"one signed by another key ({hint[:16]!r})" if hint else "one without a key of ours")
-        elif not _about(bundle, filename, sha256):
+        elif not about(bundle, filename, sha256):
             found.append("one about another file")
         else:
             content: Statement = foreign.json_from(base64.b64decode(envelope["payload"]))
@@ -226,7 +243,8 @@ def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | 
     return None
 
 
-def _about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+def about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
+    """Whether a bundle's statement is about exactly this file; who signed it is another question."""
     try:
         content = foreign.json_from(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         subjects = content["subject"] if content["_type"] == STATEMENT_TYPE else []

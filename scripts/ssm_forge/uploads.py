@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import AsyncIterable, Callable, Iterator
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import IO, Any, TypeVar
 
+import anyio
 import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,16 +25,30 @@ from ssm_forge.inspection import inspect
 
 MOST_BYTES = 20_000_000_000
 MOST_SIDECAR_BYTES = 4 * 1024 * 1024
-_BLOCK = 1 << 20
+# Of each upload under way, this much is kept in memory: with hundreds of slow clients that adds up.
+_BLOCK = 1 << 17
+# Hashing, unpacking, indexing. Readers need threads too, and those that wait for the channel's lock are lost to them.
+_WORKERS = 4
+# A client whose network broke down says nothing any more, and its next attempt must not find the file taken.
+_PATIENCE_SECONDS = 60.0
+
+_T = TypeVar("_T")
 
 
 class Uploads:
-    """The folder of unfinished uploads of one channel, named by the sha256 that they are to have."""
+    """The folder of unfinished uploads of one channel, named by the sha256 that they are to have.
 
-    def __init__(self, channel: Path, record: Callable[[str], None]) -> None:
+    Args:
+        record: takes one line for each file.
+        patience: seconds without a byte after which an upload ends; what came is kept.
+    """
+
+    def __init__(self, channel: Path, record: Callable[[str], None], patience: float = _PATIENCE_SECONDS) -> None:
         self._channel = channel
         self._folder = channel / channels.UPLOADS
         self._record = record
+        self._patience = patience
+        self._busy: set[Path] = set()
         # Held as long as this lives: repair and prune leave what clients go on with.
         self._in_use: object = None
         with contextlib.suppress(OSError):  # A channel that can't be written receives nothing.
@@ -64,26 +82,55 @@ class Uploads:
             201 for a new file, 200 for one that was there.
 
         Raises:
-            HTTPException: 409 for another file of that name or a wrong offset, 413, 423 while somebody else
-                uploads the same file.
+            HTTPException: 408 when the client falls silent, 409 for another file of that name or a wrong offset, 413,
+                423 while somebody else uploads the same file.
             IntegrityError: when the bytes are not what was announced, or not a package for this place.
-            MachineError: when the disk is full.
+            MachineError: when the disk is full, or the system has no more files to open.
         """
         most = MOST_SIDECAR_BYTES if filename.endswith(".sigs") else MOST_BYTES
         if total > most:
             raise HTTPException(413, f"{filename} would have {total} bytes; at most {most} are taken.")
-        if await anyio.to_thread.run_sync(self._is_there, subdir, filename, sha256):
+        if await self._in_thread(self._is_there, subdir, filename, sha256):
             return 200
-        self._folder.mkdir(parents=True, exist_ok=True)
         part = self._part(sha256)
-        with _alone(part):
-            await self._append(body, part, first, total)
-            added = await anyio.to_thread.run_sync(self._accept, part, subdir, filename, sha256)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._alone(part):
+                await self._append(body, part, first, total)
+                added = await self._in_thread(self._accept, part, subdir, filename, sha256)
+        except OSError as error:
+            raise self._full(part, error) from error
         self._record(f"{'added' if added else 'had'} {subdir}/{filename} sha256 {sha256} from '{who}'")
         return 201 if added else 200
 
+    async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await anyio.to_thread.run_sync(work, *arguments, limiter=self._workers)
+
+    @cached_property
+    def _workers(self) -> anyio.CapacityLimiter:
+        return anyio.CapacityLimiter(_WORKERS)  # Not sooner: it belongs to the loop that the server runs in.
+
     def _part(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.part"
+
+    @contextmanager
+    def _alone(self, part: Path) -> Iterator[None]:
+        """One upload of a file at a time, also of several servers: two would write into each other."""
+        taken = HTTPException(423, "Somebody else is uploading this very file.", headers={"Retry-After": "1"})
+        if part in self._busy:  # Where the file system has no locks, this server at least knows its own.
+            raise taken
+        self._busy.add(part)
+        try:
+            # Not the part itself: it gets another name while the lock is held.
+            with part.with_suffix(".lock").open("w") as stream:
+                if locks.acquire(stream, wait=False) is False or not _has_its_name(stream):
+                    raise taken
+                try:
+                    yield
+                finally:
+                    Path(stream.name).unlink(missing_ok=True)
+        finally:
+            self._busy.discard(part)
 
     def _is_there(self, subdir: str, filename: str, sha256: str) -> bool:
         """Whether this very file has its place; a killed server may have left it out of the index."""
@@ -101,10 +148,11 @@ class Uploads:
         have = self.received(part.stem)
         if first != have:
             raise HTTPException(409, f"The upload goes on at byte {have}.", headers={"Upload-Offset": str(have)})
+        silent = False
         with part.open("ab") as stream:
+            buffer = bytearray()
             try:
-                buffer = bytearray()
-                async for chunk in body:
+                async for chunk in self._heard(body):
                     buffer += chunk
                     have += len(chunk)
                     if have > total:
@@ -113,16 +161,24 @@ class Uploads:
                     if len(buffer) >= _BLOCK:
                         await anyio.to_thread.run_sync(stream.write, bytes(buffer))
                         buffer.clear()
-            except ClientDisconnect:
-                pass  # What came is kept below, for the next attempt.
-            except OSError as error:
-                raise self._full(part, error) from error
-            try:
-                await anyio.to_thread.run_sync(_finish, stream, bytes(buffer))
-            except OSError as error:
-                raise self._full(part, error) from error
+            except (ClientDisconnect, TimeoutError) as error:
+                silent = isinstance(error, TimeoutError)  # What came is kept below, for the next attempt.
+            await anyio.to_thread.run_sync(_finish, stream, bytes(buffer))
+        if silent:
+            raise HTTPException(408, f"Nothing came any more after byte {have} of {total}.")
         if have < total:
             raise HTTPException(400, f"The upload was cut at byte {have} of {total}.")
+
+    async def _heard(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """What comes, as long as something comes; TimeoutError when nothing does."""
+        chunks = body.__aiter__()
+        while True:
+            with anyio.fail_after(self._patience):
+                try:
+                    chunk = await chunks.__anext__()
+                except StopAsyncIteration:
+                    return
+            yield chunk
 
     def _full(self, part: Path, error: OSError) -> Exception:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -167,19 +223,14 @@ class Uploads:
             return channels.place_sidecar(self._channel, subdir, package.name, data)
 
 
-def _finish(stream: object, rest: bytes) -> None:
-    stream.write(rest)  # type: ignore[attr-defined]
-    stream.flush()  # type: ignore[attr-defined]
+def _finish(stream: IO[bytes], rest: bytes) -> None:
+    stream.write(rest)
+    stream.flush()
 
 
-@contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """One upload of a file at a time: two would write into each other."""
-    # Not the part itself: it gets another name while the lock is held.
-    with part.with_suffix(".lock").open("w") as stream:
-        if locks.acquire(stream, wait=False) is False:
-            raise HTTPException(423, "Somebody else is uploading this very file.", headers={"Retry-After": "1"})
-        try:
-            yield
-        finally:
-            Path(stream.name).unlink(missing_ok=True)
+def _has_its_name(stream: IO[str]) -> bool:
+    """Whether the file that was locked is still the one of that name: who had it before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name))  # noqa: PTH116
+    except FileNotFoundError:
+        return False

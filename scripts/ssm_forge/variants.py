@@ -9,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-from ssm_forge.arch import ArchList, Capability
+from ssm_forge.arch import ArchList, Capability, code_for
 from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.paths import launcher
 
@@ -103,13 +103,15 @@ class Variant:
         others = sorted(
             {v.name for v in matrix.variants if all(c in v.supported_archs for c in archs.sass)} - {self.name}
         )
-        fix = (
-            f"Use --variant {others[-1]}, whose nvcc has it."
-            if others
-            else "No variant's nvcc has it; choose from this list."
-        )
+        running = {c: code for c in missing if (code := code_for(c, self.supported_archs)) != c}
+        if others:
+            fix = f"Use --variant {others[-1]}, whose nvcc has it."
+        elif len(running) == len(missing):
+            fix = f"Use {', '.join(f'{code}, whose code runs on {c}' for c, code in running.items())}."
+        else:
+            fix = "No variant has it; choose from this list."
         raise UsageError(
-            f"nvcc {self.cuda} of variant {self.name} can't target {', '.join(map(str, missing))}; it can "
+            f"variant {self.name} with nvcc {self.cuda} can't target {', '.join(map(str, missing))}; it can "
             f"target {', '.join(map(str, self.supported_archs))}.",
             fix=fix,
         )

@@ -18,6 +18,7 @@ import httpx
 
 from ssm_forge.credentials import Credential, find, redact
 from ssm_forge.errors import NetworkError
+from ssm_forge.foreign import MOST_SMALL_BYTES
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
 # The answer to an upload comes after the server has checked and indexed the package.
@@ -95,10 +96,24 @@ def refused(error: httpx.HTTPError) -> bool:
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
 
 
-def get(url: str, **options: Any) -> httpx.Response:
-    """One answer to one question, read whole."""
+def get(url: str, most: int = MOST_SMALL_BYTES, **options: Any) -> httpx.Response:
+    """One answer to one question, read whole.
+
+    Raises:
+        NetworkError: when it is larger than ``most`` bytes.
+        httpx.HTTPError: when there is none.
+    """
     with session() as client:
-        return client.get(url, **options)
+        return read(client, url, most, **options)
+
+
+def read(client: httpx.Client, url: str, most: int, **options: Any) -> httpx.Response:
+    """As :func:`get`, with a client that asks more than once."""
+    with client.stream("GET", url, **options) as answer:
+        body = whole(answer, most)
+        # The body is unpacked already, and no longer as long as the header says.
+        headers = [(k, v) for k, v in answer.headers.multi_items() if k not in ("content-encoding", "content-length")]
+        return httpx.Response(answer.status_code, headers=headers, content=body, request=answer.request)
 
 
 class Client:

@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def run(place: Workspace, compiler: str, python: str = "3.12") -> list[str]:
     """Assemble; returns what the index then names."""
     parts: Any = SimpleNamespace(
-        interpreter=SimpleNamespace(minor=python),
+        interpreter=SimpleNamespace(made_from=None, minor=python),
         compiler=compiler,
         variant=SimpleNamespace(name="cu130", row={}),
         there=None,
@@ -107,5 +107,5 @@ def test_packages_of_an_older_layout_are_those_of_all_pythons(
     channel = place.bridge / "cu130"
     if layout:
         (channel / ".layout").write_text(layout)
-    parts: Any = SimpleNamespace(interpreter=SimpleNamespace(minor="3.12"))
+    parts: Any = SimpleNamespace(interpreter=SimpleNamespace(made_from=None, minor="3.12"))
     assert bridge._replaces(parts, channel) == alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run
+from ssm_forge.bridge import debian_python
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.interpreter import Interpreter
 from ssm_forge.errors import MachineError
+from ssm_forge.paths import workspace
 
 GOOD = {
     "version": [3, 12, 1],
@@ -30,7 +33,8 @@ GOOD = {
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose PATH, pyenv and uv folders are empty."""
+    """A machine whose PATH, pyenv and uv folders are empty, and whose system has no Python."""
+    monkeypatch.setattr(debian_python, "SYSTEM", tmp_path / "system")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     monkeypatch.setenv("UV_PYTHON_INSTALL_DIR", str(tmp_path / "uv"))
@@ -51,14 +55,14 @@ def test_nothing_at_all(machine: Path) -> None:
         interpreters.find("3.12")
     assert "found, but unusable" not in error.value.what
     assert "uv python install 3.12" in error.value.fix
-    assert interpreters.available() == []
+    assert interpreters.available(workspace()) == []
 
 
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
         ({"has_headers": False}, "has no headers (Python.h)"),
-        ({"distribution_layout": True}, "is the system's own, whose layout can't be relocated"),
+        ({"distribution_layout": True}, "is the system's own, which can't be copied as it is"),
         ({"conda": True}, "is conda's, which needs the libraries of its environment"),
         ({"debug": True}, "is a debug or free-threaded build"),
         ({"free_threaded": True}, "is a debug or free-threaded build"),
@@ -81,9 +85,9 @@ def test_one_that_does_not_run_is_named(machine: Path) -> None:
 def test_another_minor_is_offered(machine: Path) -> None:
     fake(machine / "bin/python3.11", version=[3, 11, 7])
     with pytest.raises(MachineError) as error:
-        interpreters.find("3.12")
-    assert "choose another with --python (3.11 usable here)" in error.value.fix
-    assert interpreters.available() == ["3.11"]
+        interpreters.choose("3.12", workspace())
+    assert "or choose another with --python (3.11" in error.value.fix
+    assert interpreters.available(workspace()) == ["3.11"]
 
 
 def test_other_implementations_are_not_taken(machine: Path) -> None:
@@ -121,8 +125,10 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     for tool in ("bash", "dirname", "env", "mkdir", "flock", "cat"):
         if (found := shutil.which(tool)) is not None:
             (bare / tool).symlink_to(found)
-    # The tools need a Python, of another minor; pyenv and uv have nothing here.
-    wanted = "3.13" if sys.version_info[:2] != (3, 13) else "3.12"
+    # The tools need a Python, of another minor; pyenv and uv have nothing here, nor has the system or Debian.
+    wanted = next(
+        p for p in ("3.12", "3.10") if p != ".".join(map(str, sys.version_info[:2])) and not _of_the_system(p)
+    )
     done = run(
         "install-mamba",
         "--source",
@@ -140,15 +146,22 @@ def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+def _of_the_system(python: str) -> bool:
+    return Path(f"/usr/bin/python{python}").exists()
+
+
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The python package of a real interpreter, staged and then moved."""
-    usable = [python for python in ("3.12", "3.11", "3.10", "3.13") if python in interpreters.available()]
+    usable = []
+    for minor in ("3.12", "3.11", "3.10", "3.13"):
+        with contextlib.suppress(MachineError):
+            usable.append(interpreters.find(minor))
     if not usable:
         pytest.skip("no interpreter with headers on this machine that could be copied")
     if shutil.which("patchelf") is None:
         pytest.skip("patchelf is not on PATH (the tools environment has it)")
-    python = interpreters.python_packages(interpreters.find(usable[0]))[1]
+    python = interpreters.python_packages(usable[0], (), workspace())[1]
     stage = tmp_path_factory.mktemp("copy") / "stage"
     stage.mkdir()
     python.stage(stage)
@@ -209,10 +222,10 @@ def test_what_it_links_looks_for_libraries_in_the_environment_as_with_condas_own
 
 def test_packages_name_each_other_as_conda_forges_do() -> None:
     here = Interpreter(Path(sysconfig.get_config_var("BINDIR")) / "python3", Path("/p"), "3.12.1")
-    abi, python = interpreters.python_packages(here)
+    abi, python = interpreters.python_packages(here, (), workspace())
     assert (abi.name, abi.version, abi.constrains) == ("python_abi", "3.12", ("python 3.12.*",))
     assert abi.build.endswith("1_cp312")
     assert python.depends == ("python_abi 3.12.* *_cp312",)
     assert python.build.endswith("_cpython")
-    newer = interpreters.python_packages(Interpreter(here.executable, here.prefix, "3.13.0"))[1]
+    newer = interpreters.python_packages(Interpreter(here.executable, here.prefix, "3.13.0"), (), workspace())[1]
     assert newer.build.endswith("_cp313")

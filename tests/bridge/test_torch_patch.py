@@ -54,7 +54,7 @@ def patches(folder: Path, version: str = "2.3.0", text: str = _CPP_EXTENSION) ->
 
 
 def run(patch_folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", _SCRIPT, patch_folder, site]
+    command = [sys.executable, "-I", _SCRIPT, patch_folder, site, site.with_name("kept")]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -89,6 +89,18 @@ def test_a_second_build_in_the_same_environment_finds_it_done(tmp_path: Path) ->
     done = run(folder, site)
     assert done.returncode == 0, done.stderr
     assert (site / MEMBER).read_text() == first
+
+
+def test_a_second_build_with_another_patch_begins_with_the_file_as_it_was(tmp_path: Path) -> None:
+    """pixi builds again where it built before, and the patch that changed no longer fits what it once made."""
+    site, folder = site_packages(tmp_path / "site"), tmp_path / "patches/2.3.0"
+    folder.mkdir(parents=True)
+    diff = f"--- a/{MEMBER}\n+++ b/{MEMBER}\n@@ -1,2 +1,3 @@\n import os\n+ADDED = {{}}\n \n"
+    for number in (1, 2):
+        (folder / "0001-x.patch").write_text(diff.format(number))
+        done = run(folder.parent, site)
+        assert done.returncode == 0, done.stderr
+        assert (site / MEMBER).read_text() == _CPP_EXTENSION.replace("os\n", f"os\nADDED = {number}\n", 1)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def make_package(
     size: int = 0,
     depends: tuple[str, ...] = (),
     provenance: bool = False,
+    subdir: str = "linux-64",
 ) -> Path:
     """A whole package in ``folder``; ``size`` adds that many bytes that do not compress."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -51,7 +52,7 @@ def make_package(
                 name=name,
                 version=version,
                 build_string=build,
-                target_platform="linux-64",
+                target_platform=subdir,
                 output_dir=str(Path(scratch) / "out"),
                 files_dir=str(content),
                 depends=list(depends),

@@ -17,7 +17,7 @@ from lab import Lab, check_folder, make_package
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import channel as channels
-from ssm_forge import channel_tasks, coverage, trust, variants
+from ssm_forge import channel_check, channel_tasks, coverage, trust, variants
 from ssm_forge.channel_source import open_source
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.paths import workspace
@@ -38,7 +38,7 @@ def channel(tmp_path: Path) -> Path:
 
 
 def problems(url: str | Path) -> dict[str, str]:
-    found, _ = channel_tasks.check(open_source(str(url)))
+    found, _ = channel_check.check(open_source(str(url)))
     return {problem.file: problem.kind for problem in found}
 
 
@@ -47,7 +47,7 @@ def ignore(line: str) -> None:
 
 
 def test_a_whole_channel_has_no_problems(channel: Path) -> None:
-    found, count = channel_tasks.check(open_source(str(channel)))
+    found, count = channel_check.check(open_source(str(channel)))
     assert (found, count) == ([], 2)
 
 
@@ -74,7 +74,7 @@ def test_each_kind_of_damage_is_found(channel: Path, tmp_path: Path) -> None:
     next(iter(folder.glob("shards/*"))).write_bytes(b"broken")
     for sidecar in folder.glob(f"{NAME}.sigs.*"):
         sidecar.write_text("[]")
-    found, _ = channel_tasks.check(open_source(str(channel)))
+    found, _ = channel_check.check(open_source(str(channel)))
     assert {(p.kind, p.file) for p in found} == {
         ("missing", "linux-64/base-1.0-h1_0.conda"),
         ("changed", f"linux-64/{NAME}"),
@@ -92,7 +92,7 @@ def test_repair_lists_what_is_there(channel: Path) -> None:
     (channel / "linux-64" / "base-1.0-h1_0.conda").unlink()
     make_package(channel / "linux-64", "unlisted")
     assert problems(channel)
-    channel_tasks.repair(channel)
+    channel_check.repair(channel)
     assert problems(channel) == {}
     assert check_folder(channel) == {NAME, "unlisted-1.0-h1_0.conda"}
 
@@ -148,13 +148,13 @@ def test_what_is_still_being_received_is_left_alone(request: pytest.FixtureReque
     os.utime(forgotten, (time.time() - 8 * 86_400,) * 2)
     assert problems(channel) == {f".uploads/{forgotten.name}": "leftover"}
     assert channel_tasks.prune(channel, keep=1, dry_run=True).other == (f".uploads/{forgotten.name}",)
-    channel_tasks.repair(channel)
+    channel_check.repair(channel)
     channel_tasks.prune(channel, keep=1, dry_run=False)
     assert fresh.exists()
     assert not forgotten.exists()
     if running is not None:
         running.close()
-        channel_tasks.repair(channel)
+        channel_check.repair(channel)
         assert not fresh.exists()
 
 

@@ -279,6 +279,8 @@ def test_a_rule_for_sigstore_is_the_engines_to_check(tmp_path: Path, package: Pa
         "[[channel]]\nurl = 'https://x:port'\nkeys = ['lab.pub']",
         "[[channel]]\nurl = 'x'\nkeys = ['lab.pub']\nidentity = 'not asked for'",
         "[[channel]]\nurl = 'x'\nrequire = 'sigstore'\nidentity = 'https://github.com/lab/*'",
+        "[[channel]]\nurl = 'x'\nrequire = 'sigstore'\nidentity = ''\nissuer = 'https://github.com'",
+        "[[channel]]\nurl = 'x'\nrequire = 'sigstore'\nidentity = 'https://github.com/lab/*'\nissuer = ''",
         "[[channel]]\nurl = 'x'\nkeys = 'lab.pub'",
         "[[channel]]\nurl = 1\nkeys = ['lab.pub']",
         "channel = [1]",

@@ -15,7 +15,7 @@ import zstandard
 from lab import make_package, serving
 
 from ssm_forge import channel as channels
-from ssm_forge import channel_tasks, coverage, remote, trust
+from ssm_forge import channel_check, channel_tasks, coverage, remote, trust
 from ssm_forge.channel_source import open_source
 from ssm_forge.errors import ForgeError
 from ssm_forge.fetch import sha256_of
@@ -88,7 +88,7 @@ def channel(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def kinds(channel: Path) -> dict[str, str]:
-    problems, _ = channel_tasks.check(open_source(str(channel)))
+    problems, _ = channel_check.check(open_source(str(channel)))
     return {problem.file: problem.kind for problem in problems}
 
 
@@ -96,7 +96,7 @@ def kinds(channel: Path) -> dict[str, str]:
 def test_check_names_the_damage_and_repair_mends_it(channel: Path, name: str, data: bytes) -> None:
     (channel / "linux-64" / name).write_bytes(data)
     assert kinds(channel) == {f"linux-64/{name}": "index"}
-    channel_tasks.repair(channel)
+    channel_check.repair(channel)
     assert kinds(channel) == {}
 
 
@@ -130,7 +130,7 @@ def test_publishing_and_serving_go_on_from_a_damaged_index(channel: Path, tmp_pa
     with serving(channel, TokenStore(tmp_path / "tokens.json"), tmp_path / "home", "--public") as server:
         assert kinds(channel) == {}
         damaged.write_bytes(b"broken")
-        found, _ = channel_tasks.check(open_source(server.url))
+        found, _ = channel_check.check(open_source(server.url))
         assert [(problem.file, problem.kind) for problem in found] == [(f"linux-64/{form}", "index")]
 
 
@@ -186,7 +186,7 @@ def test_no_wrong_type_anywhere_inside_is_a_crash(channel: Path) -> None:
                 node = node[key]
             node[way[-1]] = value
             index.write_text(json.dumps(content))
-            channel_tasks.check(open_source(str(channel)))
+            channel_check.check(open_source(str(channel)))
             for act in (lambda: channel_tasks.prune(channel, keep=1, dry_run=True), lambda: READERS[1](channel)):
                 try:
                     act()
@@ -204,7 +204,7 @@ def test_no_cut_and_no_turned_byte_is_a_crash(channel: Path) -> None:
             if cut:
                 cut[chance.randrange(len(cut))] ^= 1 << chance.randrange(8)
             file.write_bytes(bytes(cut))
-            channel_tasks.check(open_source(str(channel)))
+            channel_check.check(open_source(str(channel)))
             try:
                 channel_tasks.prune(channel, keep=1, dry_run=True)
             except ForgeError as error:

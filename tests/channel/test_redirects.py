@@ -14,7 +14,7 @@ import pytest
 from lab import make_package
 
 from ssm_forge import channel as channels
-from ssm_forge import channel_tasks, pack, policy, publish_hosted, trust, web
+from ssm_forge import channel_check, channel_tasks, pack, policy, publish_hosted, trust, web
 from ssm_forge.channel_source import open_source
 from ssm_forge.errors import NetworkError
 from ssm_forge.inspection import inspect
@@ -113,14 +113,14 @@ def front(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monk
 
 
 def test_check_and_mirror(front: str, tmp_path: Path, folder: Path) -> None:
-    assert channel_tasks.check(open_source(front)) == ([], 1)
+    assert channel_check.check(open_source(front)) == ([], 1)
     target = tmp_path / "copy"
     sha256 = inspect(folder / "linux-64" / NAME).sha256
     (target / ".uploads").mkdir(parents=True)
     (target / ".uploads" / f"{sha256}.part").write_bytes((folder / "linux-64" / NAME).read_bytes()[:50_000])
     assert channel_tasks.mirror(open_source(front), target, log=lambda line: None) == (1, 0)
     assert channels.records(target)[NAME]["attestations_sha256"]
-    assert channel_tasks.check(open_source(str(target))) == ([], 1)
+    assert channel_check.check(open_source(str(target))) == ([], 1)
 
 
 def test_statements_and_what_a_hosted_channel_has(front: str, tmp_path: Path, folder: Path) -> None:

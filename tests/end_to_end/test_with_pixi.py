@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import real_pixi
 from forge_run import ROWS, Forge, Outcome, all_pass_but_the_gpu, fresh_forge
 from real_pixi import needs_pixi
 from ssm_forge import install, lock, pixi
+from ssm_forge.fetch import sha256_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(3600), needs_pixi]
 
@@ -25,15 +28,13 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
 
 @pytest.fixture(scope="module")
 def first(forge: Forge) -> Outcome:
-    """The lock by pixi, and the one command of the README."""
-    locked = forge.command("pixi", "lock")
-    assert locked.returncode == 0, locked.stderr
+    """The one command, for a named GPU: pixi makes the environment, and the own engine builds what goes on top."""
     done = forge.command("pixi", "run", "install-mamba", "--cuda-arch", ROW.arch, "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def test_the_one_command_ends_in_verified_kernels_in_pixis_own_environment(first: Outcome, forge: Forge) -> None:
+def test_for_a_named_gpu_it_ends_in_verified_kernels_on_top_of_pixis_environment(first: Outcome, forge: Forge) -> None:
     assert first.json["source"] == "conda"
     all_pass_but_the_gpu(first.json["verify"])
     prefix = forge.workspace.envs / ROW.variant
@@ -45,10 +46,10 @@ def test_the_one_command_ends_in_verified_kernels_in_pixis_own_environment(first
 def test_its_lock_is_ours(first: Outcome, forge: Forge) -> None:
     text = forge.workspace.lock.read_bytes()
     assert b"name: p1" in text
-    assert forge("lock", "--check").returncode == 0
     done = forge("lock")
     assert done.returncode == 0, done.stderr
     assert forge.workspace.lock.read_bytes() == text
+    assert forge("lock", "--check").returncode == 0
 
 
 def test_a_script_with_a_quote_in_its_name_runs_where_the_user_stands(
@@ -63,3 +64,27 @@ def test_again_there_is_nothing_to_do(first: Outcome, forge: Forge) -> None:
     done = forge.command("pixi", "run", "install-mamba", "--cuda-arch", ROW.arch)
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stderr
+
+
+@pytest.mark.skipif(real_pixi.backend() is None, reason="needs pixi's build backend on PATH or beside pixi")
+def test_pixi_itself_builds_the_same_packages_and_keeps_them(first: Outcome, forge: Forge) -> None:
+    """The one command of the README, with nothing named: the lock in recipes/ has the kernels and their compilers."""
+    ours = {path.name: sha256_of(path) for path in forge.channel.glob("linux-64/*.conda")}
+    assert len(ours) == 2
+    aside = forge.channel.rename(forge.folder / "built-by-us")
+    done = forge.command("pixi", "run", "install-mamba", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    all_pass_but_the_gpu(done.json["verify"])
+    prefix = forge.workspace.source_envs / ROW.variant
+    assert done.json["prefix"] == str(prefix)
+    assert {path.name: sha256_of(path) for path in forge.channel.glob("linux-64/*.conda")} == ours
+    # Nothing is built again, and what pixi does to its environment takes nothing out.
+    before = {path: path.stat().st_mtime_ns for path in prefix.glob("conda-meta/*.json")}
+    driver = ("env", "CONDA_OVERRIDE_CUDA=13.0")
+    again = forge.command(*driver, "pixi", "install", "--locked", "-e", ROW.variant, folder=forge.root / "recipes")
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in prefix.glob("conda-meta/*.json")} == before
+    code = "import torch, selective_scan_cuda, causal_conv1d_cuda"
+    shown = forge.command(str(forge.root / "run"), "python", "--prefix", str(prefix), "-c", code)
+    assert shown.returncode == 0, shown.stderr
+    shutil.rmtree(aside)

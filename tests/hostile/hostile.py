@@ -100,20 +100,24 @@ deep = st.builds(_deep, st.sampled_from((50, 300, 600)), st.sampled_from(("list"
 DEEP_JSON = (b"[" * 100_000, b'{"a":' * 100_000, b"[" * 100_000 + b"]" * 100_000)
 
 
-def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something in a document can be changed."""
-    yield path
-    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    for key, value in inside:
-        yield from places(value, (*path, key))
+def places(content: Any) -> Iterator[tuple[Any, ...]]:
+    """Where something in a document can be changed; without recursion, because some are nested deeply."""
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), content)]
+    while waiting:
+        path, found = waiting.pop()
+        yield path
+        inside = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+        waiting += [((*path, key), value) for key, value in inside]
 
 
 def _changed(content: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
     if not path:
         return value
-    content = copy.deepcopy(content)
-    holder = content
+    # Only what the change is in is copied, and nothing is changed in place afterwards: a whole copy would recurse, and
+    # how deep it may differs from run to run.
+    content = holder = copy.copy(content)
     for key in path[:-1]:
+        holder[key] = copy.copy(holder[key])
         holder = holder[key]
     last = path[-1]
     if how == "drop":
@@ -121,11 +125,11 @@ def _changed(content: Any, path: tuple[Any, ...], how: str, value: Any) -> Any:
     elif how == "wrap":
         holder[last] = [holder[last]]
     elif how == "add" and isinstance(holder[last], dict):
-        holder[last][str(value)[:50]] = value
+        holder[last] = {**holder[last], str(value)[:50]: value}
     elif how == "rename" and isinstance(holder, dict):
         holder[str(value)[:5_000]] = holder.pop(last)
     elif how == "double" and isinstance(holder, list):
-        holder.append(copy.deepcopy(holder[last]))
+        holder.append(holder[last])
     else:
         holder[last] = value
     return content

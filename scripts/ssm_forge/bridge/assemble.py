@@ -39,7 +39,7 @@ class Parts:
     """What a variant's bridge is made from on this machine, before anything is downloaded.
 
     Attributes:
-        interpreter: the Python that is copied.
+        interpreter: the Python that is copied, from the machine or from Debian packages.
         compiler: the C++ compiler: one of the machine's that is pointed at, or one that is brought.
         wheels: Python packages, torch among them.
         toolkit: the CUDA toolkit.
@@ -55,8 +55,8 @@ class Parts:
 
     @property
     def debs(self) -> tuple[debian.Deb, ...]:
-        """Debian packages of the toolkit and of a compiler that is brought."""
-        return (*self.toolkit.debs, *getattr(self.compiler, "debs", ()))
+        """Debian packages of the toolkit, and of a compiler and a Python that are brought."""
+        return (*self.toolkit.debs, *getattr(self.compiler, "debs", ()), *self.interpreter.debs)
 
     @property
     def artifacts(self) -> list[Artifact]:
@@ -80,7 +80,7 @@ def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Wor
     tag = f"py{python.replace('.', '')}"
     return Parts(
         variant=variant,
-        interpreter=interpreters.find(python),
+        interpreter=interpreters.choose(python, workspace),
         compiler=find_compiler(variant, host_compiler, workspace),
         wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, tag), python)),
         toolkit=find_toolkit(variant, python, workspace),
@@ -146,6 +146,7 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
     with _alone(parts, channel), _locked(workspace.bridge):
         sweep(channel)
         drop_older_layout(channel)
+        interpreters.prepare(parts.interpreter, workspace)
         packages = _packages(parts, workspace)
         todo = [p for p in packages if not (channel / SUBDIR / p.filename).exists()]
         if todo:
@@ -188,7 +189,7 @@ def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
     # The runtime is the toolkit's; cuda-toolkit only names what torch's other requirements bring.
     left_out = ("nvidia-cuda-runtime", "cuda-toolkit", "torch")
     return [
-        *interpreters.python_packages(parts.interpreter),
+        *interpreters.python_packages(parts.interpreter, parts.wheels, workspace),
         *_compiler_packages(parts.compiler, workspace),
         *toolkit_packages(parts.toolkit, workspace),
         *_torch_packages(parts, bundled, dists, workspace),

@@ -77,6 +77,11 @@ class Deb:
         """The archive that the package's release is in."""
         return self.url.partition("/pool/")[0]
 
+    @property
+    def upstream(self) -> str:
+        """Upstream's version in Debian's."""
+        return re.split(r"[-+]", self.version.partition(":")[2] or self.version)[0]
+
     def artifact(self, url: str = "") -> Artifact:
         """The file to fetch, from ``url`` or from the pool."""
         return Artifact(url or self.url, self.sha256, self.size, PurePosixPath(self.url).name)

@@ -92,7 +92,7 @@ class BundledCompiler:
 
     def upstream(self, pattern: str) -> str:
         """Upstream's version of the package that has this name."""
-        return _upstream(next(d for d in self.debs if re.fullmatch(pattern, d.package)).version)
+        return next(d for d in self.debs if re.fullmatch(pattern, d.package)).upstream
 
 
 def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[BridgePackage]:
@@ -148,7 +148,7 @@ def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[Br
             specs=lambda folder: _builtin_specs(folder / _HOME, compiler.major, shared, workspace),
             stage=stage,
             depends=dict.fromkeys(("ld_impl_linux-64", "binutils_impl_linux-64", "gcc_impl_linux-64"), runs_on),
-            runtime={name: (_upstream(deb.version), (deb.sha256,)) for name, deb in runtime.items()},
+            runtime={name: (deb.upstream, (deb.sha256,)) for name, deb in runtime.items()},
             origin=compiler.origin,
             sizes={name: sum(deb.size for deb in debs) for name, debs in parts.items()},
         )
@@ -162,11 +162,6 @@ def _commands(compiler: BundledCompiler) -> dict[str, str]:
     commands |= {name: f'{folder}-{name}-{compiler.major}"' for name in ("gcc-ar", "gcc-nm", "gcc-ranlib")}
     commands |= {name: f'{folder}-{name}"' for name in (*gnu.LINKER_PROGRAMS, *gnu.BINUTILS_PROGRAMS)}
     return commands
-
-
-def _upstream(version: str) -> str:
-    """Upstream's version in Debian's."""
-    return re.split(r"[-+]", version.partition(":")[2] or version)[0]
 
 
 def _only(debs: Iterable[Deb], *parts: str) -> tuple[Deb, ...]:

@@ -1,4 +1,4 @@
-"""The bridge's python: a relocated copy of an interpreter of this machine, headers included."""
+"""The bridge's python: a relocated copy of an interpreter of this machine, or of Debian's, headers included."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.bridge import debian_python
+from ssm_forge.bridge.debian import Deb
+from ssm_forge.bridge.debian_python import DebianPython
 from ssm_forge.bridge.gnu import TRIPLE
 from ssm_forge.bridge.package import BridgePackage, hash_text, link
+from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode
 from ssm_forge.errors import MachineError
+from ssm_forge.fetch import checked
+from ssm_forge.paths import Workspace
 
 _PROBE = """
 import json, os, sys, sysconfig
@@ -38,25 +44,84 @@ _SKIP = shutil.ignore_patterns(
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A usable Python of this machine.
+    """A Python that can be copied.
 
     Attributes:
         executable: the real file.
         prefix: its installation prefix.
         version: full version, ``3.12.1``.
+        made_from: what of Debian's the prefix is made from, by :func:`prepare`; None where it is on the machine.
     """
 
     executable: Path
     prefix: Path
     version: str
+    made_from: DebianPython | None = None
 
     @property
     def minor(self) -> str:
         return ".".join(self.version.split(".")[:2])
 
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        return self.made_from.origin if self.made_from else str(self.executable)
+
+    @property
+    def debs(self) -> tuple[Deb, ...]:
+        """Debian packages to download for it."""
+        return self.made_from.debs if self.made_from else ()
+
+    @property
+    def identity(self) -> str:
+        """A digest of what it is, which is known before it is made."""
+        if self.made_from:
+            return self.made_from.digest
+        return hash_text(self.prefix, self.version, self.executable.stat().st_size)
+
+
+def choose(python: str, workspace: Workspace) -> Interpreter:
+    """The interpreter of a minor version that the bridge is made with.
+
+    One that can be copied as it is, else one that is made from the system's own, else from Debian packages.
+
+    Raises:
+        MachineError: when there is none, saying what was found and why it does not do.
+    """
+    try:
+        return find(python)
+    except MachineError as error:
+        system = debian_python.of_system(python, workspace)
+        found = debian_python.of_debs(python, workspace) if isinstance(system, str) else system
+        if isinstance(found, DebianPython):
+            return _of_debian(found, workspace)
+        why = "; ".join(reason for reason in (system, found) if isinstance(reason, str) and reason)
+        others = [*available(workspace), *(p for p in brought(workspace) if p not in available(workspace))]
+        raise MachineError(
+            f"{error.what.removesuffix('.')}, and Debian's does not do: {why}.",
+            fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}'"
+            + (f", or choose another with --python ({', '.join(others)} can be had here)." if others else "."),
+        ) from error
+
+
+def _of_debian(python: DebianPython, workspace: Workspace) -> Interpreter:
+    home = python.home(workspace)
+    return Interpreter(home / "bin" / python.name, home, python.version, python)
+
+
+def prepare(interpreter: Interpreter, workspace: Workspace) -> None:
+    """Make the prefix, where it is one that is made.
+
+    Raises:
+        NetworkError, IntegrityError: when a Debian package can't be had.
+        BuildError: when something of it is missing.
+    """
+    if interpreter.made_from:
+        debian_python.make(interpreter.made_from, workspace)
+
 
 def find(python: str) -> Interpreter:
-    """The first interpreter of a minor version that can be copied.
+    """The first interpreter of a minor version that can be copied as it is.
 
     Looked for on PATH, under pyenv and under uv.
 
@@ -78,19 +143,26 @@ def find(python: str) -> Interpreter:
     found = f" (found, but unusable: {'; '.join(rejected)})" if rejected else ""
     raise MachineError(
         f"no Python {python} with headers was found on PATH, under pyenv or under uv{found}.",
-        fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}', or choose "
-        f"another with --python ({', '.join(available()) or 'none'} usable here).",
+        fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}'.",
     )
 
 
-def available() -> list[str]:
-    """Python minors from 3.10 on that this machine has, headers included."""
+def available(workspace: Workspace) -> list[str]:
+    """Python minors from 3.10 on that this machine has; headers may have to be brought."""
     found = []
     for minor in range(10, 16):
         python = f"3.{minor}"
-        if any(isinstance(_probe(c, python), Interpreter) for c in _candidates(python)):
+        if any(isinstance(_probe(c, python), Interpreter) for c in _candidates(python)) or isinstance(
+            debian_python.of_system(python, workspace), DebianPython
+        ):
             found.append(python)
     return found
+
+
+def brought(workspace: Workspace) -> list[str]:
+    """Python minors that can be brought whole, from Debian packages that run here."""
+    found = debian_python.minors(workspace)
+    return [python for python in found if isinstance(debian_python.of_debs(python, workspace), DebianPython)]
 
 
 def _candidates(python: str) -> Iterator[Path]:
@@ -125,7 +197,7 @@ def _probe(candidate: Path, python: str) -> Interpreter | str:
     if not facts["has_headers"]:
         return "has no headers (Python.h)"
     if facts["distribution_layout"]:
-        return "is the system's own, whose layout can't be relocated"
+        return "is the system's own, which can't be copied as it is"
     if facts["conda"]:
         return "is conda's, which needs the libraries of its environment"
     if facts["debug"] or facts["free_threaded"]:
@@ -133,10 +205,18 @@ def _probe(candidate: Path, python: str) -> Interpreter | str:
     return Interpreter(Path(facts["executable"]), Path(facts["prefix"]), version)
 
 
-def python_packages(interpreter: Interpreter) -> list[BridgePackage]:
-    """``python`` and ``python_abi`` made from ``interpreter``."""
+def python_packages(
+    interpreter: Interpreter, wheels: Sequence[LockedWheel], workspace: Workspace
+) -> list[BridgePackage]:
+    """``python`` and ``python_abi`` made from ``interpreter``.
+
+    Args:
+        wheels: of the variant; Debian's ``ensurepip`` has none of its own.
+    """
     tag = interpreter.minor.replace(".", "")
-    identity = hash_text(interpreter.prefix, interpreter.version, interpreter.executable.stat().st_size)
+    made_from = interpreter.made_from
+    origin = made_from.origin if made_from and not made_from.system else ""
+    bundled = [w for w in wheels if debian_python.is_bundled(w.name, interpreter.minor)] if made_from else []
     abi = BridgePackage(
         name="python_abi",
         version=interpreter.minor,
@@ -149,19 +229,22 @@ def python_packages(interpreter: Interpreter) -> list[BridgePackage]:
     python = BridgePackage(
         name="python",
         version=interpreter.version,
-        inputs=(identity, _FOLLOW_PREFIX, _CONDA_COMPILERS),
-        stage=lambda folder: _stage(interpreter, folder),
-        depends=(f"python_abi {interpreter.minor}.* *_cp{tag}",),
+        inputs=(interpreter.identity, _FOLLOW_PREFIX, _CONDA_COMPILERS, *(w.artifact.sha256 for w in bundled)),
+        stage=lambda folder: _stage(interpreter, bundled, folder, workspace),
+        depends=(
+            f"python_abi {interpreter.minor}.* *_cp{tag}",
+            *([f"__glibc >={made_from.glibc}"] if made_from else []),
+        ),
         build_suffix="0_cpython" if int(tag) < 313 else f"0_cp{tag}",
         license="PSF-2.0",
-        summary="CPython, copied from this machine",
+        summary=f"CPython of {origin}" if origin else "CPython, copied from this machine",
         run_exports={"noarch": ["python"], "weak": [f"python_abi {interpreter.minor}.* *_cp{tag}"]},
         size=100_000_000,
     )
     return [abi, python]
 
 
-def _stage(interpreter: Interpreter, folder: Path) -> None:
+def _stage(interpreter: Interpreter, bundled: Sequence[LockedWheel], folder: Path, workspace: Workspace) -> None:
     name = f"python{interpreter.minor}"
     library = folder / "lib"
     shutil.copytree(interpreter.prefix / "lib" / name, library / name, ignore=_SKIP, symlinks=True)
@@ -174,19 +257,15 @@ def _stage(interpreter: Interpreter, folder: Path) -> None:
     executable.chmod(0o755)
     for shared in (interpreter.prefix / "lib").glob(f"libpython{interpreter.minor}*.so*"):
         shutil.copy2(shared, library / shared.name, follow_symlinks=False)
-    _set_rpath(executable)
+    debian_python.find_libraries(executable)
+    for wheel in bundled:
+        target = library / name / "ensurepip/_bundled" / wheel.artifact.name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(checked(wheel.artifact, workspace), target)
     for alias in ("python", "python3"):
         link(name, folder / "bin" / alias)
     _describe_as_conda(interpreter.prefix, library / name)
     compile_bytecode(interpreter.executable, folder, library / name)
-
-
-def _set_rpath(executable: Path) -> None:
-    # DT_RPATH, as conda's own python has it: libraries of the prefix come before the system's.
-    tool = shutil.which("patchelf")
-    if tool is None:
-        raise MachineError("patchelf is missing from the tools.", fix="Delete .pixi/tools and run again.")
-    subprocess.run([tool, "--force-rpath", "--set-rpath", "$ORIGIN/../lib", executable], check=True)
 
 
 # The name of conda's description of the build, for its own compilers.

@@ -4,12 +4,12 @@ import click
 
 
 @click.command()
-@click.argument("what", type=click.Choice(["mamba-ssm", "causal-conv1d", "torch", "bridge"]))
+@click.argument("what", type=click.Choice(["mamba-ssm", "causal-conv1d", "torch", "bridge", "symbols"]))
 @click.option("--check", is_flag=True, help="Report only, write nothing.")
 def bump(what: str, check: bool) -> None:
     """For maintainers: look for newer releases, re-apply the patches, update URLs and hashes."""
     from ssm_forge import bump as bumps
-    from ssm_forge import bump_parts
+    from ssm_forge import bump_parts, bump_symbols
     from ssm_forge.paths import launcher, workspace
     from ssm_forge.ui import out, say
 
@@ -18,6 +18,8 @@ def bump(what: str, check: bool) -> None:
         update = bump_parts.bump_torch(place)
     elif what == "bridge":
         update = bump_parts.bump_bridge(place)
+    elif what == "symbols":
+        update = bump_symbols.bump_symbols(place)
     else:
         update = bumps.bump_project(what, place)
     for line in update.summary:

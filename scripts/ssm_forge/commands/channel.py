@@ -14,7 +14,7 @@ from ssm_forge.errors import VerifyError
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.tables import FoldingTable
 from ssm_forge.toolbox import require
-from ssm_forge.ui import human_bytes, open_log, out, say
+from ssm_forge.ui import human_bytes, note, open_log, out, say
 
 if TYPE_CHECKING:
     from ssm_forge.channel_source import ChannelSource
@@ -42,19 +42,20 @@ def _folder(channel: Path | None) -> Path:
 
 @channel.command()
 @_CHANNEL
-@click.option("--repair", is_flag=True, help="Bring a folder's index in step with its files first.")
+@click.option("--repair", is_flag=True, help="First index what is sound, set aside what is damaged.")
 @_JSON
 def check(channel: str | None, repair: bool, as_json: bool) -> None:
     """Every listed file present and intact, the index in step, nothing unlisted lying about."""
-    from ssm_forge import channel_tasks
+    from ssm_forge import channel_check
     from ssm_forge.channel_source import FolderSource
 
     source = _source(channel)
     if repair:
         if not isinstance(source, FolderSource):
             raise click.UsageError("--repair works on a folder.")
-        channel_tasks.repair(source.folder)
-    problems, count = channel_tasks.check(source)
+        for line in channel_check.repair(source.folder):
+            note(line)
+    problems, count = channel_check.check(source)
     if as_json:
         found = [asdict(problem) for problem in problems]
         out.print_json(json.dumps({"channel": source.name, "packages": count, "problems": found}))
@@ -64,12 +65,13 @@ def check(channel: str | None, repair: bool, as_json: bool) -> None:
         verdict = f"{len(problems)} problems" if problems else "all listed, present and intact"
         out.print(f"{source.name}: {count} packages, {verdict}", markup=False)
         if not isinstance(source, FolderSource):
-            say("not checked: files that the index does not list (a server does not show them)")
+            say("not checked: files that the index does not list (a server does not show them), and what packages hold")
     if problems:
         raise VerifyError(
             f"{source.name} is not in order: {problems[0]}"
             + (f" (and {len(problems) - 1} more)." if len(problems) > 1 else "."),
-            fix=f"'{launcher()} channel check --repair' indexes what is there; publish what is missing.",
+            fix=f"'{launcher()} channel check --repair' lists what is sound and sets aside what is damaged; publish "
+            "what is missing.",
         )
 
 

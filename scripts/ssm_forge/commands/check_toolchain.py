@@ -17,11 +17,11 @@ def check_toolchain(
     variant: str, python: str | None, source: str, host_compiler: str, prefix: Path | None, as_json: bool
 ) -> None:
     """Check glibc, g++, nvcc, cuDNN and torch of a variant; exit 9 when something does not fit."""
-    from ssm_forge import plan, toolchain
+    from ssm_forge import advice, plan, toolchain
     from ssm_forge.bridge.assemble import assemble
     from ssm_forge.errors import VerifyError
     from ssm_forge.paths import workspace
-    from ssm_forge.ui import open_log, out
+    from ssm_forge.ui import open_log, out, say
     from ssm_forge.verify import choose_prefix, show
 
     place = workspace()
@@ -46,4 +46,6 @@ def check_toolchain(
     else:
         show(report)
     if report.failed:
+        if finding := "" if as_json else advice.of_environment(prefix, with_kernels=False):
+            say(finding)
         raise SystemExit(VerifyError.exit_code)

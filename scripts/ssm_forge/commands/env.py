@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.errors import VerifyError
-from ssm_forge.paths import launcher, workspace
+from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.ui import out, say
 
 if TYPE_CHECKING:
     from ssm_forge.integrity import Report
+    from ssm_forge.lock import LockedEnvironment
 
 _PREFIX = click.option(
     "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."
@@ -39,6 +41,7 @@ def env() -> None:
 @click.option("--locked", is_flag=True, help="From the lock, without a solve: the only way there is.")
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL=DIR", help="Take packages under URL from DIR.")
 @click.option("--force", is_flag=True, help="Make an environment that exists anew.")
+@trust_option
 @_PREFIX
 @_LOCK
 @_JSON
@@ -47,19 +50,26 @@ def create(
     locked: bool,
     mirrors: tuple[str, ...],
     force: bool,
+    trust: Path | None,
     prefix: Path | None,
     lock_file: Path | None,
     as_json: bool,
 ) -> None:
     """Make environment NAME from the lock alone; every package's hash is checked."""
-    from ssm_forge import environment, lock
+    from ssm_forge import environment, policy
     from ssm_forge.packages import Mirror
 
     place = workspace()
-    wanted = lock.environment(lock_file or place.lock, name)
+    wanted = _wanted(name, lock_file, place)
     target = (prefix or place.envs / name).absolute()
-    rules = [Mirror.parse(text) for text in mirrors]
-    report = environment.create(wanted, target, mirrors=rules, workspace=place, force=force)
+    report = environment.create(
+        wanted,
+        target,
+        mirrors=[Mirror.parse(text) for text in mirrors],
+        workspace=place,
+        force=force,
+        rules=policy.for_channels(trust, wanted.channels, place),
+    )
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))
@@ -72,10 +82,10 @@ def create(
 @_JSON
 def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool) -> None:
     """Prove that a prefix holds exactly the packages locked for NAME, unmodified."""
-    from ssm_forge import integrity, lock
+    from ssm_forge import integrity
 
     place = workspace()
-    wanted = lock.environment(lock_file or place.lock, name)
+    wanted = _wanted(name, lock_file, place)
     target = (prefix or place.envs / name).absolute()
     report = integrity.verify(target, wanted.records, allowed_channels=[place.channel.resolve().as_uri()])
     if as_json:
@@ -84,6 +94,14 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
         _print(target, report)
     if report.deviations:
         raise _deviates(name, target, report, given=prefix is not None)
+
+
+def _wanted(name: str, lock_file: Path | None, place: Workspace) -> LockedEnvironment:
+    """What is locked; of packages from recipes those that the local channel has."""
+    from ssm_forge import lock, source_packages
+
+    path = lock_file or place.lock
+    return source_packages.finished(lock.environment(path, name), path, place)
 
 
 def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> VerifyError:

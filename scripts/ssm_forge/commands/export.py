@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -12,26 +13,55 @@ from ssm_forge.ui import say
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|DIR")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["explicit", "environment", "conda-lock", "cyclonedx"]),
+    type=click.Choice(["explicit", "environment", "conda-lock", "cyclonedx", "pixi"]),
     default="explicit",
     show_default=True,
-    help="explicit: URLs and hashes for conda; environment: environment.yml; cyclonedx: bill of materials.",
+    help="explicit: URLs and hashes for conda; environment: environment.yml; cyclonedx: bill of materials; pixi: a "
+    "workspace of your own in DIR.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: stdout.")
 @click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
-def export(name: str, form: str, output: Path | None, lock_file: Path | None) -> None:
-    """Write what is locked for environment NAME in another tool's format."""
-    from ssm_forge import lock
+@click.option("--channel", metavar="URL", help="Where others have packages of the local channel from.")
+@click.option("--variant", default="cu130", show_default=True, help="With pixi: the row of the build matrix.")
+@click.option(
+    "--from",
+    "origin",
+    type=click.Choice(["channel", "git", "path"]),
+    default="channel",
+    show_default=True,
+    help="With pixi: the kernels as packages, or from the recipes in a git repository or in this folder.",
+)
+@click.option("--git", metavar="URL", help="With --from git: the repository.  [default: origin of this one]")
+def export(
+    name: str,
+    form: str,
+    output: Path | None,
+    lock_file: Path | None,
+    channel: str | None,
+    variant: str,
+    origin: Literal["channel", "git", "path"],
+    git: str | None,
+) -> None:
+    """Write what is locked for environment NAME in another tool's format.
+
+    Of a lock with recipes (recipes/pixi.lock), the finished packages in the local channel are written. With
+    --format pixi, DIR gets a pixi.toml and, where it can be written without pixi, a pixi.lock.
+    """
+    if form == "pixi":
+        _export_workspace(Path(name), variant, origin, channel or "", git or "")
+        return
+    from ssm_forge import lock, source_packages
     from ssm_forge.export import FORMATS
     from ssm_forge.toolbox import require
 
     if form == "cyclonedx":
         require("cyclonedx")
-    locked = lock.environment(lock_file or workspace().lock, name)
+    path = lock_file or workspace().lock
+    locked = source_packages.finished(lock.environment(path, name), path, workspace(), published=channel or "")
     text = FORMATS[form](locked)
     if output is None:
         click.echo(text, nl=False)
@@ -41,3 +71,17 @@ def export(name: str, form: str, output: Path | None, lock_file: Path | None) ->
     partial.write_text(text, encoding="utf-8")
     partial.replace(output)
     say(f"{output}: {len(locked.records)} packages.")
+
+
+def _export_workspace(
+    folder: Path, variant: str, origin: Literal["channel", "git", "path"], channel: str, git: str
+) -> None:
+    from ssm_forge import pixi_export
+
+    made = pixi_export.write(folder, variant, origin, workspace(), channel=channel, git=git)
+    say(f"{made.manifest} written{', and its pixi.lock' if made.locked else ''}.")
+    if not made.locked:
+        say(f"'pixi lock' in {folder} locks it to a commit.")
+    say("In a pixi.toml of your own these lines name the kernels:")
+    for line in made.lines:
+        say(f"  {line}")

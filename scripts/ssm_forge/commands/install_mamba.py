@@ -40,6 +40,15 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
+def trust_option(command: click.decorators.FC) -> click.decorators.FC:
+    """The policy that whatever is installed must satisfy."""
+    return click.option(
+        "--trust",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Policy on signed statements.  [default: SSM_FORGE_TRUST, recipes/trust.toml]",
+    )(command)
+
+
 @click.command("install-mamba")
 @target_options
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to install into.")
@@ -50,11 +59,7 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     metavar="URL",
     help="Take built packages from here, the first channel that has one wins; compile only what none has.",
 )
-@click.option(
-    "--trust",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Policy on signed statements.  [default: SSM_FORGE_TRUST, recipes/trust.toml]",
-)
+@trust_option
 @click.option(
     "--with-deps",
     is_flag=True,
@@ -82,7 +87,8 @@ def install_mamba(
 
     With --prefix: into an environment that you have, for the torch that is in it.
     """
-    from ssm_forge import pipeline
+    from ssm_forge import advice, pipeline
+    from ssm_forge.errors import BuildError, InstallError, SolveError
     from ssm_forge.existing import job
     from ssm_forge.existing.plan import applies, for_condas_torch
     from ssm_forge.paths import workspace
@@ -101,9 +107,14 @@ def install_mamba(
     )
     existing = applies(prefix, workspace())
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
-    if existing is not None:
-        job.require_no_variant(existing, variant if named else source if source != "auto" else None)
-        job.install_mamba(existing, options, with_deps=with_deps, dry_run=dry_run, as_json=as_json)
-    else:
-        options = options if named else for_condas_torch(options, workspace())
-        pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
+    try:
+        if existing is not None:
+            job.require_no_variant(existing, variant if named else source if source != "auto" else None)
+            job.install_mamba(existing, options, with_deps=with_deps, dry_run=dry_run, as_json=as_json)
+        else:
+            options = options if named else for_condas_torch(options, workspace())
+            pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
+    except (BuildError, InstallError, SolveError) as error:
+        if error.log is not None:
+            error.advice = advice.of_log(Path(str(error.log)))
+        raise

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ssm_forge.errors import VerifyError
-from ssm_forge.paths import launcher, workspace
+from ssm_forge.errors import UsageError, VerifyError
+from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.ui import console, out, say
 
 if TYPE_CHECKING:
+    from ssm_forge.lock import LockedEnvironment
     from ssm_forge.lockdiff import EnvironmentChange
-    from ssm_forge.manifest import Manifest
 
 
 @click.command()
@@ -29,62 +30,96 @@ if TYPE_CHECKING:
 @click.option("--diff", "revision", metavar="REV", help="Only list what changed since a git revision.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def lock(snapshot: Path | None, only_check: bool, revision: str | None, as_json: bool) -> None:
-    """Write pixi.lock: every environment of pixi.toml, each package with its URL and hash."""
-    from ssm_forge import lock as locks
-    from ssm_forge import manifest as manifests
+    """Write pixi.lock: every environment of pixi.toml, each package with its URL and hash.
 
+    The same for recipes/, the workspace in which pixi builds the kernels: its pixi.toml, which is made from the root's
+    and from recipes/variants.yaml, and its lock, which holds the compilers too.
+    """
     if only_check and revision is not None:
         raise click.UsageError("--check and --diff exclude each other.")
     place = workspace()
-    manifest = manifests.load(place.manifest)
     if only_check:
-        _check(manifest, place.lock, as_json)
+        _check(place, as_json)
     elif revision is not None:
-        _diff(manifest, revision, as_json)
+        _diff(place, revision, as_json)
     else:
-        before = place.lock.read_bytes() if place.lock.exists() else b""
-        environments = locks.write(manifest, place.lock, snapshot=snapshot, progress=say)
-        changed = place.lock.read_bytes() != before
-        say(f"{place.lock} {'written' if changed else 'is unchanged'}.")
-        if as_json:
-            counts = {e.name: len(e.records) for e in environments}
-            out.print_json(json.dumps({"lock": str(place.lock), "changed": changed, "packages": counts}))
+        _write(place, snapshot, as_json)
 
 
-def _check(manifest: Manifest, path: Path, as_json: bool) -> None:
+def _write(place: Workspace, snapshot: Path | None, as_json: bool) -> None:
     from ssm_forge import lock as locks
+    from ssm_forge import manifest as manifests
+    from ssm_forge import source_workspace
 
-    result = locks.check(manifest, path)
+    told = []
+    source_workspace.write(place)
+    for path, target in _pairs(place):
+        before = target.read_bytes() if target.exists() else b""
+        environments = locks.write(manifests.load(path), target, snapshot=snapshot, progress=say)
+        changed = target.read_bytes() != before
+        say(f"{target} {'written' if changed else 'is unchanged'}.")
+        counts = {e.name: len(e.records) + len(e.sources) for e in environments}
+        told.append({"lock": str(target), "changed": changed, "packages": counts})
     if as_json:
-        listed = {
-            name: [{"package": p.package, "reason": p.reason} for p in problems] for name, problems in result.items()
-        }
-        out.print_json(json.dumps({"agree": not any(result.values()), "environments": listed}))
+        out.print_json(json.dumps({**told[0], "recipes": told[1]}))
+
+
+def _pairs(place: Workspace) -> list[tuple[Path, Path]]:
+    return [(place.manifest, place.lock), (place.source_manifest, place.source_lock)]
+
+
+def _check(place: Workspace, as_json: bool) -> None:
+    from ssm_forge import lock as locks
+    from ssm_forge import manifest as manifests
+    from ssm_forge import source_workspace
+
+    results = [locks.check(manifests.load(place.manifest), place.lock)]
+    stale = source_workspace.check(place)
+    if not stale:
+        results.append(locks.check(manifests.load(place.source_manifest), place.source_lock))
+    listed = [
+        {name: [{"package": p.package, "reason": p.reason} for p in problems] for name, problems in result.items()}
+        for result in results
+    ]
+    wrong = [[problem for problems in result.values() for problem in problems] for result in results]
+    if as_json:
+        agree = not stale and not any(wrong)
+        mine = {"agree": not stale and not any(wrong[1:]), "manifest": stale, "environments": (*listed, {})[1]}
+        out.print_json(json.dumps({"agree": agree, "environments": listed[0], "recipes": mine}))
     else:
-        for name, problems in result.items():
-            out.print(f"{name}: {'agrees' if not problems else 'differs'}")
-            for problem in problems:
-                out.print(
-                    f"  {problem.package}: {problem.reason}" if problem.package else f"  {problem.reason}",
-                    markup=False,
-                )
-    wrong = [problem for problems in result.values() for problem in problems]
-    if wrong:
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        raise VerifyError(f"{path.name} does not match pixi.toml: {wrong[0]}{more}.", fix=f"Run '{launcher()} lock'.")
+        for prefix, result in zip(("", "recipes/"), results, strict=False):
+            for name, problems in result.items():
+                out.print(f"{prefix}{name}: {'agrees' if not problems else 'differs'}")
+                for problem in problems:
+                    text = f"{problem.package}: {problem.reason}" if problem.package else problem.reason
+                    out.print(f"  {text}", markup=False)
+    for (path, target), problems in zip(_pairs(place), wrong, strict=False):
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            names = [str(p.relative_to(place.root)) for p in (target, path)]
+            raise VerifyError(f"{names[0]} does not match {names[1]}: {problems[0]}{more}.", fix=_fix())
+    if stale:
+        raise VerifyError(f"{stale}.", fix=_fix())
 
 
-def _diff(manifest: Manifest, revision: str, as_json: bool) -> None:
-    from dataclasses import asdict
+def _fix() -> str:
+    return f"Run '{launcher()} lock'."
 
+
+def _diff(place: Workspace, revision: str, as_json: bool) -> None:
     from rattler import MatchSpec
 
     from ssm_forge import lock as locks
     from ssm_forge import lockdiff
+    from ssm_forge import manifest as manifests
 
-    place = workspace()
-    asked = {e.name: {str(MatchSpec(s).name.normalized) for s in e.specs} for e in manifest.environments}
-    changes = lockdiff.compare(lockdiff.at_revision(place, revision), locks.read(place.lock), asked)
+    changes = []
+    for path, target in _pairs(place):
+        manifest = manifests.load(path)
+        asked = {e.name: {str(MatchSpec(s).name.normalized) for s in e.specs} for e in manifest.environments}
+        found = lockdiff.compare(_earlier(place, revision, target), locks.read(target), asked)
+        prefix = "" if target == place.lock else "recipes/"
+        changes += [replace(change, environment=f"{prefix}{change.environment}") for change in found]
     if as_json:
         out.print_json(json.dumps([asdict(c) for c in changes]))
         return
@@ -92,6 +127,18 @@ def _diff(manifest: Manifest, revision: str, as_json: bool) -> None:
         console.print(f"{place.lock.name} is the same as at {revision}.", markup=False)
     for change in changes:
         _print_change(change)
+
+
+def _earlier(place: Workspace, revision: str, target: Path) -> tuple[LockedEnvironment, ...]:
+    """A lock at a revision; before there was one in recipes/, all of it is new."""
+    from ssm_forge import lockdiff
+
+    try:
+        return lockdiff.at_revision(place, revision, target)
+    except UsageError:
+        if target == place.lock:
+            raise
+        return ()
 
 
 def _print_change(change: EnvironmentChange) -> None:

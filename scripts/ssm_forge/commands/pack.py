@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
+from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.paths import workspace
 from ssm_forge.ui import human_bytes, out, say
 
@@ -45,7 +46,7 @@ def pack(
     as_json: bool,
 ) -> None:
     """Write one archive of environment NAME: packages, lock and built kernels."""
-    from ssm_forge import install, lock, machine, packtools
+    from ssm_forge import install, lock, machine, packtools, source_packages
     from ssm_forge import pack as packing
     from ssm_forge.arch import Capability
     from ssm_forge.packages import Mirror
@@ -59,8 +60,13 @@ def pack(
         installed = install.read_marker(prefix)
     else:
         assert name is not None
-        locked = lock.environment(lock_file or place.lock, name)
-        if not no_kernels:
+        path = lock_file or place.lock
+        locked = lock.environment(path, name)
+        if no_kernels:
+            locked = replace(locked, sources=())
+        elif locked.sources:
+            locked = source_packages.finished(locked, path, place)
+        else:
             here = min((g.capability for g in machine.gpus()), default=None)
             locked = packing.add_kernels(locked, place, gpu=Capability.parse(gpu) if gpu else here)
     target = output or place.root / "dist" / f"ssm-forge-{locked.name}.tar"
@@ -82,12 +88,13 @@ def pack(
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME.")
 @click.option("--force", is_flag=True, help="Make an environment that exists anew.")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def unpack(source: Path, prefix: Path | None, force: bool, as_json: bool) -> None:
+def unpack(source: Path, prefix: Path | None, force: bool, trust: Path | None, as_json: bool) -> None:
     """Install the archive (or folder) SOURCE that pack wrote, and verify it. Uses no network."""
     from ssm_forge import pack as packing
 
-    target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force)
+    target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force, trust=trust)
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))

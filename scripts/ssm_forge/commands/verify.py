@@ -17,12 +17,13 @@ def verify(
     prefix: Path | None, full: bool, upstream: bool, sanitize: bool, allow_missing_gpu: bool, as_json: bool
 ) -> None:
     """Prove that an installed environment works; exit 9 when a check fails, 3 when what was asked for could not run."""
+    from ssm_forge import advice
     from ssm_forge import verify as checks
     from ssm_forge.errors import VerifyError
     from ssm_forge.existing import check
     from ssm_forge.existing.plan import applies
     from ssm_forge.paths import workspace
-    from ssm_forge.ui import out
+    from ssm_forge.ui import out, say
 
     existing = applies(prefix, workspace())
     place = existing.prefix if existing else checks.choose_prefix(prefix)
@@ -40,6 +41,8 @@ def verify(
         if more:
             gpu.show(more, "kernels")
     if report.failed:
+        if finding := "" if as_json else advice.of_environment(place):
+            say(finding)
         raise SystemExit(VerifyError.exit_code)
     if more:
         raise SystemExit(gpu.exit_code(more, allow_missing_gpu=allow_missing_gpu))

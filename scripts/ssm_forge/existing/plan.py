@@ -180,7 +180,7 @@ def _parts(
     )
     return assemble.Parts(
         variant=variant,
-        interpreter=interpreters.find(existing.minor),
+        interpreter=interpreters.choose(existing.minor, workspace),
         compiler=assemble.find_compiler(variant, host_compiler, workspace),
         wheels=_tools(existing.minor, row.toolkit, matrix, workspace),
         toolkit=assemble.find_toolkit(variant, existing.minor, workspace),

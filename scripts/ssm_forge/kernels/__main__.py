@@ -45,18 +45,29 @@ def _blocked() -> tuple[str, str]:
     return (FAIL, f"the packages don't load: {broken}") if broken else ("", "")
 
 
-def check(options: argparse.Namespace) -> Document:
-    """Compare the kernels with float64 references."""
-    from ssm_forge.kernels import blocks, checks, machine, plans, tolerance
+def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
+    """What is checked, and what it is called."""
+    from ssm_forge.kernels import blocks, large, machine, plans
 
-    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
+    device = machine.gpu()
+    if options.large:
+        return "large", large.plans(machine.free_bytes())
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
     extent = plans.full() + blocks.full() if options.full else plans.quick()
+    return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
+
+
+def check(options: argparse.Namespace) -> Document:
+    """Compare the kernels with float64 references."""
+    from ssm_forge.kernels import blocks, checks, machine, tolerance
+
+    seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
+    name, extent = _extent(options)
     chosen = [p for p in extent if options.only in p.name]
     document = {
         **machine.header(seed),
         "command": "check",
-        "extent": "full" if options.full else "quick",
+        "extent": name,
         "tolerance": f"{tolerance.STATEMENT}; {blocks.STATEMENT}",
     }
     status, reason = _blocked()
@@ -185,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     extent = made["check"].add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="forward and backward, some seconds (default)")
     extent.add_argument("--full", action="store_true", help="every mode that upstream supports")
+    extent.add_argument("--large", action="store_true", help="tensors beyond 2^31 and 2^32 elements, as memory allows")
     made["check"].add_argument("--only", default="", metavar="TEXT", help="checks whose name contains TEXT")
     made["check"].add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
 

@@ -12,6 +12,11 @@ from torch import Tensor
 from ssm_forge.kernels import backends
 
 
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight^T, rounded once: torch before 2.2 has no products of half precision on a CPU."""
+    return F.linear(x.float(), weight.float()).to(x.dtype)
+
+
 class EmulatedMamba:
     """Upstream's Mamba, as far as the checks use it.
 
@@ -61,13 +66,13 @@ class EmulatedMamba:
     def _forward(self, x: Tensor) -> Tensor:
         p = self._parameters
         states, rank = p["A_log"].shape[1], p["dt_proj.weight"].shape[1]
-        u, z = F.linear(x, p["in_proj.weight"]).transpose(1, 2).chunk(2, dim=1)
+        u, z = _product(x, p["in_proj.weight"]).transpose(1, 2).chunk(2, dim=1)
         u = backends.conv(u, p["conv1d.weight"][:, 0], p["conv1d.bias"], activation="silu")
-        parts = F.linear(u.transpose(1, 2), p["x_proj.weight"]).split([rank, states, states], dim=-1)
-        step, b, c = (part.transpose(1, 2) for part in parts)
+        parts = _product(u.transpose(1, 2), p["x_proj.weight"]).split([rank, states, states], dim=-1)
+        b, c = (part.transpose(1, 2) for part in parts[1:])
         y = backends.parallel_scan(
             u,
-            p["dt_proj.weight"] @ step,
+            _product(parts[0], p["dt_proj.weight"]).transpose(1, 2),
             -torch.exp(p["A_log"]),
             b,
             c,
@@ -76,4 +81,4 @@ class EmulatedMamba:
             p["dt_proj.bias"].float(),
             delta_softplus=True,
         )
-        return F.linear(y.transpose(1, 2), p["out_proj.weight"])
+        return _product(y.transpose(1, 2), p["out_proj.weight"])

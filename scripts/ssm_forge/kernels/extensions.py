@@ -59,6 +59,11 @@ def load(label: str, folder: Path) -> Build:
     return Build(label, found)
 
 
+def _size(tensor: Tensor) -> int:
+    """Bytes of a tensor; ``nbytes`` is younger than torch 2.0."""
+    return int(tensor.element_size() * tensor.nelement())
+
+
 @dataclass(frozen=True)
 class ConvInputs:
     """What a convolution reads and writes, made once; SiLU and bias on, as Mamba uses it."""
@@ -118,7 +123,7 @@ class ConvInputs:
 
     def bytes_moved(self, *, backward: bool) -> int:
         """The least traffic: x in and out out; or x and grad in and dx out."""
-        return (3 if backward else 2) * int(self.x.nbytes)
+        return (3 if backward else 2) * _size(self.x)
 
 
 @dataclass(frozen=True)
@@ -170,5 +175,5 @@ class ScanInputs:
 
     def bytes_moved(self, *, backward: bool) -> int:
         """The least traffic: u, delta, z in, out and gated out; backward 5 in and 3 out; B and C besides."""
-        plane, small = int(self.u.nbytes), 2 * int(self.b.nbytes)
+        plane, small = _size(self.u), 2 * _size(self.b)
         return 8 * plane + 2 * small if backward else 5 * plane + small

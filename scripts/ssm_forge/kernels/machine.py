@@ -76,6 +76,11 @@ def gpu() -> dict[str, Any] | None:
     }
 
 
+def free_bytes() -> int:
+    """GPU memory that is free; 0 without a GPU."""
+    return 0 if missing_gpu() else int(torch.cuda.mem_get_info()[0])
+
+
 def header(seed: int | None = None) -> dict[str, Any]:
     """The start of every JSON document."""
     document: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from ssm_forge.kernels.cases import Case, ConvCase, ScanCase, StatesCase, UpdateCase
@@ -56,6 +56,7 @@ def full() -> list[Plan]:
             Plan(f"causal_conv1d seq_idx {dtype}", tuple(_valid(_conv_seq_idx(dtype)))),
             Plan(f"causal_conv1d lengths and slices {dtype}", tuple(_valid(_conv_lengths(dtype)))),
             Plan(f"causal_conv1d deterministic backward {dtype}", tuple(_valid(_conv_deterministic(dtype)))),
+            Plan(f"causal_conv1d channel-last many blocks {dtype}", tuple(_valid(_conv_many(dtype)))),
             Plan(f"causal_conv1d_update {dtype}", tuple(_valid(_update(dtype)))),
             Plan(f"causal_conv1d_varlen_states {dtype}", tuple(_states(dtype))),
             Plan(f"selective_scan real A {dtype}", tuple(_valid(_scan_modes(dtype, complex_a=False)))),
@@ -66,6 +67,18 @@ def full() -> list[Plan]:
             Plan(f"selective_scan lengths {dtype}", tuple(_valid(_scan_lengths(dtype)))),
         ]
     return plans + upstream_limits()
+
+
+def supported(plans: list[Plan], capability: str | None) -> list[Plan]:
+    """``plans``, with those of bfloat16 said to be unsupported on a GPU below 8.0, which has no such numbers.
+
+    Args:
+        capability: such as ``7.5``; None where there is no GPU.
+    """
+    if capability is None or int(capability.partition(".")[0]) >= 8:
+        return plans
+    reason = f"bfloat16 is not supported on compute capability {capability}: it needs 8.0"
+    return [replace(p, cases=(), skipped=reason) if p.name.endswith(" bf16") else p for p in plans]
 
 
 def upstream_limits() -> list[Plan]:
@@ -133,6 +146,16 @@ def _conv_lengths(dtype: str) -> Iterator[Case]:
 def _conv_deterministic(dtype: str) -> Iterator[Case]:
     for length, last, bias in product((100, 129, 2048), ON_OFF, ON_OFF):
         yield ConvCase(dtype=dtype, length=length, channel_last=last, bias=bias, deterministic=True)
+
+
+def _conv_many(dtype: str) -> Iterator[Case]:
+    # A batch beyond a grid's 65535, and enough blocks for the backward to give each warp more tokens.
+    yield ConvCase(dtype=dtype, batch=70000, dim=8, length=5, channel_last=True)
+    many = ConvCase(dtype=dtype, batch=32, dim=4104, length=515, channel_last=True)
+    yield many
+    yield replace(many, deterministic=True, width=3)
+    yield replace(many, initial=True, final=True)
+    yield replace(many, sequences=7, width=2)
 
 
 def _update(dtype: str) -> Iterator[Case]:

@@ -1,0 +1,338 @@
+"""Is a channel whole (check), and what can be put right in it (repair)?
+
+Repair believes nothing that check doubts. A package whose bytes are not those that the index named, or which is no
+package, is not listed as if nothing had happened: it is set aside, out of readers' sight, for its owner to look at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssm_forge import channel as channels
+from ssm_forge import foreign, owners, repodata
+from ssm_forge.channel_source import ChannelSource, FolderSource, measure, read_index, records
+from ssm_forge.errors import IntegrityError
+from ssm_forge.fetch import sha256_of
+from ssm_forge.inspection import Package, inspect
+from ssm_forge.repodata import Records
+from ssm_forge.ui import step_progress
+
+# Hidden, so that neither the engine nor our server takes it for a part of the channel.
+ASIDE = ".damaged"
+
+# Of each record, what a solver goes by, and the hash that clients compare.
+_TOLD = ("name", "version", "build", "build_number", "subdir", "depends", "constrains")
+_HASHES = ("sha256", "md5", "size")
+_PACKAGE_ENDS = (".conda", ".tar.bz2")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: ``missing``, ``changed``, ``package``, ``index``, ``statement``, ``orphan`` or ``leftover``.
+        file: path inside the channel.
+    """
+
+    kind: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.file}: {self.what}"
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def check(source: ChannelSource) -> tuple[list[Problem], int]:
+    """Every listed file present, intact and what its record says, all forms of the index in step, nothing unlisted.
+
+    Returns:
+        The problems, and how many packages were compared. A server shows only what is listed, and packages are not
+        unpacked from there: what else lies in its folder, and what packages hold, is not checked.
+    """
+    problems: list[Problem] = []
+    count = 0
+    folder = source.folder if isinstance(source, FolderSource) else None
+    for subdir in sorted({*source.subdirs(), "noarch"} if folder else source.subdirs()):
+        where = f"{source.name}/{subdir}/repodata.json"
+        try:
+            index = repodata.document(read_index(source, subdir), where)
+        except repodata.DamagedIndexError as error:
+            # What it lists can't be told, so nothing can be missing or orphaned.
+            problems.append(Problem("index", f"{subdir}/repodata.json", error.reason))
+            continue
+        told = repodata.listed_in(index)
+        named = index.get("info", {}).get("subdir")
+        if named not in (None, subdir):
+            problems.append(Problem("index", f"{subdir}/repodata.json", f"says that it is for {named!r:.80}"))
+        count += len(told)
+        problems += _check_packages(source, subdir, told)
+        problems += _check_index(source, subdir, told)
+        if folder:
+            problems += _check_folder(folder / subdir, subdir, told)
+    if folder:
+        problems += _check_leftovers(folder)
+    return problems, count
+
+
+def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
+    with step_progress() as progress:
+        task = progress.add_task(f"checking {subdir}", total=len(told))
+        for name, record in told.items():
+            yield from _check_package(source, subdir, name, record)
+            yield from _check_statement(source, f"{subdir}/{name}", name, record)
+            progress.advance(task)
+
+
+def _check_package(source: ChannelSource, subdir: str, name: str, record: Mapping[str, Any]) -> Iterator[Problem]:
+    file = f"{subdir}/{name}"
+    found = measure(source, file)
+    if found is None:
+        yield Problem("missing", file, "the index lists it, and it is not there as a file")
+    elif found != (record.get("sha256"), record.get("size")):
+        yield Problem(
+            "changed",
+            file,
+            f"the index says sha256 {record.get('sha256')} and {record.get('size')} bytes, "
+            f"found {found[0]} and {found[1]}",
+        )
+    elif isinstance(source, FolderSource) and name.endswith(".conda"):
+        try:
+            package = inspect(source.folder / file)
+        except IntegrityError as error:
+            yield Problem("package", file, error.what)
+            return
+        for field in _TOLD:
+            if (record.get(field) or None) != (package.index.get(field) or None):
+                what = f"its {field} is {record.get(field)!r:.80} there, and {package.index.get(field)!r:.80} in {name}"
+                yield Problem("index", file, what)
+
+
+def _check_statement(source: ChannelSource, file: str, name: str, record: Mapping[str, Any]) -> Iterator[Problem]:
+    digest = record.get("attestations_sha256")
+    if digest:
+        sidecar = source.read(f"{file}.sigs.{digest}")
+        if sidecar is None or hashlib.sha256(sidecar).hexdigest() != digest:
+            yield Problem("statement", file, "its signed statement is missing or changed")
+        elif not _is_about(sidecar, name, str(record.get("sha256"))):
+            yield Problem("statement", file, "its signed statement is about something else")
+    if isinstance(source, FolderSource):
+        newest = source.read(f"{file}.sigs")
+        if (hashlib.sha256(newest).hexdigest() if newest is not None else None) != digest:
+            yield Problem("statement", f"{file}.sigs", "it is not the statement that the index names")
+
+
+def _is_about(sidecar: bytes, name: str, sha256: str) -> bool:
+    from ssm_forge.trust import about, bundles_of
+
+    try:
+        bundles = bundles_of(sidecar, name)
+    except IntegrityError:
+        return False
+    return any(about(bundle, name, sha256) for bundle in bundles)
+
+
+def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
+    """repodata.json.zst, shards and run_exports.json against repodata.json."""
+    exact = isinstance(source, FolderSource)
+    where = f"{source.name}/{subdir}"
+    forms = channels.differing_forms(lambda name: source.read(f"{subdir}/{name}"), where, told, exact=exact)
+    for name, reason in forms.items():
+        yield Problem("index", f"{subdir}/{name}", reason)
+    file = f"{subdir}/repodata_shards.msgpack.zst"
+    shards = source.read(file)
+    try:
+        if shards is None:
+            if exact:
+                yield Problem("index", file, "is missing")
+        elif _essence(_sharded(source, subdir, shards)) != _essence(told):
+            yield Problem("index", file, "differs from repodata.json")
+    except repodata.DamagedIndexError as error:
+        yield Problem("index", file, error.reason)
+
+
+def _essence(told: Records) -> dict[str, tuple[Any, ...]]:
+    """File name -> what all forms of the index must agree in; one form leaves out what another has as null or empty."""
+    return {name: tuple(record.get(field) or None for field in (*_TOLD, *_HASHES)) for name, record in told.items()}
+
+
+def _sharded(source: ChannelSource, subdir: str, index: bytes) -> Records:
+    """File name -> record, as the shards say; a shard that is missing or changed leaves its packages out."""
+    found: Records = {}
+    for digest in repodata.shard_digests(index, f"{source.name}/{subdir}/repodata_shards.msgpack.zst").values():
+        file = f"{subdir}/shards/{digest}.msgpack.zst"
+        data = source.read(file)
+        if data is not None and hashlib.sha256(data).hexdigest() == digest:
+            found.update(repodata.shard(data, f"{source.name}/{file}"))
+    return found
+
+
+def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]:
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        file = f"{subdir}/{path.name}"
+        if path.name in told or path.name in channels.INDEX_FILES:
+            continue  # Looked at already.
+        if path.is_symlink():
+            yield Problem("orphan", file, "a symbolic link; a channel consists of files")
+        elif path.name.endswith(_PACKAGE_ENDS):
+            yield Problem("orphan", file, "a package that the index does not list")
+        elif ".conda.sigs" in path.name and path.name.partition(".sigs")[0] not in told:
+            yield Problem("orphan", file, "a statement about a package that is not there")
+        elif path.name.endswith(".part"):
+            yield Problem("leftover", file, "a file that was never finished")
+
+
+def _check_leftovers(folder: Path) -> Iterator[Problem]:
+    for path in channels.unfinished(folder):
+        yield Problem("leftover", f".uploads/{path.name}", "an upload that was never finished")
+    for path in sorted(path for path in folder.glob(".prune-*") if owners.gone(path.name) is not False):
+        yield Problem("leftover", path.name, "a prune that was never finished")
+    if (folder / channels.PENDING).exists():
+        yield Problem(
+            "leftover", channels.PENDING, "a package got its place, and the index may describe the one before"
+        )
+
+
+# --- repair -----------------------------------------------------------------------------------------------------------
+
+
+def repair(channel: Path) -> list[str]:
+    """Make the index anew from the packages that can be trusted, and remove what nobody will finish.
+
+    Returns:
+        What was done about each file that could not stay as it was, one line each, for people.
+
+    Raises:
+        IntegrityError: when the index can't be written even so.
+        MachineError: when the disk is full.
+    """
+    done: list[str] = []
+    with channels.locked(channel):
+        for path in [*channels.unfinished(channel), *channel.glob("*/.*.part")]:
+            path.unlink(missing_ok=True)
+        channels.sweep_staging(channel)
+        # A run that was killed while it replaced a package leaves an index of the package before.
+        pending = channel / channels.PENDING
+        replaced = pending.read_text(encoding="utf-8", errors="replace").split() if pending.exists() else []
+        for subdir in channels.subdirs(channel):
+            hashes = _hashes(channel / subdir) if replaced or not pending.exists() else {}
+            done += _repair_folder(channel, subdir, {n: known for n, known in hashes.items() if n not in replaced})
+        channels.index(channel, force=True)
+        pending.unlink(missing_ok=True)
+    return done
+
+
+def _hashes(folder: Path) -> dict[str, set[str]]:
+    """File name -> sha256 in each form of the index that can be read: one of them may be what is damaged."""
+    found: dict[str, set[str]] = {}
+    source = FolderSource(folder.parent)
+
+    def plain() -> Records:
+        return records(source, folder.name)
+
+    def packed() -> Records:
+        data = source.read(f"{folder.name}/repodata.json.zst") or b""
+        return repodata.records(repodata.decompress(data, str(folder)), str(folder))
+
+    def sharded() -> Records:
+        return _sharded(source, folder.name, source.read(f"{folder.name}/repodata_shards.msgpack.zst") or b"")
+
+    for form in (plain, packed, sharded):
+        try:
+            told = form()
+        except repodata.DamagedIndexError:
+            continue
+        for name, record in told.items():
+            if record.get("sha256"):
+                found.setdefault(name, set()).add(record["sha256"])
+    return found
+
+
+def _repair_folder(channel: Path, subdir: str, hashes: dict[str, set[str]]) -> Iterator[str]:
+    folder = channel / subdir
+    for path in sorted(folder.iterdir()):
+        if path.name in (*channels.INDEX_FILES, "shards"):
+            wanted = path.is_dir() if path.name == "shards" else path.is_file()
+            if path.is_symlink() or not wanted:
+                yield _set_aside(channel, path, "it is not what an index consists of")
+        elif path.name.endswith(_PACKAGE_ENDS):
+            reason = _unfit(path, subdir, hashes.get(path.name, set()))
+            if reason:
+                yield _set_aside(channel, path, reason)
+        elif path.is_symlink():
+            yield _set_aside(channel, path, "it is a symbolic link")
+    for shard in (folder / "shards").glob("*"):
+        # The engine writes none that is there by its name.
+        if shard.is_symlink() or not shard.is_file() or sha256_of(shard) != shard.name.partition(".")[0]:
+            shard.unlink() if shard.is_symlink() or not shard.is_dir() else shutil.rmtree(shard)
+    for package in sorted({path.name.partition(".sigs")[0] for path in folder.glob("*.conda.sigs*")}):
+        yield from _repair_statements(channel, folder / package)
+
+
+def _unfit(path: Path, subdir: str, hashes: set[str]) -> str:
+    """Why a file can't be listed; empty when it can."""
+    if path.is_symlink() or not path.is_file():
+        return "it is no plain file"
+    try:
+        package = inspect(path)
+    except IntegrityError as error:
+        return error.what
+    if package.subdir != subdir:
+        return f"it is for {package.subdir}"
+    return _other_bytes(package, hashes)
+
+
+def _other_bytes(package: Package, hashes: set[str]) -> str:
+    if hashes and package.sha256 not in hashes:
+        return f"the index named another file of this name (sha256 {' or '.join(sorted(hashes))})"
+    return ""
+
+
+def _repair_statements(channel: Path, package: Path) -> Iterator[str]:
+    """Leave one statement that is about the package, under both of its names, or none."""
+    name = package.name
+    newest = package.with_name(f"{name}.sigs")
+    kept = sorted(package.parent.glob(f"{name}.sigs.*"), key=lambda path: path.lstat().st_mtime_ns, reverse=True)
+    sha256 = sha256_of(package) if package.is_file() else ""
+    sound: bytes | None = None
+    for path in (newest, *kept):
+        data = _statement(path)
+        named = path.name.removeprefix(f"{name}.sigs").removeprefix(".")
+        fits = data is not None and named in ("", hashlib.sha256(data).hexdigest())
+        if fits and data is not None and sha256 and _is_about(data, name, sha256):
+            sound = sound or data
+        elif os.path.lexists(path):
+            yield _set_aside(channel, path, "it is no statement about a package that is here")
+    if sound is not None:
+        channels.write_whole(newest, sound)
+        channels.write_whole(package.with_name(f"{name}.sigs.{hashlib.sha256(sound).hexdigest()}"), sound)
+
+
+def _statement(path: Path) -> bytes | None:
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        return foreign.read_bytes(path)
+    except ValueError:
+        return None
+
+
+def _set_aside(channel: Path, path: Path, why: str) -> str:
+    folder = channel / ASIDE / path.parent.name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / path.name
+    number = 0
+    while os.path.lexists(target):
+        number += 1
+        target = folder / f"{path.name}.{number}"
+    path.rename(target)
+    return f"{path.parent.name}/{path.name} was set aside as {target.relative_to(channel)}: {why}"

@@ -1,0 +1,262 @@
+"""What is installed in an environment: found in its files, and by asking its Python where it imports from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssm_forge.doctor.processes import Clock, ask
+
+PROJECTS = {"causal_conv1d_cuda": "causal-conv1d", "selective_scan_cuda": "mamba-ssm"}
+MODULES = ("torch", "causal_conv1d", "mamba_ssm", *PROJECTS, "triton", "transformers", "einops", "ninja")
+
+# Runs in the environment's Python, of any version from 3.6 on. Nothing is imported but the standard library.
+_ASK = """
+import importlib.util, json, sys, sysconfig
+found = {}
+for name in sys.argv[1:]:
+    try:
+        spec = importlib.util.find_spec(name)
+        found[name] = spec and (spec.origin or (list(spec.submodule_search_locations or ()) + [None])[0])
+    except Exception as error:
+        found[name] = None
+paths = sysconfig.get_paths()
+print(json.dumps({
+    "version": sys.version_info[:3], "path": sys.path, "prefix": sys.prefix, "base": sys.base_prefix, "found": found,
+    "suffix": sysconfig.get_config_var("EXT_SUFFIX"), "include": paths["include"],
+    "sites": [paths["purelib"], paths["platlib"]], "executable": sys.executable}))
+"""
+_LONGEST_METADATA = 1 << 18
+
+
+class NoEnvironmentError(Exception):
+    """There is nothing to examine.
+
+    Attributes:
+        code: of the finding that says so.
+    """
+
+    def __init__(self, code: str, evidence: str) -> None:
+        super().__init__(evidence)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One installed package, as its dist-info says.
+
+    Attributes:
+        name: normalised, ``mamba-ssm``.
+        version: as written.
+        folder: the site-packages folder that it is in.
+        requires: its ``Requires-Dist`` lines.
+        installer: who installed it, ``pip`` or ``conda``; may be empty.
+        pure: its wheel has no compiled part.
+        editable: it is a link to a source folder.
+    """
+
+    name: str
+    version: str
+    folder: Path
+    requires: tuple[str, ...]
+    installer: str
+    pure: bool
+    editable: bool
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The torch that is imported.
+
+    Attributes:
+        folder: the package's folder.
+        version: ``2.11.0+cu130``.
+        cuda: of the build, ``13.0``; empty for one without CUDA.
+        libraries: its own libraries.
+    """
+
+    folder: Path
+    version: str
+    cuda: str
+    libraries: tuple[Path, ...]
+
+    @property
+    def minor(self) -> str:
+        return ".".join(self.version.split("+")[0].split(".")[:2])
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment.
+
+    Attributes:
+        prefix: its folder.
+        python: its interpreter.
+        kind: ``conda``, ``pixi``, ``venv`` or ``system``.
+        version: of Python, ``3.12``.
+        suffix: of its extension modules.
+        path: where it imports from, in order; an empty entry is the working folder.
+        sites: its own site-packages.
+        include: where its Python.h should be.
+        origins: module -> file or folder that it would be imported from.
+        distributions: every installed package, in the order of ``path``.
+        conda: name -> (version, build) of conda's records.
+        torch: None where there is none.
+    """
+
+    prefix: Path
+    python: Path
+    kind: str
+    version: str
+    suffix: str
+    path: tuple[Path, ...]
+    sites: tuple[Path, ...]
+    include: Path
+    origins: Mapping[str, Path]
+    distributions: tuple[Distribution, ...]
+    conda: Mapping[str, tuple[str, str]]
+    torch: Torch | None
+
+    def distribution(self, name: str) -> Distribution | None:
+        """The package of that name that is found first."""
+        return next((found for found in self.distributions if found.name == name), None)
+
+    def extensions(self, module: str) -> list[Path]:
+        """Every file of an extension module in the folders that are imported from, for any Python."""
+        found = []
+        for folder in self.path:
+            found += sorted(folder.glob(f"{module}*.so")) if folder.is_dir() else []
+        return [path for path in dict.fromkeys(found) if re.match(rf"{module}(\.|$)", path.name)]
+
+    def library_folders(self) -> list[Path]:
+        """Where the environment itself has shared libraries."""
+        folders = [self.prefix / "lib", *((self.torch.folder / "lib",) if self.torch else ())]
+        for site in self.sites:
+            folders += sorted(site.glob("nvidia/*/lib"))
+        return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def interpreter(place: Path) -> Path:
+    """The Python of an environment's folder, or ``place`` itself where it is one.
+
+    Raises:
+        NoEnvironmentError: when there is none.
+    """
+    if place.is_file():
+        return place
+    for name in ("bin/python", "bin/python3", "python.exe", "Scripts/python.exe"):
+        if (place / name).exists() or (place / name).is_symlink():
+            return place / name
+    inside = "an empty folder" if place.is_dir() and not any(place.iterdir()) else "no bin/python in it"
+    what = inside if place.is_dir() else "there is no such folder"
+    raise NoEnvironmentError("not-an-environment", f"{place}: {what}")
+
+
+def examine(python: Path, variables: Mapping[str, str], clock: Clock) -> Environment:
+    """
+    Args:
+        variables: the environment variables that the user has.
+
+    Raises:
+        NoEnvironmentError: when its Python does not run.
+    """
+    # No sitecustomize of a stranger decides how long this takes.
+    answer = ask([str(python), "-c", _ASK, *MODULES], variables, clock.left(0.6))
+    try:
+        told = json.loads(answer.output.splitlines()[-1])
+    except (ValueError, IndexError):
+        said = (answer.errors.strip().splitlines() or ["it said nothing"])[-1][:200]
+        ended = "did not end in time" if answer.code is None else f"exit status {answer.code}"
+        raise NoEnvironmentError("python-does-not-run", f"{python}: {ended}: {said}") from None
+    path = tuple(dict.fromkeys(Path(entry).absolute() for entry in told["path"] if not entry.endswith(".zip")))
+    prefix = Path(told["prefix"])
+    origins = {name: Path(origin) for name, origin in told["found"].items() if origin and origin != "built-in"}
+    return Environment(
+        prefix=prefix,
+        python=python,
+        kind=_kind(prefix, told),
+        version=".".join(map(str, told["version"][:2])),
+        suffix=told["suffix"] or ".so",
+        path=path,
+        sites=tuple(dict.fromkeys(map(Path, told["sites"]))),
+        include=Path(told["include"]),
+        origins=origins,
+        distributions=tuple(found for folder in path for found in _distributions(folder)),
+        conda=_conda_records(prefix),
+        torch=_torch(origins.get("torch"), prefix),
+    )
+
+
+def _kind(prefix: Path, told: Mapping[str, Any]) -> str:
+    if (prefix / "conda-meta").is_dir():
+        return "pixi" if ".pixi" in prefix.parts else "conda"
+    return "venv" if told["prefix"] != told["base"] else "system"
+
+
+def _distributions(folder: Path) -> list[Distribution]:
+    found = []
+    if folder.is_dir():
+        for entry in [*sorted(folder.glob("*.dist-info")), *sorted(folder.glob("*.egg-info"))]:
+            distribution = _distribution(entry, folder)
+            if distribution is not None:
+                found.append(distribution)
+    return found
+
+
+def _distribution(entry: Path, folder: Path) -> Distribution | None:
+    text = text_of(entry / "METADATA") or text_of(entry / "PKG-INFO")
+    header = text.split("\n\n", 1)[0]
+    name = re.search(r"^Name: *(\S+)", header, re.MULTILINE)
+    version = re.search(r"^Version: *(\S+)", header, re.MULTILINE)
+    if name is None or version is None:
+        return None
+    return Distribution(
+        name=re.sub(r"[-_.]+", "-", name.group(1)).lower(),
+        version=version.group(1),
+        folder=folder,
+        requires=tuple(re.findall(r"^Requires-Dist: *(.*?)\s*$", header, re.MULTILINE)),
+        installer=text_of(entry / "INSTALLER").strip(),
+        pure="Root-Is-Purelib: true" in text_of(entry / "WHEEL"),
+        editable='"editable": true' in text_of(entry / "direct_url.json"),
+    )
+
+
+def text_of(path: Path) -> str:
+    """The beginning of a file, empty where it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(_LONGEST_METADATA).decode("utf-8", "replace").replace("\r\n", "\n")
+    except OSError:
+        return ""
+
+
+def _conda_records(prefix: Path) -> dict[str, tuple[str, str]]:
+    found = {}
+    folder = prefix / "conda-meta"
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        # NAME-VERSION-BUILD.json; the files themselves are megabytes.
+        match = re.fullmatch(r"(.+)-([^-]+)-([^-]+)", path.stem)
+        if match is not None:
+            found[match.group(1)] = (match.group(2), match.group(3))
+    return found
+
+
+def _torch(origin: Path | None, prefix: Path) -> Torch | None:
+    if origin is None:
+        return None
+    folder = origin if origin.is_dir() else origin.parent
+    told = text_of(folder / "version.py")
+    version = re.search(r"^__version__ *(?::[^=]*)?= *['\"]([^'\"]+)", told, re.MULTILINE)
+    cuda = re.search(r"^cuda *(?::[^=]*)?= *['\"]([\d.]+)", told, re.MULTILINE)
+    if version is None:
+        return None
+    names = ("libc10.so", "libc10_cuda.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so", "libtorch.so")
+    places = [folder / "lib", prefix / "lib"]
+    libraries = [next((p / name for p in places if (p / name).exists()), None) for name in names]
+    return Torch(
+        folder, version.group(1), cuda.group(1) if cuda else "", tuple(path for path in libraries if path is not None)
+    )

@@ -1,0 +1,97 @@
+"""Builds with exactly the packages that recipes/pixi.lock has for them, by our own engine: nothing is solved anew.
+
+The engine can only solve. So it gets channels that hold nothing but what is locked, and a copy of the recipe whose
+environments ask for one more package each, which needs every locked one of its environment by version and build.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rattler import RepoDataRecord
+from rattler_build import assemble_package
+
+from ssm_forge import channel as channels
+from ssm_forge import mirrors
+from ssm_forge.lock_sources import KINDS, SourcePackage
+from ssm_forge.paths import Workspace
+
+_PINS = "ssm-forge-locked-"
+
+
+def prepare(
+    source: SourcePackage, beside: Sequence[RepoDataRecord], workspace: Workspace, folder: Path
+) -> tuple[Path, tuple[str, ...]]:
+    """Make the copy of the checkout that is built, and the channels it is built from.
+
+    Args:
+        beside: the packages of the environment that the package is for; its own tests run with them.
+        folder: where to put it all.
+
+    Returns:
+        The checkout, and URLs of channels in order of priority.
+    """
+    root = folder / "checkout"
+    _copy_recipe(source.name, workspace, root)
+    pins = folder / "pins"
+    for kind in KINDS:
+        _pin(f"{_PINS}{kind}", source.built_with(kind), folder, pins)
+    channels.index(pins)
+    records = {r.url: r for r in (*source.build, *source.host, *beside)}
+    return root, (pins.as_uri(), *_indexes(list(records.values()), folder / "locked"))
+
+
+def _copy_recipe(project: str, workspace: Workspace, root: Path) -> None:
+    for name in (project, "common"):
+        shutil.copytree(workspace.recipes / name, root / "recipes" / name, ignore=shutil.ignore_patterns(".pixi"))
+    shutil.copy(workspace.recipes / "compile-costs.txt", root / "recipes")
+    shutil.copytree(workspace.patches, root / "patches")
+    path = root / "recipes" / project / "recipe.yaml"
+    recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for kind in KINDS:
+        recipe["requirements"][kind].append(f"{_PINS}{kind}")
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False, width=10**9), encoding="utf-8")
+
+
+def _pin(name: str, records: Sequence[RepoDataRecord], folder: Path, channel: Path) -> None:
+    """A package that needs exactly these."""
+    content = folder / name
+    content.mkdir()
+    assemble_package(
+        name=name,
+        version="1",
+        target_platform="noarch",
+        build_string="0",
+        output_dir=str(channel / "noarch"),
+        files_dir=str(content),
+        depends=[f"{r.name.normalized} =={r.version} {r.build}" for r in records],
+    )
+
+
+def _indexes(records: Sequence[RepoDataRecord], folder: Path) -> list[str]:
+    """A folder a channel, whose index names the place of the packages: CEP-15."""
+    by_channel: dict[str, list[RepoDataRecord]] = {}
+    for record in records:
+        by_channel.setdefault(record.url.rsplit("/", 2)[0], []).append(record)
+    found = []
+    for number, (base, mine) in enumerate(by_channel.items()):
+        place = folder / str(number)
+        for subdir in ("linux-64", "noarch"):
+            content: dict[str, Any] = {
+                "info": {"subdir": subdir, "base_url": mirrors.mirrored(f"{base}/{subdir}/")},
+                "packages": {},
+                "packages.conda": {},
+                "repodata_version": 2,
+            }
+            for record in (r for r in mine if r.url.rsplit("/", 2)[1] == subdir):
+                part = "packages.conda" if record.file_name.endswith(".conda") else "packages"
+                content[part][record.file_name] = json.loads(record.to_json())
+            (place / subdir).mkdir(parents=True)
+            (place / subdir / "repodata.json").write_text(json.dumps(content), encoding="utf-8")
+        found.append(place.as_uri())
+    return found

@@ -1,0 +1,196 @@
+"""The kernels as pixi builds, locks and keeps them: ``pixi install`` in recipes/, and the finished packages from there.
+
+pixi's packages say nothing of the glibc and the GPUs that they need, and nothing of what they were made from. Those
+that go into the channel are finished like any other (see :mod:`ssm_forge.finalize`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from ssm_forge import (
+    channel,
+    compile_cache,
+    install,
+    lock,
+    machine,
+    manifest,
+    materials,
+    pixi,
+    plan,
+    policy,
+    source_packages,
+    source_workspace,
+    variants,
+)
+from ssm_forge.arch import ArchList
+from ssm_forge.build import hint
+from ssm_forge.errors import BuildError, InstallError, VerifyError
+from ssm_forge.finalize import finalize
+from ssm_forge.lock import LockedEnvironment
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.plan import Options
+from ssm_forge.recipe import Rendered
+from ssm_forge.ui import Log, note, say
+
+# What pixi says, without its spaces and line ends, where it can't build at all: it is older than the manifest asks for,
+# has no pixi-build, or can't have the program that builds recipes.
+_CAN_NOT_BUILD = ("requirespixi", "pixi-build", "initializethebuild-backend")
+_BUILDING = "Running build for recipe"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An environment of recipes/pixi.toml that is what the user asked for.
+
+    Attributes:
+        values: the row of the build matrix that its kernels are built with.
+        archs: the GPUs that they are for.
+        prefix: where pixi installs it.
+    """
+
+    locked: LockedEnvironment
+    variant: str
+    python: str
+    cuda: str
+    values: Mapping[str, list[str]]
+    archs: ArchList
+    prefix: Path
+
+
+def choose(options: Options, place: Workspace) -> Kept | None:
+    """The environment that pixi can install for these wishes; None where the own engine has to do it.
+
+    Raises:
+        VerifyError: when recipes/pixi.toml or its lock is not what the root and the matrix say.
+    """
+    if not _asks_for_nothing_else(options, place):
+        return None
+    matrix = variants.load(place.variants)
+    if "conda" not in matrix.sources(options.variant):
+        return None
+    row = matrix.get(options.variant, "conda")
+    python = plan.manifest_python(options.variant, place)
+    if options.python not in (None, python) or python not in row.pythons:
+        return None
+    if options.source == "auto" and not plan.conda_reachable():
+        return None
+    if any(character.isspace() for character in str(place.root)):
+        note(f"pixi would build in {place.recipes}, whose path has a space: the own engine builds in its cache.")
+        return None
+    _require_in_step(options.variant, place)
+    locked = lock.environment(place.source_lock, options.variant)
+    given = manifest.load(place.source_manifest).variants
+    environment = manifest.load(place.source_manifest).environment(options.variant)
+    values = {key: list(found) for key, found in given[environment.platforms[0].name].items()}
+    archs = ArchList.parse(values["cuda_arch_list"][0])
+    if not _serves_this_machine(archs):
+        return None
+    return Kept(locked, options.variant, python, row.cuda, values, archs, place.source_envs / options.variant)
+
+
+def _asks_for_nothing_else(options: Options, place: Workspace) -> bool:
+    """Whether the wishes are such that the lock can hold what comes of them, and pixi is there."""
+    other = (options.prefix, options.cuda_arch, options.channels, policy.find(options.trust, place))
+    return (
+        bool(os.environ.get("PIXI_EXE"))
+        and options.source != "bridge"
+        and options.host_compiler == "auto"
+        and not any(other)
+    )
+
+
+def _require_in_step(variant: str, place: Workspace) -> None:
+    fix = f"Run '{launcher()} lock'."
+    if stale := source_workspace.check(place):
+        raise VerifyError(f"{stale}.", fix=fix)
+    problems = lock.check(manifest.load(place.source_manifest), place.source_lock).get(variant, [])
+    if problems:
+        raise VerifyError(f"recipes/pixi.lock does not fit recipes/pixi.toml: environment {problems[0]}.", fix=fix)
+
+
+def _serves_this_machine(archs: ArchList) -> bool:
+    for gpu in machine.gpus():
+        if archs.support(gpu.capability) != "native":
+            note(
+                f"{gpu.name} ({gpu.capability}) has no machine code in {archs}, for which recipes/pixi.lock has the "
+                "kernels: the own engine builds them for this GPU."
+            )
+            return False
+    return True
+
+
+def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = None) -> bool:
+    """Let pixi install the environment, compiling what it has not built yet, and take the packages into the channel.
+
+    Returns:
+        Whether pixi could build; where it can't, nothing was done.
+
+    Raises:
+        BuildError: when a build fails.
+        NetworkError, InstallError: when pixi fails otherwise.
+    """
+    environment = compile_cache.environment(place)
+    if jobs is not None:
+        environment["CPU_COUNT"] = str(jobs)
+    try:
+        pixi.install_environment(kept.variant, kept.cuda, place.source_manifest, log, environment)
+    except pixi.PixiError as failed:
+        if _BUILDING in failed.told:
+            raise BuildError(failed.error.what, fix=hint(failed.told), log=log.path) from failed
+        if any(words in re.sub(r"[\s;]+", "", failed.reason) for words in _CAN_NOT_BUILD):
+            note(f"this pixi can't build the kernels itself ({failed.reason}): the own engine does it.")
+            return False
+        raise failed.error from failed
+    for source in kept.locked.sources:
+        _take(kept, source_packages.rendered(source, place.source_lock), place)
+    made = install.Installed(
+        variant=kept.variant,
+        python=kept.python,
+        source="conda",
+        packages=tuple(source_packages.rendered(s, place.source_lock).filename for s in kept.locked.sources),
+        created=False,
+    )
+    if install.read_marker(kept.prefix) != made:
+        install.write_marker(kept.prefix, made)
+    install.remember(kept.prefix, place)
+    return True
+
+
+def _take(kept: Kept, package: Rendered, place: Workspace) -> None:
+    """Finish one of pixi's packages and add it to the channel, where that lacks it as the recipe is now."""
+    channel.ensure_indexed(place.channel)
+    held = channel.find(place.channel, package.filename)
+    if held is not None and plan.is_current(held, package.name, place):
+        return
+    artifact = _artifact(kept.prefix, package)
+    source = next(source for source in kept.locked.sources if source.name == package.name)
+    place.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.cache, prefix="take-") as scratch:
+        # It is finished into the folder above its subdir's.
+        copy = Path(scratch) / channel.SUBDIR / artifact.name
+        copy.parent.mkdir()
+        shutil.copyfile(artifact, copy)
+        finished = finalize(copy, package.name, dict(kept.values), place, solved=materials.locked(source))
+        target = channel.add(place.channel, finished)
+    say(f"Taken into the channel: {target.name}")
+
+
+def _artifact(prefix: Path, package: Rendered) -> Path:
+    """The package that pixi built and installed."""
+    record = install.records(prefix).get(package.name, {})
+    path = Path(unquote(urlparse(str(record.get("url", ""))).path))
+    if path.name != package.filename or not path.is_file():
+        raise InstallError(
+            f"{prefix} has {package.name} from {record.get('url', 'nowhere')}, and recipes/pixi.lock says that it is "
+            f"{package.filename}.",
+            fix=f"Remove {prefix.parent.parent} and run the same command again.",
+        )
+    return path
