@@ -156,7 +156,7 @@ def install(existing: Existing, wanted: tuple[str, ...], log: Log) -> None:
             )
         raise InstallError(
             f"{', '.join(wanted)} can't be installed beside what {existing.prefix} has: {said[-300:]}",
-            fix="Install what you can do without in another release, or use a new environment.",
+            fix="Change what stands in the way yourself, or use a new environment.",
             log=log.path,
         )
 
