@@ -56,6 +56,13 @@ def test_every_path_is_relative_to_the_sources(build: dict[str, str]) -> None:
     assert arguments == [*expected, "two words"]
 
 
+@pytest.mark.parametrize(("standard", "given"), [("20", "-std=c++20"), ("17", "-std=c++17"), (None, "-std=c++17")])
+def test_the_language_is_the_one_that_torch_takes(build: dict[str, str], standard: str | None, given: str) -> None:
+    if standard:
+        build["CXX_STANDARD"] = standard
+    assert run(build, "-O3", "-std=c++17", "-c", "a.cu")[1:] == ["-O3", given, "-c", "a.cu"]
+
+
 def test_a_compilers_own_rpath_does_not_get_into_what_is_linked(build: dict[str, str]) -> None:
     """conda's compilers set one in LDFLAGS; made relative, it would stay in the extension."""
     flags = [f"-Wl,-rpath,{build['PREFIX']}/lib", f"-Wl,-rpath-link,{build['PREFIX']}/lib", f"-L{build['PREFIX']}/lib"]

@@ -249,7 +249,7 @@ def test_with_a_gpu_the_kernels_own_answer_counts(
     python.unlink()
     python.write_text(f"#!/bin/sh\necho '{answer}'\n")
     python.chmod(0o755)
-    (check,) = verify._gpu_checks(prefix)
+    (check,) = verify.gpu_checks(prefix / "bin/python", {})
     assert (check.status, detail in check.detail) == (status, True)
 
 

@@ -16,6 +16,10 @@ for arg in "$@"; do
     if [[ "${arg}" == -Wl,-rpath,* ]]; then
         continue
     fi
+    # Both projects name C++17, and torch from 2.14 on takes nothing older than C++20.
+    if [ "${arg}" = "-std=c++17" ]; then
+        arg="-std=c++${CXX_STANDARD:-17}"
+    fi
     arg="${arg//"${SP_DIR}"/.site}"
     arg="${arg//"${PREFIX}/include/python${PY_VER}"/.python}"
     arg="${arg//"${PREFIX}"/.host}"

@@ -139,6 +139,9 @@ def apply(patches: Path, site_packages: Path, kept: Path) -> list[str]:
 
 
 def main() -> int:
+    if (Path(sys.argv[2]) / "torch").is_symlink():
+        print("torch: that of an environment, left as it is; its own check only warns of CUDA releases it doesn't know")
+        return 0
     try:
         for name in apply(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])):
             print(f"torch: applied {name}")

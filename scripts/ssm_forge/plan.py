@@ -170,7 +170,7 @@ def make(options: Options, workspace: Workspace) -> Plan:
     if parts is not None:
         overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
     values = variant.render_values(python, archs, **overrides)
-    compiler = _compiler(variant, parts, workspace)
+    compiler = compiler_of(variant, parts, workspace)
     sources = locked_sources(variant, values, workspace) if locked is not None else {}
     beside = locked.records if locked is not None and sources else ()
     packages = tuple(
@@ -338,7 +338,7 @@ def _default_python(variant: Variant, workspace: Workspace) -> str:
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 
-def _compiler(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
+def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
     """What a package is to say of its C++ compiler, where no channel has it: its own words, or its lock."""
     if parts is None:
         return "", None
@@ -409,7 +409,7 @@ def _with_needs(
     download, disk = 0, 0
     jobs, memory = 0, 0
     if builds:
-        _check_build_folder(workspace)
+        check_build_folder(workspace)
         costs = compile_costs.load(workspace, [p.name for p in builds])
         jobs = choose_jobs(requested_jobs, costs)
         memory = memory_needed(jobs, costs)
@@ -433,7 +433,7 @@ def _with_needs(
     )
 
 
-def _check_build_folder(workspace: Workspace) -> None:
+def check_build_folder(workspace: Workspace) -> None:
     """
     Raises:
         MachineError: when compiling in the cache would fail: torch splits the command of the compiler at spaces. A link

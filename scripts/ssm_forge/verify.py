@@ -105,7 +105,8 @@ def verify(prefix: Path) -> Report:
     """
     records = install.records(prefix)
     checks = [_packages(records, prefix)]
-    checks += _imports(prefix)
+    environment = activated_environment(prefix)
+    checks += imports(prefix / "bin/python", prefix, environment)
     for project, extension in EXTENSIONS.items():
         library = next(iter(sorted(prefix.glob(f"lib/python*/site-packages/{extension}.*.so"))), None)
         record = records.get(project)
@@ -114,11 +115,11 @@ def verify(prefix: Path) -> Report:
             checks.append(Check(f"{extension}: library", "fail", reason))
             continue
         checks += _library_checks(extension, library, record, prefix)
-    checks += _gpu_checks(prefix)
+    checks += gpu_checks(prefix / "bin/python", environment)
     return Report(prefix, tuple(checks))
 
 
-def _checked(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
+def checked(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
     try:
         good, detail = question()
     except ForgeError as error:
@@ -159,15 +160,20 @@ def _changed_files(entries: Iterable[dict[str, Any]], prefix: Path) -> list[str]
     return wrong
 
 
-def _imports(prefix: Path) -> list[Check]:
-    command = [str(prefix / "bin/python"), "-c", _IMPORT_SCRIPT, *_IMPORTS]
+def imports(python: Path, prefix: Path, environment: dict[str, str]) -> list[Check]:
+    """Whether an environment's Python imports what it should, from inside it.
+
+    Args:
+        environment: the variables of a shell in which it is activated.
+    """
+    command = [str(python), "-c", _IMPORT_SCRIPT, *_IMPORTS]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             timeout=_IMPORT_TIMEOUT,
-            env=activated_environment(prefix),
+            env=environment,
             check=False,
             cwd=prefix,
         )
@@ -182,9 +188,9 @@ def _imports(prefix: Path) -> list[Check]:
 
 def _library_checks(extension: str, path: Path, record: dict[str, Any], prefix: Path) -> list[Check]:
     return [
-        _checked(f"{extension}: libraries and symbols", lambda: _links(path, prefix)),
-        _checked(f"{extension}: GPU code", lambda: _gpu_code(path, record)),
-        _checked(f"{extension}: glibc", lambda: _glibc(path, record)),
+        checked(f"{extension}: libraries and symbols", lambda: _links(path, prefix)),
+        checked(f"{extension}: GPU code", lambda: gpu_code(path, record)),
+        checked(f"{extension}: glibc", lambda: glibc(path, record)),
     ]
 
 
@@ -210,7 +216,7 @@ def _preloaded(prefix: Path) -> list[Path]:
     return [*interpreter, *sorted(libraries, key=lambda path: not path.name.startswith(("libtorch", "libc10")))]
 
 
-def _gpu_code(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
+def gpu_code(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
     claimed = ArchList.from_tag(record["build"])
     found = elf.gpu_code(path)
     if not claimed.sass:
@@ -218,7 +224,7 @@ def _gpu_code(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
     return found == claimed, f"claimed {claimed.tag}, found {found.tag}"
 
 
-def _glibc(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
+def glibc(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
     needed = elf.read(path).glibc
     declared = next((d.split(">=")[1].split(",")[0] for d in record["depends"] if d.startswith("__glibc >=")), None)
     if declared is None:
@@ -231,13 +237,16 @@ def _version(text: str) -> list[int]:
     return [int(part) for part in text.split(".")]
 
 
-def _gpu_checks(prefix: Path) -> list[Check]:
-    """Forward and backward against the float64 references, inside the environment."""
+def gpu_checks(python: Path, activated: dict[str, str]) -> list[Check]:
+    """Forward and backward against the float64 references, inside the environment.
+
+    Args:
+        activated: the variables of a shell in which it is activated.
+    """
     if not machine.gpus():
         return [Check("kernels on the GPU", "not-run", "no NVIDIA GPU (nvidia-smi lists none on this machine)")]
-    command = [str(prefix / "bin/python"), "-m", "ssm_forge.kernels", "check", "--quick", "--json"]
-    environment = activated_environment(prefix)
-    environment["PYTHONPATH"] = str(workspace().root / "scripts")
+    command = [str(python), "-m", "ssm_forge.kernels", "check", "--quick", "--json"]
+    environment = {**activated, "PYTHONPATH": str(workspace().root / "scripts")}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, env=environment, check=False

@@ -40,6 +40,7 @@ def run(place: Workspace, compiler: str, python: str = "3.12") -> list[str]:
         interpreter=SimpleNamespace(made_from=None, minor=python),
         compiler=compiler,
         variant=SimpleNamespace(name="cu130", row={}),
+        there=None,
         artifacts=(),
         debs=(),
     )

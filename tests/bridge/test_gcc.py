@@ -53,11 +53,11 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_brings_one_and_system_refuses() -> None:
     row = variants.load(_ROOT / "recipes/variants.yaml").get("cu118", "bridge")
-    brought = assemble._find_compiler(row, "auto", workspace())
+    brought = assemble.find_compiler(row, "auto", workspace())
     assert isinstance(brought, BundledCompiler)
     assert brought.major == 11
     with pytest.raises(MachineError, match=r"nvcc 11\.8 accepts"):
-        assemble._find_compiler(row, "system", workspace())
+        assemble.find_compiler(row, "system", workspace())
 
 
 def test_a_compiler_outside_the_bounds_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +65,8 @@ def test_a_compiler_outside_the_bounds_is_passed_over(tmp_path: Path, monkeypatc
     (tmp_path / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     matrix = variants.load(_ROOT / "recipes/variants.yaml")
-    assert isinstance(assemble._find_compiler(matrix.get("cu118", "bridge"), "auto", workspace()), BundledCompiler)
-    taken = assemble._find_compiler(matrix.get("cu130", "bridge"), "auto", workspace())
+    assert isinstance(assemble.find_compiler(matrix.get("cu118", "bridge"), "auto", workspace()), BundledCompiler)
+    taken = assemble.find_compiler(matrix.get("cu130", "bridge"), "auto", workspace())
     assert isinstance(taken, HostCompiler)
     assert taken.major == 14
 

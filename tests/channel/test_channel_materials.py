@@ -110,10 +110,10 @@ def test_a_plan_knows_the_lock_or_the_words_of_the_compiler(tmp_path: Path) -> N
     place = workspace()
     variant = variants.load(place.variants).get("cu118", "bridge")
     bundled: Any = SimpleNamespace(compiler=BundledCompiler(()))
-    assert plan._compiler(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
+    assert plan.compiler_of(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
     gxx = tmp_path / "g++"
     gxx.write_text("#!/bin/sh\necho 'g++ (Debian 12.2.0-14) 12.2.0'\necho more\n")
     gxx.chmod(0o755)
     machines: Any = SimpleNamespace(compiler=HostCompiler(gxx, gxx, "12.2.0"))
-    assert plan._compiler(variant, machines, place) == ("g++ (Debian 12.2.0-14) 12.2.0", None)
-    assert plan._compiler(variant, None, place) == ("", None)
+    assert plan.compiler_of(variant, machines, place) == ("g++ (Debian 12.2.0-14) 12.2.0", None)
+    assert plan.compiler_of(variant, None, place) == ("", None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import IO
 
 from ssm_forge import locks, owners
 from ssm_forge.bridge import compiler as host
-from ssm_forge.bridge import debian, gcc, nvidia, pylock, torch
+from ssm_forge.bridge import debian, gcc, nvidia, pylock, thin, torch
 from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
 from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
@@ -41,6 +43,7 @@ class Parts:
         compiler: the C++ compiler: one of the machine's that is pointed at, or one that is brought.
         wheels: Python packages, torch among them.
         toolkit: the CUDA toolkit.
+        there: the torch of somebody's environment, where it is that one; the wheels are then a build's tools.
     """
 
     variant: Variant
@@ -48,6 +51,7 @@ class Parts:
     compiler: host.HostCompiler | gcc.BundledCompiler
     wheels: tuple[pylock.LockedWheel, ...]
     toolkit: ToolkitParts
+    there: thin.There | None = None
 
     @property
     def debs(self) -> tuple[debian.Deb, ...]:
@@ -74,22 +78,27 @@ def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Wor
         MachineError: when the machine has no usable Python or compiler.
     """
     tag = f"py{python.replace('.', '')}"
-    toolkit_debs = workspace.bridge_locks / f"debs.cuda-{variant.cuda}.toml"
     return Parts(
         variant=variant,
         interpreter=interpreters.choose(python, workspace),
-        compiler=_find_compiler(variant, host_compiler, workspace),
+        compiler=find_compiler(variant, host_compiler, workspace),
         wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, tag), python)),
-        toolkit=ToolkitParts(
-            cuda=variant.cuda,
-            wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, "toolkit"), python)),
-            debs=debian.read_lock(toolkit_debs) if toolkit_debs.exists() else (),
-            newest_gcc=int(variant.row["host_compiler_range"].split("-")[1]),
-        ),
+        toolkit=find_toolkit(variant, python, workspace),
     )
 
 
-def _find_compiler(variant: Variant, wanted: str, workspace: Workspace) -> host.HostCompiler | gcc.BundledCompiler:
+def find_toolkit(variant: Variant, python: str, workspace: Workspace) -> ToolkitParts:
+    """The toolkit that the locks name for the row of the matrix."""
+    debs = workspace.bridge_locks / f"debs.cuda-{variant.cuda}.toml"
+    return ToolkitParts(
+        cuda=variant.cuda,
+        wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.row["forge_variant"], "toolkit"), python)),
+        debs=debian.read_lock(debs) if debs.exists() else (),
+        newest_gcc=int(variant.row["host_compiler_range"].split("-")[1]),
+    )
+
+
+def find_compiler(variant: Variant, wanted: str, workspace: Workspace) -> host.HostCompiler | gcc.BundledCompiler:
     """The compiler that ``wanted`` names; ``auto``: the machine's if nvcc accepts one, else the bridge's."""
     low, high = (int(bound) for bound in variant.row["host_compiler_range"].split("-"))
     allowed = range(low, high + 1)
@@ -146,8 +155,11 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
             task = progress.add_task("assembling", total=len(todo))
             for package in sorted(todo, key=lambda p: -p.size):
                 progress.update(task, description=f"assembling {package.name} {package.version}")
-                write(package, channel, threads=cores())
-                log(f"assembled {package.filename}")
+                if _borrow(package, channel):
+                    log(f"taken from another channel of the bridge: {package.filename}")
+                else:
+                    write(package, channel, threads=cores())
+                    log(f"assembled {package.filename}")
                 progress.advance(task)
         wanted = [package.filename for package in packages]
         _record(parts, channel, wanted)
@@ -155,6 +167,18 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
         _index(channel)
         log(f"indexed {channel}")
         _stamp(parts, channel).touch()
+
+
+def _borrow(package: BridgePackage, channel: Path) -> bool:
+    """Take a package from the bridge of another variant or environment: its name says what it was made from."""
+    target = channel / SUBDIR / package.filename
+    for other in sorted(channel.parent.glob(f"[!.]*/{SUBDIR}/{package.filename}")):
+        if _is_of_this_layout(other.parents[1]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):
+                target.hardlink_to(other)
+                return True
+    return False
 
 
 def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
@@ -168,15 +192,7 @@ def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
         *interpreters.python_packages(parts.interpreter, parts.wheels, workspace),
         *_compiler_packages(parts.compiler, workspace),
         *toolkit_packages(parts.toolkit, workspace),
-        *torch.torch_packages(
-            next(wheel for wheel in parts.wheels if wheel.name == "torch"),
-            bundled,
-            dists,
-            python=python,
-            interpreter=interpreter,
-            cuda=cuda,
-            workspace=workspace,
-        ),
+        *_torch_packages(parts, bundled, dists, workspace),
         *(
             package
             for wheel in libraries
@@ -191,6 +207,25 @@ def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
     ]
 
 
+def _torch_packages(
+    parts: Parts,
+    bundled: Sequence[pylock.LockedWheel],
+    dists: Mapping[str, Distribution],
+    workspace: Workspace,
+) -> list[BridgePackage]:
+    if parts.there is not None:
+        return thin.packages(parts.there)
+    return torch.torch_packages(
+        next(wheel for wheel in parts.wheels if wheel.name == "torch"),
+        bundled,
+        dists,
+        python=parts.interpreter.minor,
+        interpreter=parts.interpreter.executable,
+        cuda=parts.variant.cuda,
+        workspace=workspace,
+    )
+
+
 def _compiler_packages(compiler: host.HostCompiler | gcc.BundledCompiler, workspace: Workspace) -> list[BridgePackage]:
     if isinstance(compiler, gcc.BundledCompiler):
         return gcc.bundled_packages(compiler, workspace)
@@ -198,8 +233,9 @@ def _compiler_packages(compiler: host.HostCompiler | gcc.BundledCompiler, worksp
 
 
 def _identity(parts: Parts) -> str:
+    there = (parts.there,) if parts.there is not None else ()
     return hash_text(
-        FORMAT, parts.interpreter, parts.compiler, *(a.sha256 for a in parts.artifacts), parts.variant.row
+        FORMAT, parts.interpreter, parts.compiler, *(a.sha256 for a in parts.artifacts), parts.variant.row, *there
     )[:12]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -59,9 +60,16 @@ def trust_option(command: click.decorators.FC) -> click.decorators.FC:
     help="Take built packages from here, the first channel that has one wins; compile only what none has.",
 )
 @trust_option
+@click.option(
+    "--with-deps",
+    is_flag=True,
+    help="In an environment of pip's or uv's: install einops, transformers and so on where they are missing.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
+@click.pass_context
 def install_mamba(
+    context: click.Context,
     variant: str,
     python: str | None,
     cuda_arch: str | None,
@@ -71,12 +79,19 @@ def install_mamba(
     prefix: Path | None,
     channels: tuple[str, ...],
     trust: Path | None,
+    with_deps: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Build what the channel lacks, install causal-conv1d and mamba-ssm, and verify them."""
+    """Build what the channel lacks, install causal-conv1d and mamba-ssm, and verify them.
+
+    With --prefix: into an environment that you have, for the torch that is in it.
+    """
     from ssm_forge import advice, pipeline
     from ssm_forge.errors import BuildError, InstallError, SolveError
+    from ssm_forge.existing import job
+    from ssm_forge.existing.plan import applies, for_condas_torch
+    from ssm_forge.paths import workspace
     from ssm_forge.plan import Options
 
     options = Options(
@@ -90,8 +105,15 @@ def install_mamba(
         channels=channels,
         trust=trust,
     )
+    existing = applies(prefix, workspace())
+    named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     try:
-        pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
+        if existing is not None:
+            job.require_no_variant(existing, variant if named else source if source != "auto" else None)
+            job.install_mamba(existing, options, with_deps=with_deps, dry_run=dry_run, as_json=as_json)
+        else:
+            options = options if named else for_condas_torch(options, workspace())
+            pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
     except (BuildError, InstallError, SolveError) as error:
         if error.log is not None:
             error.advice = advice.of_log(Path(str(error.log)))

@@ -20,10 +20,14 @@ def verify(
     from ssm_forge import advice
     from ssm_forge import verify as checks
     from ssm_forge.errors import VerifyError
+    from ssm_forge.existing import check
+    from ssm_forge.existing.plan import applies
+    from ssm_forge.paths import workspace
     from ssm_forge.ui import out, say
 
-    place = checks.choose_prefix(prefix)
-    report = checks.verify(place)
+    existing = applies(prefix, workspace())
+    place = existing.prefix if existing else checks.choose_prefix(prefix)
+    report = check.run(existing) if existing else checks.verify(place)
     wanted = [name for name, on in (("full", full), ("upstream", upstream), ("sanitize", sanitize)) if on]
     more = None
     if wanted:

@@ -1,0 +1,109 @@
+"""Verifies the kernels in an environment of wheels: the questions of :mod:`ssm_forge.verify`, asked of its files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ssm_forge import elf, verify, wheel
+from ssm_forge.existing import install, torch
+from ssm_forge.existing.reader import Distribution, Existing
+from ssm_forge.paths import launcher
+from ssm_forge.recipe import EXTENSIONS
+from ssm_forge.verify import Check, Report
+
+# Of the system, where an environment brings none.
+_SYSTEMS = ("libstdc++.so.6", "libgcc_s.so.1")
+_OWN = ("PYTHONPATH", "PYTHONHOME", "SSM_FORGE_LAUNCHER", "LD_LIBRARY_PATH", "PIXI_IN_SHELL", "INIT_CWD")
+
+
+def run(existing: Existing) -> Report:
+    """Run every check that this machine can run; nothing is written into the environment.
+
+    Raises:
+        InstallError: when its torch can't be read.
+    """
+    found = torch.read(existing)
+    environment = activated(existing)
+    there = {project: install.installed(existing, project) for project in EXTENSIONS}
+    checks = [_packages(existing, there), *verify.imports(existing.python, existing.prefix, environment)]
+    for project, extension in EXTENSIONS.items():
+        library = next(iter(sorted(existing.site.glob(f"{extension}.*.so"))), None)
+        record = _record(there[project])
+        if library is None or not record:
+            checks.append(Check(f"{extension}: library", "fail", f"{extension} of ours is not in {existing.site}"))
+            continue
+        checks += _library_checks(extension, library, record, existing, found)
+    checks += verify.gpu_checks(existing.python, environment)
+    return Report(existing.prefix, tuple(checks))
+
+
+def _library_checks(
+    extension: str, library: Path, record: dict[str, Any], existing: Existing, found: torch.Torch
+) -> list[Check]:
+    return [
+        verify.checked(f"{extension}: libraries and symbols", lambda: _links(library, existing, found)),
+        verify.checked(f"{extension}: GPU code", lambda: verify.gpu_code(library, record)),
+        verify.checked(f"{extension}: glibc", lambda: verify.glibc(library, record)),
+        verify.checked(f"{extension}: torch", lambda: _made_for(record, found)),
+    ]
+
+
+def activated(existing: Existing) -> dict[str, str]:
+    """The variables of a shell in which the environment is activated, and bytecode switched off."""
+    kept = {key: value for key, value in os.environ.items() if key not in _OWN}
+    path = os.pathsep.join((str(existing.prefix / "bin"), kept.get("PATH", "")))
+    where = {"VIRTUAL_ENV": str(existing.prefix)} if existing.kind == "venv" else {}
+    return {**kept, **where, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
+
+
+def _record(distribution: Distribution | None) -> dict[str, Any]:
+    """What conda's record of the package would say; empty where it is none of ours."""
+    return wheel.read_origin(distribution.info) if distribution is not None else {}
+
+
+def _packages(existing: Existing, there: dict[str, Distribution | None]) -> Check:
+    lacking = [project for project, found in there.items() if not _record(found)]
+    if lacking:
+        how = f"run '{launcher()} install-mamba --prefix {existing.prefix}'"
+        return Check("packages intact", "fail", f"{', '.join(lacking)} of ours not in {existing.site}; {how}")
+    present = [found for found in there.values() if found is not None]
+    wrong = [path for found in present for path in install.changed(existing.site, found)]
+    if wrong:
+        return Check("packages intact", "fail", f"changed or missing: {', '.join(wrong[:5])}")
+    return Check("packages intact", "pass", ", ".join(f"{d.name} {d.version} {_record(d)['build']}" for d in present))
+
+
+def _made_for(record: dict[str, Any], found: torch.Torch) -> tuple[bool, str]:
+    wanted = next((spec for spec in record["depends"] if spec.startswith("pytorch ")), "")
+    good = found.identity[:8] in wanted
+    return good, f"made for {wanted.removeprefix('pytorch ')}, there is torch {found.version} ({found.identity[:8]})"
+
+
+def _links(path: Path, existing: Existing, found: torch.Torch) -> tuple[bool, str]:
+    """Everything that the library needs is in torch, beside it, in the interpreter, or the system's C++ runtime."""
+    library = elf.read(path)
+    folders = [found.folder / "lib", *sorted(found.folder.parent.glob("nvidia/*/lib")), existing.base / "lib"]
+    loaded = [file for folder in folders for file in sorted(folder.glob("*.so*"))]
+    loaded.sort(key=lambda file: not file.name.startswith(("libtorch", "libc10")))
+    interpreter = [Path(os.path.realpath(existing.python)), *sorted((existing.base / "lib").glob("libpython3*.so.1.0"))]
+    answer = elf.resolve(library, existing.prefix, [*interpreter, *loaded, *_runtime()])
+    problems = [
+        *(f"rpath {rpath} is a path of the build machine" for rpath in library.foreign_rpaths),
+        *(f"{name} is nowhere in the environment" for name in answer.missing_libraries if name in library.needed),
+        *(f"undefined symbol {name}" for name in answer.missing_symbols[:5]),
+    ]
+    if problems:
+        return False, "; ".join(problems)
+    return True, f"{len(library.undefined)} symbols, all found in torch, the environment or the system's C++ runtime"
+
+
+def _runtime() -> list[Path]:
+    """The system's C++ runtime."""
+    places = [Path(folder) for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib")]
+    return [
+        next((folder / name for folder in places if (folder / name).exists()), Path(name))
+        for name in _SYSTEMS
+        if any((folder / name).exists() for folder in places)
+    ]

@@ -1,0 +1,234 @@
+"""What will be done for an environment that is there, worked out before anything is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from packaging.tags import Tag
+
+from ssm_forge import channel as channels
+from ssm_forge import compile_costs, disks, machine, recipe, variants
+from ssm_forge.arch import resolve
+from ssm_forge.bridge import assemble, pylock, thin
+from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_needed
+from ssm_forge.errors import UsageError
+from ssm_forge.existing import install, needs, reader, rows, torch
+from ssm_forge.existing.needs import Needs
+from ssm_forge.existing.reader import Existing
+from ssm_forge.existing.rows import Row
+from ssm_forge.existing.torch import Torch
+from ssm_forge.fetch import sha256_of
+from ssm_forge.install import is_foreign as foreign_conda
+from ssm_forge.paths import Workspace
+from ssm_forge.plan import Options, Plan, PlannedPackage, State, check_build_folder, compiler_of, is_current
+from ssm_forge.variants import Matrix
+
+# NVIDIA's driver from which on a CUDA major runs.
+_DRIVERS = {"11": 450, "12": 525, "13": 580}
+
+
+@dataclass(frozen=True)
+class Work:
+    """An installation into an environment that is there, ready to be carried out.
+
+    Attributes:
+        needs: what the kernels import beside torch.
+        plan: the builds, as for an environment of our own.
+    """
+
+    existing: Existing
+    torch: Torch
+    row: Row
+    needs: Needs
+    plan: Plan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        return {
+            **self.plan.as_dict(),
+            "variant": None,
+            "source": "environment",
+            "kind": self.existing.kind,
+            "python": self.existing.version,
+            "torch": self.torch.version,
+            "torch_cuda": self.torch.cuda,
+            "cxx11_abi": self.torch.cxx11,
+            "why": self.row.why,
+            "lacks": list(self.needs.wanted),
+        }
+
+
+def applies(prefix: Path | None, workspace: Workspace) -> Existing | None:
+    """The environment that ``prefix`` names, where its torch is not a conda package; None for any other.
+
+    Raises:
+        InstallError, MachineError: when the environment is one for us, and nothing can be made for it.
+    """
+    place = reader.find(prefix) if prefix is not None else None
+    if place is None:
+        return None
+    if (place / "conda-meta").is_dir():
+        pips = any(place.glob("lib/python3*/site-packages/torch-*.dist-info"))
+        # Of conda alone: it gets conda packages, and torch too where it has none.
+        if not foreign_conda(place) or not pips or torch.is_condas(place):
+            return None
+    return reader.read(place)
+
+
+def for_condas_torch(options: Options, workspace: Workspace) -> Options:
+    """``options`` with the row of the matrix that fits the torch of a conda environment which somebody else has made.
+
+    Raises:
+        InstallError: when it has a torch that no row is for.
+    """
+    prefix = options.prefix
+    if prefix is None or not foreign_conda(prefix):
+        return options
+    return rows.of_condas(prefix, reader.conda_records(prefix), options, variants.load(workspace.variants))
+
+
+def make(existing: Existing, options: Options, workspace: Workspace, *, with_deps: bool) -> Work:
+    """Work out the plan.
+
+    Args:
+        with_deps: what is missing will be installed before.
+
+    Raises:
+        InstallError: when the environment can't be written, or nothing can be made for its torch, or something that
+            the kernels import is missing.
+        UsageError: for architectures that the toolkit lacks.
+        MachineError: when the machine lacks Python headers, a compiler, memory or disk.
+    """
+    found = torch.read(existing)
+    matrix = variants.load(workspace.variants)
+    row = rows.derive(existing, found, matrix, workspace)
+    reader.check_writable(existing)
+    have = needs.look(existing, row.requires)
+    if not with_deps:
+        needs.require(existing, have)
+    variant = row.variant
+    archs = resolve(
+        options.cuda_arch,
+        supported=variant.supported_archs,
+        upstream=variant.upstream_archs,
+        default=variant.default_archs,
+        gpus=[gpu.capability for gpu in machine.gpus()],
+    )
+    rows.check_archs(archs, row)
+    for gpu in machine.gpus():
+        if archs.support(gpu.capability) == "none":
+            raise UsageError(
+                f"this machine's {gpu.name} ({gpu.capability}) can't run kernels made for {archs}.",
+                fix="Use --cuda-arch native.",
+            )
+    parts = _parts(existing, found, row, have, options.host_compiler, matrix, workspace)
+    channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
+    compilers = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
+    values = variant.render_values(existing.minor, archs, **compilers)
+    compiler = compiler_of(variant, parts, workspace)
+    packages = tuple(
+        _package(BuildRequest(name, values, "", channel_list, *compiler), existing, workspace)
+        for name in recipe.PROJECTS
+    )
+    plan = Plan(
+        variant=variant,
+        python=existing.minor,
+        archs=archs,
+        prefix=existing.prefix,
+        channels=channel_list,
+        packages=packages,
+        parts=parts,
+        jobs=0,
+        download=0,
+        disk=0,
+        memory=0,
+    )
+    return Work(existing, found, row, have, _with_needs(plan, options.jobs, workspace))
+
+
+def driver_note(work: Work) -> str:
+    """What to tell a user whose driver is older than the environment's torch; empty where it is not."""
+    wanted = _DRIVERS[work.torch.cuda.split(".")[0]]
+    old = [
+        gpu for gpu in machine.gpus() if gpu.driver.split(".")[0].isdigit() and int(gpu.driver.split(".")[0]) < wanted
+    ]
+    if not old:
+        return ""
+    return (
+        f"the driver {old[0].driver} of this machine's {old[0].name} is older than {wanted}, which torch "
+        f"{work.torch.version} needs: neither it nor the kernels can use the GPU before the driver is updated."
+    )
+
+
+def _parts(
+    existing: Existing,
+    found: Torch,
+    row: Row,
+    have: Needs,
+    host_compiler: str,
+    matrix: Matrix,
+    workspace: Workspace,
+) -> assemble.Parts:
+    variant = row.variant
+    linked = tuple(
+        thin.Linked(d.name, d.version, d.info.parent, thin.entries([path for path, _ in d.paths()]))
+        for d in have.closure.values()
+        if d.name not in needs.TOOLS
+    )
+    return assemble.Parts(
+        variant=variant,
+        interpreter=interpreters.choose(existing.minor, workspace),
+        compiler=assemble.find_compiler(variant, host_compiler, workspace),
+        wheels=_tools(existing.minor, row.toolkit, matrix, workspace),
+        toolkit=assemble.find_toolkit(variant, existing.minor, workspace),
+        there=thin.There(found.release, rows.build_prefix(found), existing.minor, linked, variant.cuda),
+    )
+
+
+def _tools(python: str, toolkit: str, matrix: Matrix, workspace: Workspace) -> tuple[pylock.LockedWheel, ...]:
+    """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on any."""
+    pythons = matrix.get(toolkit, "bridge").pythons
+    nearest = python if python in pythons else pythons[-1] if _key(python) > _key(pythons[-1]) else pythons[0]
+    lock = pylock.lock_path(workspace, toolkit, f"py{nearest.replace('.', '')}")
+    wheels = pylock.read(lock, nearest)
+    return tuple(wheel for wheel in wheels if wheel.name in needs.TOOLS and _runs_on_any(wheel.tags))
+
+
+def _runs_on_any(tags: frozenset[Tag]) -> bool:
+    return any(tag.interpreter.startswith("py3") or tag.interpreter == "py2.py3" for tag in tags)
+
+
+def _key(python: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in python.split("."))
+
+
+def _package(request: BuildRequest, existing: Existing, workspace: Workspace) -> PlannedPackage:
+    rendered = recipe.render(request.project, request.values, workspace)
+    request = replace(request, filename=rendered.filename)
+    state: State = "to build"
+    held = channels.find(workspace.channel, rendered.filename)
+    if held is not None and is_current(held, request.project, workspace):
+        there = install.is_installed(existing, request.project, held.name, sha256_of(held))
+        state = "installed" if there else "in channel"
+    return PlannedPackage(request.project, rendered.version, rendered.build, state, request)
+
+
+def _with_needs(plan: Plan, requested_jobs: int | None, workspace: Workspace) -> Plan:
+    if not plan.to_build:
+        return plan
+    check_build_folder(workspace)
+    costs = compile_costs.load(workspace, [package.name for package in plan.to_build])
+    jobs = choose_jobs(requested_jobs, costs)
+    taken = disks.packages(plan.variant, plan.parts, workspace)
+    wanted = disks.needs(taken, plan.prefix, len(plan.to_build), len(plan.archs.sass), workspace)
+    disks.check(wanted)
+    return replace(
+        plan,
+        jobs=jobs,
+        memory=memory_needed(jobs, costs),
+        download=taken.download,
+        disk=sum(need.bytes for need in wanted),
+    )

@@ -1,0 +1,158 @@
+"""A finished conda package as a wheel: the same files, for pip and uv.
+
+What a wheel says beside upstream's metadata is in ``DIST-INFO/ssm-forge.json``: the conda package that it is made from,
+with its sha256, and everything that one says of its origin. The same package gives the same bytes (with the same zlib,
+where it is compressed).
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from ssm_forge import owners
+from ssm_forge.archive import dump_json, read_json
+from ssm_forge.errors import BuildError
+from ssm_forge.fetch import sha256_of
+
+ORIGIN = "ssm-forge.json"
+
+_SITE = re.compile(r"lib/python(3\.\d+)/site-packages/(.+)")
+# What an installer writes of its own.
+_LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "WHEEL")
+_TIME = (2026, 1, 1, 0, 0, 0)
+
+
+def filename(package: Path, *, build_tag: str = "") -> str:
+    """The name of the wheel that :func:`from_conda` makes: ``mamba_ssm-2.3.1-cp311-cp311-linux_x86_64.whl``.
+
+    Args:
+        build_tag: tells wheels of one release apart; starts with a digit. Empty for none.
+
+    Raises:
+        IntegrityError: when the package is damaged.
+        BuildError: when it is for no particular Python.
+    """
+    index = read_json(package, "index.json")
+    distribution = str(index["name"]).replace("-", "_")
+    tag = f"-{build_tag}" if build_tag else ""
+    return f"{distribution}-{index['version']}{tag}-{_tag(index)}.whl"
+
+
+def from_conda(package: Path, folder: Path, *, build_tag: str = "", compress: bool = True) -> Path:
+    """Write the wheel of a finished package into ``folder``, and return its path. It appears whole or not at all.
+
+    Args:
+        build_tag: as in :func:`filename`.
+        compress: whether its members are deflated.
+
+    Raises:
+        IntegrityError: when the package is damaged.
+        BuildError: when it holds what a wheel can't: files outside ``site-packages``, no metadata, or for no particular
+            Python.
+    """
+    from rattler.package_streaming import extract
+
+    index = read_json(package, "index.json")
+    target = folder / filename(package, build_tag=build_tag)
+    with tempfile.TemporaryDirectory(prefix="wheel-", dir=folder) as scratch:
+        extract(package, Path(scratch))
+        files = _files(package, Path(scratch))
+        info = _dist_info(package, files)
+        contents = {name: path.read_bytes() for name, path in files.items() if not _is_left_out(name, info)}
+    contents[f"{info}/WHEEL"] = _wheel(index, build_tag)
+    contents[f"{info}/{ORIGIN}"] = dump_json(origin(package, index))
+    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
+    try:
+        _write(partial, contents, info, zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def origin(package: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """What the wheel says of where it comes from."""
+    return {
+        "package": package.name,
+        "sha256": sha256_of(package),
+        "build": index["build"],
+        "depends": index["depends"],
+        "made_from": read_json(package, ORIGIN),
+    }
+
+
+def _tag(index: dict[str, Any]) -> str:
+    abi = next((re.search(r"\*_cp(\d+)$", spec) for spec in index["depends"] if spec.startswith("python_abi ")), None)
+    if abi is None:
+        raise BuildError(f"{index['name']} {index['build']} is for no particular Python, so it has no wheel tag.")
+    return f"cp{abi.group(1)}-cp{abi.group(1)}-linux_x86_64"
+
+
+def _wheel(index: dict[str, Any], build_tag: str) -> bytes:
+    lines = ["Wheel-Version: 1.0", "Generator: ssm-forge", "Root-Is-Purelib: false", f"Tag: {_tag(index)}"]
+    lines += [f"Build: {build_tag}"] if build_tag else []
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _files(package: Path, unpacked: Path) -> dict[str, Path]:
+    """Path in the wheel -> file; bytecode is left to whoever imports it."""
+    found = {}
+    for path in sorted(unpacked.rglob("*")):
+        name = path.relative_to(unpacked).as_posix()
+        if path.is_dir() or name.startswith("info/") or "/__pycache__/" in name:
+            continue
+        inside = _SITE.fullmatch(name)
+        if inside is None or path.is_symlink():
+            raise BuildError(f"{package.name} holds {name}, which has no place in a wheel.")
+        found[inside.group(2)] = path
+    return found
+
+
+def _dist_info(package: Path, files: dict[str, Path]) -> str:
+    infos = {name.split("/", 1)[0] for name in files if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)}
+    if len(infos) != 1:
+        raise BuildError(f"{package.name} holds {len(infos)} dist-info folders with METADATA, instead of one.")
+    return infos.pop()
+
+
+def _is_left_out(name: str, info: str) -> bool:
+    return name in {f"{info}/{left_out}" for left_out in _LEFT_OUT}
+
+
+def _write(path: Path, contents: dict[str, bytes], info: str, method: int) -> None:
+    record = io.StringIO()
+    rows = csv.writer(record, lineterminator="\n")
+    # The metadata comes last, as the specification recommends.
+    order = sorted(contents, key=lambda name: (name.startswith(f"{info}/"), name))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in order:
+            digest = base64.urlsafe_b64encode(hashlib.sha256(contents[name]).digest()).rstrip(b"=").decode()
+            rows.writerow([name, f"sha256={digest}", len(contents[name])])
+            archive.writestr(_entry(name), contents[name], method)
+        rows.writerow([f"{info}/RECORD", "", ""])
+        archive.writestr(_entry(f"{info}/RECORD"), record.getvalue().encode(), method)
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, date_time=_TIME)
+    entry.create_system = 3
+    entry.external_attr = (0o100755 if name.endswith(".so") else 0o100644) << 16
+    return entry
+
+
+def read_origin(info: Path) -> dict[str, Any]:
+    """What an installed wheel of ours says of itself; empty for any other package."""
+    try:
+        told = json.loads((info / ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
