@@ -162,12 +162,23 @@ def others() -> list[str]:
     return found
 
 
+def lasting() -> list[str]:
+    """Commands of other processes; what a build started and was killed for takes a moment to go."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = others()
+        of_builds = [command for command in found if "sleep" in command or "worker" in command]
+        if not of_builds or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
 def obey(machine: Machine, works: dict[str, Callable[[int], None]], steps: Steps) -> None:
     for line in sys.stdin:
         if line.strip() == "finish":
             for name, work in works.items():
                 say(work=name, end=run(work, 0, steps, None, None))
-            say(finished=others())
+            say(finished=lasting())
         elif line.strip() == "hang":
             os.environ["SHARED_HOST_HANG"] = "1"
             child = os.fork()
