@@ -44,16 +44,14 @@ _ABSENT = ("libcublas-dev", "libcusolver-dev", "libcusparse-dev")
 
 @dataclass(frozen=True)
 class StandIn:
-    """Channels on this machine, and where they are served.
+    """Channels on this machine, which a server answers for.
 
     Attributes:
         folder: has each channel under the path that it has on the real server.
-        address: of the server.
         row: the row of variants.yaml whose versions the channels have, as one from conda.
     """
 
     folder: Path
-    address: str
     row: Variant
 
     @property
@@ -112,7 +110,7 @@ def served(
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         configure(checkout, address, _channels(row.cuda))
-        yield StandIn(channels, address, row)
+        yield StandIn(channels, row)
         server.shutdown()
 
 

@@ -99,7 +99,7 @@ def conda_depends(dist: Distribution, others: Mapping[str, Distribution], python
         python: ``3.12``.
     """
     found: dict[str, SpecifierSet] = {}
-    _collect(dist, "", others, _environment(python), found)
+    _collect(dist, "", others, marker_environment(python), found)
     return [f"{name} {conda_version(specifiers)}".strip() for name, specifiers in sorted(found.items())]
 
 
@@ -142,17 +142,19 @@ def conda_version(specifiers: SpecifierSet) -> str:
     return ",".join(parts)
 
 
-def _environment(python: str) -> dict[str, str]:
+def marker_environment(python: str, full: str = "") -> dict[str, str]:
+    """The values of PEP 508's markers here, for a Python minor; ``full`` is its whole version where that is known."""
+    full = full or f"{python}.0"
     return {
         "implementation_name": "cpython",
-        "implementation_version": f"{python}.0",
+        "implementation_version": full,
         "os_name": "posix",
         "platform_machine": "x86_64",
         "platform_python_implementation": "CPython",
         "platform_release": "",
         "platform_system": "Linux",
         "platform_version": "",
-        "python_full_version": f"{python}.0",
+        "python_full_version": full,
         "python_version": python,
         "sys_platform": "linux",
     }

@@ -14,6 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from ssm_forge.bridge.metadata import marker_environment
 from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.existing.reader import Distribution, Existing
 from ssm_forge.ui import Log
@@ -49,7 +50,7 @@ def look(existing: Existing, requires: Mapping[str, str]) -> Needs:
     # numpy is torch's to bring, and torch runs without.
     first = [Requirement(f"{name}{spec}") for name, spec in requires.items() if name != "numpy" or _has(existing, name)]
     queue: list[tuple[Requirement, str]] = [(requirement, "") for requirement in (Requirement("torch"), *first)]
-    environment = marker_environment(existing)
+    environment = marker_environment(existing.minor, existing.version)
     while queue:
         requirement, extra_of = queue.pop(0)
         name = canonicalize_name(requirement.name)
@@ -92,23 +93,6 @@ def _requirements(there: Distribution, extras: set[str], environment: dict[str, 
         elif any(marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras)):
             found.append(requirement)
     return found
-
-
-def marker_environment(existing: Existing) -> dict[str, str]:
-    """The values of PEP 508's markers in the environment."""
-    return {
-        "implementation_name": "cpython",
-        "implementation_version": existing.version,
-        "os_name": "posix",
-        "platform_machine": "x86_64",
-        "platform_python_implementation": "CPython",
-        "platform_release": "",
-        "platform_system": "Linux",
-        "platform_version": "",
-        "python_full_version": existing.version,
-        "python_version": existing.minor,
-        "sys_platform": "linux",
-    }
 
 
 def command(existing: Existing, wanted: tuple[str, ...]) -> str:
