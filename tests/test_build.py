@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,11 @@ import psutil
 import pytest
 
 from ssm_forge import build as builds
-from ssm_forge import machine, owners
+from ssm_forge import machine, owners, variants
+from ssm_forge.arch import ArchList
 from ssm_forge.build import MEMORY_BASE, MEMORY_MARGIN, BuildRequest, choose_jobs, memory_needed, sweep
 from ssm_forge.errors import BuildError, MachineError
-from ssm_forge.paths import Workspace
+from ssm_forge.paths import Workspace, workspace
 from ssm_forge.schedule import Job
 from ssm_forge.ui import Log, open_log
 
@@ -277,7 +279,8 @@ def test_a_build_of_another_machine_goes_on_in_a_cache_that_is_shared(place: Wor
         os.killpg(group, signal.SIGKILL)
 
 
-REQUEST = BuildRequest("demo", {"cuda_compiler_version": ["13.0"], "cuda_arch_list": ["9.0"]}, "demo-1-0.conda", ())
+KEY = variants.load(workspace().variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
+REQUEST = BuildRequest("demo", KEY, "demo-1-0.conda", ())
 
 
 def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
@@ -342,9 +345,8 @@ sys.exit(build_worker.main(Path(sys.argv[1]), int(sys.argv[2])))
 
 
 def test_what_the_tools_of_a_recipe_print_is_not_the_outcome(tmp_path: Path, log: Log) -> None:
-    (tmp_path / "spec.json").write_text(
-        '{"project": "demo", "root": "", "values": {}, "output_dir": "", "channels": []}'
-    )
+    spec = {"project": "demo", "root": "", "values": KEY.to_renderer(), "output_dir": "", "channels": []}
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
     answer = os.memfd_create("outcome")
     process = subprocess.Popen(
         [sys.executable, "-c", REAL_WORKER, tmp_path / "spec.json", str(answer)],

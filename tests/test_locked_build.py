@@ -70,8 +70,8 @@ def test_it_is_built_with_the_locked_packages_where_newer_ones_are_to_be_had(
     root, urls = locked_build.prepare(source, (), place, tmp_path / "staging")
     assert all(url.startswith("file://") and str(channel) not in url for url in urls)
     values = {"cxx_compiler": ["gxx"], "build_source": ["conda"]}
-    copy = recipe.render("mamba-ssm", values, Workspace(root, place.cache))
-    assert copy.filename == recipe.render("mamba-ssm", values, place).filename
+    copy = recipe.render_file(root / "recipes/mamba-ssm/recipe.yaml", values)
+    assert copy.filename == recipe.render_file(place.recipes / "mamba-ssm/recipe.yaml", values).filename
     monkeypatch.setenv("RATTLER_CACHE_DIR", str(tmp_path / "packages"))
     monkeypatch.chdir(tmp_path)
     result = copy.engine.run_build(
@@ -87,7 +87,7 @@ def test_it_is_built_with_the_locked_packages_where_newer_ones_are_to_be_had(
 def test_the_copied_recipes_give_the_same_packages(project: str, tmp_path: Path) -> None:
     """What the copy asks for beside is no part of a build's name."""
     row = variants.load(workspace().variants).get("cu118", "conda")
-    values = row.render_values("3.10", ArchList.parse(row.default_archs))
+    values = row.key("3.10", ArchList.parse(row.default_archs))
     source = SourcePackage(project, "0123abcd", project)
     root, _ = locked_build.prepare(source, (), workspace(), tmp_path)
     copy = recipe.render(project, values, Workspace(root, tmp_path))
@@ -105,7 +105,7 @@ class TestPlan:
         place = workspace()
         for name, python in (("cu118", "3.10"), ("cu129", "3.12"), ("cu130", "3.12")):
             row = variants.load(place.variants).get(name, "conda")
-            values = row.render_values(python, ArchList.parse(row.default_archs))
+            values = row.key(python, ArchList.parse(row.default_archs))
             found = plan.locked_sources(row, values, place)
             assert list(found) == list(PROJECTS)
             assert found["mamba-ssm"] == lock.environment(place.source_lock, name).sources[1]
@@ -113,7 +113,7 @@ class TestPlan:
     def test_those_for_other_gpus_and_pythons_are_not_in_it(self) -> None:
         row = variants.load(workspace().variants).get("cu130", "conda")
         for python, archs in (("3.12", "9.0"), ("3.13", row.default_archs)):
-            assert plan.locked_sources(row, row.render_values(python, ArchList.parse(archs)), workspace()) == {}
+            assert plan.locked_sources(row, row.key(python, ArchList.parse(archs)), workspace()) == {}
 
     def test_a_recipe_that_changed_after_the_lock_is_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -124,7 +124,7 @@ class TestPlan:
         path.write_text(path.read_text().replace("    - einops\n", "    - einops\n    - nano\n"))
         place = Workspace(tmp_path, tmp_path / "cache")
         row = variants.load(workspace().variants).get("cu130", "conda")
-        values = row.render_values("3.12", ArchList.parse(row.default_archs))
+        values = row.key("3.12", ArchList.parse(row.default_archs))
         assert plan.locked_sources(row, values, place) == {}
         said = " ".join(capsys.readouterr().err.split())
         assert "recipes/pixi.lock is out of step (cu130: mamba-ssm: its recipe needs 'nano', the lock does not)" in said

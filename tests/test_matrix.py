@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import finalize, install, matrix, plan
+from ssm_forge import finalize, install, matrix, plan, variants
+from ssm_forge.arch import ArchList
 from ssm_forge.bridge import interpreter
 from ssm_forge.paths import Workspace
 
@@ -48,11 +49,12 @@ def test_with_a_channel_every_python_of_a_conda_row_is_available(
 def test_only_whole_sets_of_packages_count_as_built(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = place.channel / "linux-64"
     folder.mkdir(parents=True)
-    values = {"forge_variant": "cu124", "forge_source": "bridge", "python": "3.12.* *_cpython"}
+    row = variants.load(place.variants).get("cu124", "bridge")
+    one, other = (row.key("3.12", ArchList.parse(archs)).to_provenance() for archs in ("8.0", "9.0"))
     made = {
-        "a.conda": {"name": "causal-conv1d", "variant": {**values, "cuda_arch_list": "8.0"}},
-        "b.conda": {"name": "mamba-ssm", "variant": {**values, "cuda_arch_list": "8.0"}},
-        "c.conda": {"name": "mamba-ssm", "variant": {**values, "cuda_arch_list": "9.0"}},
+        "a.conda": {"name": "causal-conv1d", "variant": one},
+        "b.conda": {"name": "mamba-ssm", "variant": one},
+        "c.conda": {"name": "mamba-ssm", "variant": other},
         "d.conda": {},
     }
     for name in made:

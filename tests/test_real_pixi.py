@@ -20,12 +20,12 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import elf, install, pipeline, pixi, pixi_export, pixi_kernels
+from ssm_forge import elf, install, pipeline, pixi, pixi_export, pixi_kernels, variants
 from ssm_forge import lock as locks
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
 from ssm_forge.errors import InstallError, NetworkError
-from ssm_forge.paths import Workspace
+from ssm_forge.paths import Workspace, workspace
 from ssm_forge.plan import Plan, PlannedPackage
 from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.solver import virtual_packages
@@ -338,8 +338,9 @@ def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_th
     index(place.channel)
     prefix = place.envs / "cu130"
     channels = (place.channel.as_uri(), channel.as_uri())
+    key = variants.load(workspace().variants).get("cu130", "conda").key("3.12", ArchList.parse("9.0"))
     packages = tuple(
-        PlannedPackage(name, "1.0", "h1_0", "in channel", BuildRequest(name, {}, f"{name}-1.0-h1_0.conda", channels))
+        PlannedPackage(name, "1.0", "h1_0", "in channel", BuildRequest(name, key, f"{name}-1.0-h1_0.conda", channels))
         for name in PROJECTS
     )
     row = Variant("cu130", "conda", {"cuda_compiler_version": "13.0"}, {}, {})

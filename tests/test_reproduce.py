@@ -27,7 +27,7 @@ from ssm_forge.paths import Workspace, workspace
 
 ROW = variants.load(workspace().variants).get("cu130", "bridge")
 ARCHS = ArchList.parse("9.0")
-VALUES = ROW.render_values("3.12", ARCHS)
+KEY = ROW.key("3.12", ARCHS)
 PATCH = "patches/mamba-ssm/2.3.2.post1/0001-always-build.patch"
 LOCK = "recipes/bridge/pylock.cu130-py312.toml"
 
@@ -55,8 +55,8 @@ def provenance(project: str, place: Workspace) -> dict[str, Any]:
         "format": finalize.FORMAT,
         "name": project,
         "recipe_sha256": recipe.digest(project, place),
-        "variant": {key: found[0] for key, found in sorted(VALUES.items())},
-        "materials": materials.collect(project, VALUES, place),
+        "variant": KEY.to_provenance(),
+        "materials": materials.collect(project, KEY, place),
         "cuda_arch_list": "9.0",
         "glibc": "2.32",
     }
@@ -66,7 +66,7 @@ def packed(
     folder: Path, place: Workspace, *, code: str = "x = 1\n", build: str = "", project: str = "mamba-ssm", **said: Any
 ) -> Path:
     """A package as ours are, of one file; ``said`` replaces parts of what it says of itself."""
-    rendered = recipe.render(project, VALUES, place)
+    rendered = recipe.render(project, KEY, place)
     content = folder / "content"
     content.mkdir(parents=True)
     (content / "code.py").write_text(code)
@@ -112,8 +112,8 @@ class Builds:
         self.options.append(options)
         packages = []
         for name in recipe.PROJECTS:
-            found = recipe.render(name, VALUES, place)
-            request = BuildRequest(name, VALUES, found.filename, ("file:///bridge",))
+            found = recipe.render(name, KEY, place)
+            request = BuildRequest(name, KEY, found.filename, ("file:///bridge",))
             packages.append(plan.PlannedPackage(name, found.version, found.build, "in channel", request))
         return plan.Plan(ROW, "3.12", ARCHS, Path("/nowhere"), ("file:///bridge",), tuple(packages), None, 0, 0, 0, 0)
 
@@ -309,7 +309,7 @@ def test_a_foreign_package_is_refused(place: Workspace, tmp_path: Path) -> None:
         {"name": "torch"},
         {"variant": None},
         {"variant": {"python": "3.12"}},
-        {"variant": {**{k: v[0] for k, v in VALUES.items()}, "pytorch": 2}},
+        {"variant": {**KEY.to_provenance(), "pytorch": 2}},
         {"materials": "all"},
         {"materials": [{"uri": "x"}]},
     ],
@@ -382,8 +382,8 @@ def test_a_compiler_of_the_machine_is_no_change_of_the_matrix(
     rebuild: Builds, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "origin", compilers(auto=14))
-    variant = {**provenance("mamba-ssm", place)["variant"], "cxx_compiler_version": "14"}
-    package = packed(tmp_path / "fourteen", place, variant=variant)
+    key = ROW.key("3.12", ARCHS, compiler="14")
+    package = packed(tmp_path / "fourteen", place, variant=key.to_provenance())
     rebuild.result = package
     assert reproduce.reproduce(package, place).comparison.same
 
@@ -474,5 +474,6 @@ def test_packages_from_conda_bring_their_compiler(
 ) -> None:
     monkeypatch.setattr(plan, "origin", compilers())
     recorded = reproduce.read(package)
-    conda = replace(recorded, variant={**recorded.variant, "forge_source": "conda", "cxx_compiler_version": "14"})
+    row = variants.load(place.variants).get("cu130", "conda")
+    conda = replace(recorded, key=row.key("3.12", ARCHS))
     assert reproduce._options(conda, Path("/nowhere"), None, place).host_compiler == "auto"

@@ -15,6 +15,7 @@ from ssm_forge import lock as locks
 from ssm_forge import lock_sources, lockdiff, manifest, recipe, run_exports, source_workspace, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.archive import rewrite_info
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.pixi_identity import identity, xxh3
@@ -86,8 +87,8 @@ class TestManifest:
         row = variants.load(place.variants).get(name, "conda")
         given = mine.variants[mine.environment(name).platforms[0].name]
         for project in PROJECTS:
-            theirs = recipe.render(project, {key: list(values) for key, values in given.items()}, place)
-            values = row.render_values(mine.environment(name).python, ArchList.parse(row.default_archs))
+            theirs = recipe.render(project, BuildKey.from_renderer(given), place)
+            values = row.key(mine.environment(name).python, ArchList.parse(row.default_archs))
             assert theirs.filename == recipe.render(project, values, place).filename
 
     def test_pixi_watches_what_each_recipe_is_made_of(self) -> None:
@@ -121,9 +122,7 @@ class TestLock:
             for source in environment.sources:
                 row = variants.load(place.variants).get(environment.name, "conda")
                 python = source.variants["python"].split(".*")[0]
-                rendered = recipe.render(
-                    source.name, row.render_values(python, ArchList.parse(row.default_archs)), place
-                )
+                rendered = recipe.render(source.name, row.key(python, ArchList.parse(row.default_archs)), place)
                 assert source.identity == identity(
                     source.place,
                     variants=source.variants,

@@ -56,7 +56,7 @@ def channel(folder: Path, version: str, build: str) -> str:
 
 def torch_specs(row: Variant, project: str) -> list[str]:
     """What the rendered recipe asks of torch: to build with, and to run with."""
-    rendered = render(project, row.render_values(row.pythons[-1], ArchList.parse(row.default_archs)), workspace())
+    rendered = render(project, row.key(row.pythons[-1], ArchList.parse(row.default_archs)), workspace())
     requirements = rendered.engine.recipe.requirements
     found = [str(spec) for spec in (*requirements.host, *requirements.run) if str(spec).startswith("pytorch ")]
     assert len(found) == 2

@@ -39,7 +39,7 @@ def test_a_row_names_pythons_compilers_and_versions(row: Variant) -> None:
     assert set(row.projects) == {"causal-conv1d", "mamba-ssm"}
     for python in row.pythons:
         row.check_python(python)
-        values = row.render_values(python, ArchList.parse(row.default_archs), cxx_compiler_version="99")
+        values = row.key(python, ArchList.parse(row.default_archs), compiler="99").to_renderer()
         assert all(len(value) == 1 and isinstance(value[0], str) for value in values.values())
         assert values["cxx_compiler_version"] == ["99"]
         assert values["python"][0].startswith(f"{python}.*")
@@ -122,7 +122,7 @@ def test_rattler_build_alone_makes_what_exists_in_the_conda_channels(row: Varian
     place = workspace()
     common = yaml.safe_load(place.variants.read_text())["build_source"]
     for python, spec in row.python_specs.items():
-        values = row.render_values(row.pythons[0], ArchList.parse(row.default_archs))
+        values = row.key(row.pythons[0], ArchList.parse(row.default_archs)).to_renderer()
         (tmp_path / "variants.yaml").write_text(yaml.safe_dump({**values, "python": [spec], "build_source": common}))
         made = False
         try:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from ssm_forge import channel as channels
 from ssm_forge import compile_cache, locked_build, materials, mirrors, owners
-from ssm_forge.arch import ArchList
+from ssm_forge.build_key import BuildKey
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.finalize import finalize
@@ -47,7 +47,7 @@ class BuildRequest:
 
     Attributes:
         project: recipe name.
-        values: variant values, one a key.
+        key: what it is built for.
         filename: the package it gives.
         channels: URLs to take build and host packages from, first wins.
         compiler: what a compiler of this machine says it is; empty where packages bring it.
@@ -57,7 +57,7 @@ class BuildRequest:
     """
 
     project: str
-    values: dict[str, list[str]]
+    key: BuildKey
     filename: str
     channels: tuple[str, ...]
     compiler: str = ""
@@ -125,7 +125,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         finished = finalize(
             package,
             request.project,
-            request.values,
+            request.key,
             workspace,
             compiler=request.compiler,
             compiler_lock=request.compiler_lock,
@@ -193,7 +193,7 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
             {
                 "project": request.project,
                 "root": str(root),
-                "values": request.values,
+                "values": request.key.to_renderer(),
                 "output_dir": str(staging / "out"),
                 # The build engine reads no configuration of pixi.
                 "channels": [mirrors.mirrored(url) for url in sources],
@@ -206,8 +206,8 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         "RATTLER_CACHE_DIR": str(workspace.rattler_cache),
         **compile_cache.environment(workspace),
         # Nothing here runs on a GPU, but conda-forge's torch asks for a driver, and our packages for their GPU.
-        "CONDA_OVERRIDE_CUDA": request.values["cuda_compiler_version"][0],
-        "CONDA_OVERRIDE_CUDA_ARCH": str(ArchList.parse(request.values["cuda_arch_list"][0]).sass[0]),
+        "CONDA_OVERRIDE_CUDA": request.key.cuda,
+        "CONDA_OVERRIDE_CUDA_ARCH": str(request.key.archs.sass[0]),
     }
     # Where the worker says what came of it: what the recipe's tools print is never taken for that.
     answer = os.memfd_create("outcome")

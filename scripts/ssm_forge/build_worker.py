@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.build_key import BuildKey
 from ssm_forge.paths import workspace
 from ssm_forge.recipe import render
 
@@ -49,7 +50,9 @@ def main(spec_path: Path, answer: int) -> int:
         os.write(answer, json.dumps(outcome).encode())
 
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
-    rendered = render(spec["project"], spec["values"], replace(workspace(), root=Path(spec["root"])))
+    rendered = render(
+        spec["project"], BuildKey.from_renderer(spec["values"]), replace(workspace(), root=Path(spec["root"]))
+    )
     try:
         result = rendered.engine.run_build(
             tool_config=ToolConfiguration(test_strategy="native", channel_priority="strict"),

@@ -16,6 +16,7 @@ from typing import Any
 from ssm_forge import elf, materials, recipe
 from ssm_forge.arch import ArchList
 from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, repack
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
 
@@ -29,7 +30,7 @@ FORMAT = 4
 def finalize(
     package: Path,
     project: str,
-    values: dict[str, list[str]],
+    key: BuildKey,
     workspace: Workspace,
     *,
     compiler: str = "",
@@ -51,14 +52,14 @@ def finalize(
         extract(package, Path(scratch))
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
         if solved is None:
-            solved = materials.solved(Path(scratch)) if values["forge_source"][0] == "conda" else []
-        facts = _facts(libraries, project, ArchList.parse(values["cuda_arch_list"][0]))
+            solved = materials.solved(Path(scratch)) if key.source == "conda" else []
+        facts = _facts(libraries, project, key.archs)
     provenance = {
         "format": FORMAT,
         "name": project,
         "recipe_sha256": recipe.digest(project, workspace),
-        "variant": {key: found[0] for key, found in sorted(values.items())},
-        "materials": materials.collect(project, values, workspace, compiler_lock=compiler_lock, packages=solved),
+        "variant": key.to_provenance(),
+        "materials": materials.collect(project, key, workspace, compiler_lock=compiler_lock, packages=solved),
         **({"compiler": compiler} if compiler else {}),
         **facts,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ssm_forge import recipe
+from ssm_forge.build_key import BuildKey
 from ssm_forge.credentials import redact
 from ssm_forge.errors import BuildError
 from ssm_forge.fetch import sha256_of
@@ -25,7 +26,7 @@ SOLVED = "toolchain package"
 
 def collect(
     project: str,
-    values: dict[str, list[str]],
+    key: BuildKey,
     workspace: Workspace,
     *,
     compiler_lock: Path | None = None,
@@ -40,12 +41,12 @@ def collect(
         packages: what the engine took from channels.
     """
     found = list(packages)
-    rendered = recipe.render(project, values, workspace)
+    rendered = recipe.render(project, key, workspace)
     for source in recipe.sources(rendered):
         found.append({"uri": source["url"], "sha256": source["sha256"], "role": "source"})
         folder = recipe.recipe_dir(project, workspace)
         found += [_file((folder / patch).resolve(), "patch", workspace) for patch in source.get("patches", [])]
-    locks = [*_locks(values, workspace), *([compiler_lock.resolve()] if compiler_lock else [])]
+    locks = [*_locks(key, workspace), *([compiler_lock.resolve()] if compiler_lock else [])]
     found += [_file(path, "toolchain lock", workspace) for path in locks]
     return sorted(found, key=lambda item: (item["role"], item["uri"]))
 
@@ -150,15 +151,13 @@ def _file(path: Path, role: str, workspace: Workspace) -> Material:
     return {"uri": path.relative_to(workspace.root.resolve()).as_posix(), "sha256": sha256_of(path), "role": role}
 
 
-def _locks(values: dict[str, list[str]], workspace: Workspace) -> list[Path]:
+def _locks(key: BuildKey, workspace: Workspace) -> list[Path]:
     """The locks that toolkit and torch came from; builds from conda's channels are solved, and from no lock."""
-    if values["forge_source"][0] == "conda":
+    if key.source == "conda":
         return []
-    variant = values["forge_variant"][0]
-    python = values["python"][0].split(".*")[0].replace(".", "")
     names = [
-        f"pylock.{variant}-py{python}.toml",
-        f"pylock.{variant}-toolkit.toml",
-        f"debs.cuda-{values['cuda_compiler_version'][0]}.toml",
+        f"pylock.{key.variant}-py{key.python.replace('.', '')}.toml",
+        f"pylock.{key.variant}-toolkit.toml",
+        f"debs.cuda-{key.cuda}.toml",
     ]
     return [path.resolve() for name in names if (path := workspace.bridge_locks / name).exists()]

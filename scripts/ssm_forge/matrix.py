@@ -10,8 +10,8 @@ from typing import Any
 from rich.text import Text
 
 from ssm_forge import finalize, install, plan, recipe, variants
-from ssm_forge.arch import ArchList
 from ssm_forge.bridge import interpreter, pylock
+from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
 from ssm_forge.errors import IntegrityError
 from ssm_forge.paths import Workspace
@@ -107,16 +107,15 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
             made = finalize.provenance(package)
         except IntegrityError:
             continue  # `channel check` reports what is damaged.
-        if not made:
+        try:
+            key = BuildKey.from_provenance(made)
+        except ValueError:
             continue  # Not one of ours.
-        values = made["variant"]
-        python = str(values.get("python", "")).partition(".*")[0]
-        key = (values.get("forge_variant"), values.get("forge_source"), python, values.get("cuda_arch_list"))
-        projects[key].add(made["name"])
+        projects[key.variant, key.source, key.python, str(key.archs)].add(made["name"])
     found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
     for (variant, source, python, archs), names in sorted(projects.items()):
         if names >= set(recipe.PROJECTS):
-            found[variant, source] += (f"py{python}: {ArchList.parse(archs)}",)
+            found[variant, source] += (f"py{python}: {archs}",)
     return found
 
 

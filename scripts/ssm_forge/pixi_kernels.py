@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -32,6 +31,7 @@ from ssm_forge import (
 )
 from ssm_forge.arch import ArchList
 from ssm_forge.build import hint
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import BuildError, InstallError, VerifyError
 from ssm_forge.finalize import finalize
 from ssm_forge.lock import LockedEnvironment
@@ -51,18 +51,29 @@ class Kept:
     """An environment of recipes/pixi.toml that is what the user asked for.
 
     Attributes:
-        values: the row of the build matrix that its kernels are built with.
-        archs: the GPUs that they are for.
+        key: what its kernels are built for.
         prefix: where pixi installs it.
     """
 
     locked: LockedEnvironment
-    variant: str
-    python: str
-    cuda: str
-    values: Mapping[str, list[str]]
-    archs: ArchList
+    key: BuildKey
     prefix: Path
+
+    @property
+    def variant(self) -> str:
+        return self.key.variant
+
+    @property
+    def python(self) -> str:
+        return self.key.python
+
+    @property
+    def cuda(self) -> str:
+        return self.key.cuda
+
+    @property
+    def archs(self) -> ArchList:
+        return self.key.archs
 
 
 def choose(options: Options, place: Workspace) -> Kept | None:
@@ -87,13 +98,11 @@ def choose(options: Options, place: Workspace) -> Kept | None:
         return None
     _require_in_step(options.variant, place)
     locked = lock.environment(place.source_lock, options.variant)
-    given = manifest.load(place.source_manifest).variants
-    environment = manifest.load(place.source_manifest).environment(options.variant)
-    values = {key: list(found) for key, found in given[environment.platforms[0].name].items()}
-    archs = ArchList.parse(values["cuda_arch_list"][0])
-    if not _serves_this_machine(archs):
+    recipes = manifest.load(place.source_manifest)
+    key = source_workspace.key(recipes, recipes.environment(options.variant))
+    if key is None or not _serves_this_machine(key.archs):
         return None
-    return Kept(locked, options.variant, python, row.cuda, values, archs, place.source_envs / options.variant)
+    return Kept(locked, key, place.source_envs / options.variant)
 
 
 def _asks_for_nothing_else(options: Options, place: Workspace) -> bool:
@@ -178,7 +187,7 @@ def _take(kept: Kept, package: Rendered, place: Workspace) -> None:
         copy = Path(scratch) / channel.SUBDIR / artifact.name
         copy.parent.mkdir()
         shutil.copyfile(artifact, copy)
-        finished = finalize(copy, package.name, dict(kept.values), place, solved=materials.locked(source))
+        finished = finalize(copy, package.name, kept.key, place, solved=materials.locked(source))
         target = channel.add(place.channel, finished)
     say(f"Taken into the channel: {target.name}")
 

@@ -8,12 +8,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_costs, disks, finalize, install, lock, machine, manifest, policy, recipe, remote, variants
+from ssm_forge import (
+    compile_costs,
+    disks,
+    finalize,
+    install,
+    lock,
+    machine,
+    manifest,
+    policy,
+    recipe,
+    remote,
+    source_workspace,
+    variants,
+)
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.gcc import BundledCompiler
 from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_needed
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import IntegrityError, MachineError, NetworkError, UsageError, VerifyError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.lock import LockedEnvironment
@@ -166,16 +180,13 @@ def make(options: Options, workspace: Workspace) -> Plan:
     rules = policy.find(options.trust, workspace)
     parts, channel_list = _find_parts(variant, python, options, workspace)
     channel_list = tuple(dict.fromkeys((*offered, *channel_list)))
-    overrides = {}
-    if parts is not None:
-        overrides = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
-    values = variant.render_values(python, archs, **overrides)
+    key = variant.key(python, archs, compiler=None if parts is None else str(parts.compiler.major))
     compiler = compiler_of(variant, parts, workspace)
-    sources = locked_sources(variant, values, workspace) if locked is not None else {}
+    sources = locked_sources(variant, key, workspace) if locked is not None else {}
     beside = locked.records if locked is not None and sources else ()
     packages = tuple(
         _package(
-            BuildRequest(name, values, "", channel_list, *compiler, locked=sources.get(name), beside=beside),
+            BuildRequest(name, key, "", channel_list, *compiler, locked=sources.get(name), beside=beside),
             prefix,
             workspace,
             offered,
@@ -276,10 +287,10 @@ def locked_environment(variant: Variant, python: str, workspace: Workspace) -> L
     return lock.environment(workspace.lock, variant.name)
 
 
-def locked_sources(variant: Variant, values: dict[str, list[str]], workspace: Workspace) -> dict[str, SourcePackage]:
+def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dict[str, SourcePackage]:
     """What recipes/pixi.lock says that the kernels are built with: package name -> its entry.
 
-    Empty where the lock has not these values of the matrix, other GPUs for example, or is out of step, which is said.
+    Empty where the lock has not this build, for other GPUs for example, or is out of step, which is said.
     """
     if not workspace.source_manifest.exists() or not workspace.source_lock.exists():
         return {}
@@ -287,8 +298,7 @@ def locked_sources(variant: Variant, values: dict[str, list[str]], workspace: Wo
     environment = next((e for e in workspace_of_recipes.environments if e.name == variant.name), None)
     if environment is None:
         return {}
-    given = workspace_of_recipes.variants.get(environment.platforms[0].name, {})
-    if {key: list(found) for key, found in given.items()} != values:
+    if source_workspace.key(workspace_of_recipes, environment) != key:
         return {}
     problems = lock.check(workspace_of_recipes, workspace.source_lock).get(variant.name, [])
     if problems:
@@ -350,7 +360,7 @@ def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Works
 
 def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:
     name = request.project
-    rendered = recipe.render(name, request.values, workspace)
+    rendered = recipe.render(name, request.key, workspace)
     request = replace(request, filename=rendered.filename)
     state: State = "to build"
     found = remote.find(rendered.filename, offered) if offered else None

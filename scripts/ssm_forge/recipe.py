@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
 
@@ -48,20 +49,20 @@ class Rendered:
         return f"{self.name}-{self.version}-{self.build}.conda"
 
 
-def render(project: str, values: dict[str, list[str]], workspace: Workspace) -> Rendered:
-    """Render one recipe with one value a variant key.
+def render(project: str, key: BuildKey, workspace: Workspace) -> Rendered:
+    """Render one recipe for a build.
 
     Raises:
         BuildError: when the recipe does not render, or the variant skips it.
     """
-    return render_file(workspace.recipes / project / "recipe.yaml", values)
+    return render_file(workspace.recipes / project / "recipe.yaml", key.to_renderer())
 
 
-def render_file(path: Path, values: dict[str, list[str]]) -> Rendered:
-    """Render the recipe in a file, as :func:`render`."""
+def render_file(path: Path, values: Mapping[str, Sequence[str]]) -> Rendered:
+    """Render the recipe in a file with the values of a build matrix, as :func:`render`."""
     from rattler_build import PlatformConfig, RattlerBuildError, RenderConfig, Stage0Recipe, VariantConfig
 
-    values_any: dict[str, list[Any]] = dict(values)
+    values_any: dict[str, list[Any]] = {name: list(found) for name, found in values.items()}
     try:
         rendered = Stage0Recipe.from_file(str(path)).render(
             VariantConfig(values_any), RenderConfig(platform=PlatformConfig(target_platform="linux-64"))

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +18,13 @@ from typing import Any
 
 from ssm_forge import build as builds
 from ssm_forge import compile_costs, finalize, materials, package_diff, pipeline, plan, recipe, solver, variants
-from ssm_forge.arch import ArchList
 from ssm_forge.archive import read_json
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.package_diff import Comparison, Difference
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import Log, note, open_log, say
-
-_VARIANT_KEYS = ("forge_variant", "forge_source", "python", "cuda_arch_list", "cxx_compiler_version")
 
 # Commits looked at for one that has a package's inputs.
 _HISTORY = 200
@@ -39,7 +37,7 @@ class Recorded:
     Attributes:
         filename: the name that it was built under, whatever the file is called now.
         requires: packages of ours that it depends on.
-        variant: the values that its recipe was rendered with.
+        key: what it was built for.
     """
 
     filename: str
@@ -47,12 +45,8 @@ class Recorded:
     requires: frozenset[str]
     format: int
     recipe_sha256: str
-    variant: dict[str, str]
+    key: BuildKey
     materials: tuple[materials.Material, ...]
-
-    @property
-    def python(self) -> str:
-        return self.variant["python"].split(".*")[0]
 
 
 @dataclass(frozen=True)
@@ -114,11 +108,11 @@ def read(package: Path) -> Recorded:
     """
     index = _json(package, "index.json")
     said = _json(package, finalize.PROVENANCE.removeprefix("info/"))
-    variant, listed = said.get("variant", {}), said.get("materials")
+    key, listed = _key(said), said.get("materials")
     if not (
         said.get("name") in recipe.PROJECTS
+        and key is not None
         and isinstance(listed, list)
-        and _is_of_texts(variant, _VARIANT_KEYS)
         and all(_is_material(item) for item in listed)
     ):
         found = f"it has no {finalize.PROVENANCE}" if not said else f"its {finalize.PROVENANCE} is for something else"
@@ -133,9 +127,16 @@ def read(package: Path) -> Recorded:
         requires=frozenset(depends & set(recipe.PROJECTS)),
         format=said.get("format", 0),
         recipe_sha256=str(said.get("recipe_sha256", "")),
-        variant=variant,
+        key=key,
         materials=tuple(listed),
     )
+
+
+def _key(said: Mapping[str, Any]) -> BuildKey | None:
+    try:
+        return BuildKey.from_provenance(said)
+    except ValueError:
+        return None
 
 
 def _is_of_texts(value: object, keys: tuple[str, ...]) -> bool:
@@ -194,8 +195,7 @@ def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:
     found += _other_values(recorded, place)
     if found:
         return found
-    values = {key: [value] for key, value in recorded.variant.items()}
-    listed = materials.collect(recorded.project, values, place, compiler_lock=_compiler_lock(recorded, place))
+    listed = materials.collect(recorded.project, recorded.key, place, compiler_lock=_compiler_lock(recorded, place))
     here = {item["uri"]: item["sha256"] for item in listed}
     there = {item["uri"]: item["sha256"] for item in recorded.materials if item["role"] != materials.SOLVED}
     found += [f"{uri} is an input here, and none of the package's" for uri in sorted(here.keys() - there.keys())]
@@ -229,20 +229,19 @@ def _other_file(item: materials.Material, place: Workspace) -> str:
 
 def _other_values(recorded: Recorded, place: Workspace) -> list[str]:
     """Values of the build matrix that are others here. The compiler is the machine's, not the matrix's."""
+    said = recorded.key
     matrix = variants.load(place.variants)
-    name, source = recorded.variant["forge_variant"], recorded.variant["forge_source"]
-    row = next((v for v in matrix.variants if (v.name, v.source) == (name, source)), None)
-    if row is None or recorded.python not in row.pythons:
-        return [f"recipes/variants.yaml has no {name} ({source}) for Python {recorded.python}"]
-    archs = ArchList.parse(recorded.variant["cuda_arch_list"])
-    values = {key: value[0] for key, value in row.render_values(recorded.python, archs).items()}
-    if source == "bridge":
-        values |= {key: recorded.variant[key] for key in variants.COMPILER_KEYS if key in recorded.variant}
+    row = next((v for v in matrix.variants if (v.name, v.source) == (said.variant, said.source)), None)
+    if row is None or said.python not in row.pythons:
+        return [f"recipes/variants.yaml has no {said.variant} ({said.source}) for Python {said.python}"]
+    here = row.key(said.python, said.archs, compiler=said.compiler if said.source == "bridge" else None)
+    if here == said:
+        return []
     return [
-        f"recipes/variants.yaml: {key} is {values.get(key, 'nothing')} here, "
-        f"{recorded.variant.get(key, 'nothing')} in the package"
-        for key in sorted(values.keys() | recorded.variant.keys())
-        if values.get(key) != recorded.variant.get(key)
+        f"recipes/variants.yaml: {name} is {here.settings.get(name, 'nothing')} here, "
+        f"{said.settings.get(name, 'nothing')} in the package"
+        for name in sorted(here.settings.keys() | said.settings.keys())
+        if here.settings.get(name) != said.settings.get(name)
     ]
 
 
@@ -294,10 +293,10 @@ def _rebuild(
 
 def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspace) -> plan.Options:
     options = plan.Options(
-        variant=recorded.variant["forge_variant"],
-        python=recorded.python,
-        cuda_arch=recorded.variant["cuda_arch_list"],
-        source=recorded.variant["forge_source"],  # type: ignore[arg-type]
+        variant=recorded.key.variant,
+        python=recorded.key.python,
+        cuda_arch=str(recorded.key.archs),
+        source=recorded.key.source,  # type: ignore[arg-type]
         prefix=prefix,
         jobs=jobs,
         for_this_machine=False,
@@ -306,7 +305,7 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspac
         return options
     if _compiler_lock(recorded, place) is not None:
         return replace(options, host_compiler="bridge")
-    return _with_compiler(options, recorded.variant["cxx_compiler_version"], place)
+    return _with_compiler(options, recorded.key.compiler, place)
 
 
 def _with_compiler(options: plan.Options, major: str, place: Workspace) -> plan.Options:

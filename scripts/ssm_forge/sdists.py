@@ -21,8 +21,8 @@ def find(project: str, version: str, place: Workspace) -> Artifact:
     matrix = variants.load(place.variants)
     for row in matrix.variants:
         if row.projects[project] == version:
-            values = row.render_values(row.pythons[-1], ArchList.parse(row.default_archs))
-            source = recipe.sources(recipe.render(project, values, place))[0]
+            key = row.key(row.pythons[-1], ArchList.parse(row.default_archs))
+            source = recipe.sources(recipe.render(project, key, place))[0]
             url = str(source["url"])
             return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
     known = sorted({row.projects[project] for row in matrix.variants})

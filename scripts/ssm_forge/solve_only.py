@@ -57,8 +57,8 @@ def solve_recipes(
     """
     target = manifests.load(workspace.manifest).environment(variant.name)
     platform = target.platforms[0]
-    values = variant.render_values(python, archs)
-    requests = [BuildRequest(project, values, "", target.channels) for project in PROJECTS]
+    key = variant.key(python, archs)
+    requests = [BuildRequest(project, key, "", target.channels) for project in PROJECTS]
     return solve_builds(
         requests, platform.virtual, f"for {variant.name} with Python {python}", workspace=workspace, snapshot=snapshot
     )
@@ -85,7 +85,7 @@ def solve_builds(
     made: dict[str, dict[str, Any]] = {}
     solved = []
     for request in requests:
-        rendered = render(request.project, request.values, workspace)
+        rendered = render(request.project, request.key, workspace)
         wanted = requirements(rendered)
         made[rendered.filename] = _record(rendered, wanted["run"])
         # In the end both packages are installed, not only what they run with.
@@ -107,7 +107,7 @@ def solve_builds(
 
 def pending(requests: Sequence[BuildRequest], workspace: Workspace) -> dict[str, dict[str, Any]]:
     """The index entries of packages that are still to be built: file name -> entry."""
-    rendered = [render(request.project, request.values, workspace) for request in requests]
+    rendered = [render(request.project, request.key, workspace) for request in requests]
     return {r.filename: _record(r, requirements(r)["run"]) for r in rendered}
 
 

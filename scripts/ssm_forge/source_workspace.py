@@ -14,7 +14,9 @@ from typing import Any
 
 from ssm_forge import variants
 from ssm_forge.arch import ArchList
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import UsageError
+from ssm_forge.manifest import EnvironmentSpec, Manifest
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 
@@ -88,8 +90,16 @@ def _workspace(root: Mapping[str, Any], platforms: Sequence[Mapping[str, Any]]) 
 def _variant_table(variant: variants.Variant, python: str, platform: str) -> str:
     """The row of the matrix that is built on one platform: every key that pixi does not set, and glibc's as well."""
     archs = ArchList.parse(variant.default_archs)
-    values = variant.render_values(python, archs)
+    values = variant.key(python, archs).to_renderer()
     return f"[workspace.target.{platform}.build-variants]\n" + entries(values)
+
+
+def key(recipes: Manifest, environment: EnvironmentSpec) -> BuildKey | None:
+    """What recipes/pixi.toml says that the kernels of an environment are built for; None where it does not say it."""
+    try:
+        return BuildKey.from_renderer(recipes.variants.get(environment.platforms[0].name, {}))
+    except ValueError:
+        return None
 
 
 def _feature(name: str, feature: Mapping[str, Any]) -> str:

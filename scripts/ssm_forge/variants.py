@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 
 from ssm_forge.arch import ArchList, Capability, code_for
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.paths import launcher
 
@@ -116,12 +117,17 @@ class Variant:
             fix=fix,
         )
 
-    def render_values(self, python: str, archs: ArchList, **overrides: str) -> dict[str, list[str]]:
-        """The variant configuration for the recipe renderer: one value a key."""
-        values = {**self.common, **self.row, "python": self.python_specs[python], "cuda_arch_list": str(archs)}
-        values["build_source"] = self.source
-        values.update(overrides)
-        return {key: [value] for key, value in values.items()}
+    def key(self, python: str, archs: ArchList, *, compiler: str | None = None) -> BuildKey:
+        """What a build of this row is made for.
+
+        Args:
+            compiler: major of the machine's g++, where that is not the row's.
+        """
+        settings = {**self.common, **self.row, "python": self.python_specs[python], "cuda_arch_list": str(archs)}
+        settings["build_source"] = self.source
+        if compiler is not None:
+            settings.update(dict.fromkeys(COMPILER_KEYS, compiler))
+        return BuildKey.from_settings(settings)
 
 
 @dataclass(frozen=True)

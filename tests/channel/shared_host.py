@@ -30,10 +30,12 @@ from lab import serving
 
 from ssm_forge import build as builds
 from ssm_forge import channel as channels
-from ssm_forge import channel_tasks, install
+from ssm_forge import channel_tasks, install, variants
+from ssm_forge.arch import ArchList
+from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import ForgeError
 from ssm_forge.fetch import Artifact, fetch_all, sha256_of
-from ssm_forge.paths import Workspace
+from ssm_forge.paths import Workspace, workspace
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
 from ssm_forge.tokens import TokenStore
@@ -74,8 +76,9 @@ class Machine:
     def build(self, number: int) -> None:
         os.environ["PYTHONPATH"] = str(self.folder / "fake")  # Where the worker is another one.
         filename = self.made("built", number).name
-        values = {"cuda_compiler_version": ["13.0"], "cuda_arch_list": ["9.0"], "package": [filename]}
-        request = builds.BuildRequest("demo", values, filename, ())
+        key = variants.load(workspace().variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
+        key = BuildKey.from_settings({**key.settings, "package": filename})
+        request = builds.BuildRequest("demo", key, filename, ())
         with open_log(self.folder / "logs" / self.name, "build") as log:
             builds.build(request, channel=self.channel, jobs=1, workspace=self.place, log=log)
 

@@ -126,12 +126,10 @@ def make(existing: Existing, options: Options, workspace: Workspace, *, with_dep
             )
     parts = _parts(existing, found, row, have, options.host_compiler, matrix, workspace)
     channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
-    compilers = dict.fromkeys(variants.COMPILER_KEYS, str(parts.compiler.major))
-    values = variant.render_values(existing.minor, archs, **compilers)
+    key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major))
     compiler = compiler_of(variant, parts, workspace)
     packages = tuple(
-        _package(BuildRequest(name, values, "", channel_list, *compiler), existing, workspace)
-        for name in recipe.PROJECTS
+        _package(BuildRequest(name, key, "", channel_list, *compiler), existing, workspace) for name in recipe.PROJECTS
     )
     plan = Plan(
         variant=variant,
@@ -206,7 +204,7 @@ def _key(python: str) -> tuple[int, ...]:
 
 
 def _package(request: BuildRequest, existing: Existing, workspace: Workspace) -> PlannedPackage:
-    rendered = recipe.render(request.project, request.values, workspace)
+    rendered = recipe.render(request.project, request.key, workspace)
     request = replace(request, filename=rendered.filename)
     state: State = "to build"
     held = channels.find(workspace.channel, rendered.filename)
