@@ -20,6 +20,7 @@ from ssm_forge.arch import ArchList
 from ssm_forge.build import MEMORY_BASE, MEMORY_MARGIN, BuildRequest, choose_jobs, memory_needed, sweep
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.paths import Workspace, workspace
+from ssm_forge.recipe import Rendered
 from ssm_forge.schedule import Job
 from ssm_forge.ui import Log, open_log
 
@@ -280,7 +281,7 @@ def test_a_build_of_another_machine_goes_on_in_a_cache_that_is_shared(place: Wor
 
 
 KEY = variants.load(workspace().variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
-REQUEST = BuildRequest("demo", KEY, "demo-1-0.conda", ())
+REQUEST = BuildRequest(Rendered("demo", "1", "0", engine=None), KEY, ())
 
 
 def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:

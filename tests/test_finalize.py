@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc on t
 
 VARIANT = variants.load(workspace().variants).get("cu130", "bridge")
 KEY = VARIANT.key("3.12", ArchList.parse("8.0;9.0+PTX"))
+RENDERED = recipe.render("causal-conv1d", KEY, workspace())
 SITE = "lib/python3.12/site-packages"
 
 
@@ -71,7 +72,7 @@ def built(
 
 
 def test_time_channel_and_folder_are_gone(tmp_path: Path, place: Workspace) -> None:
-    finished = finalize(built(tmp_path / "a", when=1, where="file:///secret"), "causal-conv1d", KEY, place)
+    finished = finalize(built(tmp_path / "a", when=1, where="file:///secret"), RENDERED, KEY, place)
     files = read_info(finished)
     assert read_json(finished, "index.json")["timestamp"] == EPOCH * 1000
     assert not [name for name in files if name.startswith("info/recipe/")]
@@ -80,21 +81,21 @@ def test_time_channel_and_folder_are_gone(tmp_path: Path, place: Workspace) -> N
 
 
 def test_two_builds_at_other_times_and_places_give_the_same_info(tmp_path: Path, place: Workspace) -> None:
-    one = finalize(built(tmp_path / "a", when=1, where="file:///one"), "causal-conv1d", KEY, place)
-    two = finalize(built(tmp_path / "b", when=2, where="file:///two"), "causal-conv1d", KEY, place)
+    one = finalize(built(tmp_path / "a", when=1, where="file:///one"), RENDERED, KEY, place)
+    two = finalize(built(tmp_path / "b", when=2, where="file:///two"), RENDERED, KEY, place)
     assert read_info(one) == read_info(two)
 
 
 def test_the_glibc_declared_is_the_one_the_binary_needs(tmp_path: Path, place: Workspace) -> None:
     package = built(tmp_path / "a", when=1, where="x")
     library = next((tmp_path / "a/content" / SITE).glob("*.so"))
-    finished = finalize(package, "causal-conv1d", KEY, place)
+    finished = finalize(package, RENDERED, KEY, place)
     declared = [spec for spec in read_json(finished, "index.json")["depends"] if spec.startswith("__glibc")]
     assert declared == [f"__glibc >={elf.read(library).glibc},<3.0.a0"]
 
 
 def test_the_package_says_what_it_was_made_from(tmp_path: Path, place: Workspace) -> None:
-    finished = finalize(built(tmp_path / "a", when=1, where="x"), "causal-conv1d", KEY, place)
+    finished = finalize(built(tmp_path / "a", when=1, where="x"), RENDERED, KEY, place)
     said = provenance(finished)
     assert said["name"] == "causal-conv1d"
     assert said["recipe_sha256"] == recipe.digest("causal-conv1d", place)
@@ -115,7 +116,7 @@ def test_a_package_made_elsewhere_has_no_provenance(tmp_path: Path) -> None:
 def test_a_package_without_its_extension_is_refused(tmp_path: Path, place: Workspace) -> None:
     package = built(tmp_path / "a", when=1, where="x", extension="other")
     with pytest.raises(BuildError, match="causal-conv1d was built without causal_conv1d_cuda"):
-        finalize(package, "causal-conv1d", KEY, place)
+        finalize(package, RENDERED, KEY, place)
 
 
 @pytest.mark.parametrize("found", [ArchList.parse("8.0"), ArchList.parse("8.0;9.0")])
@@ -125,14 +126,14 @@ def test_other_gpu_code_than_asked_for_is_refused(
     monkeypatch.setattr(elf, "gpu_code", lambda path: found)
     package = built(tmp_path / "a", when=1, where="x")
     with pytest.raises(BuildError, match=f"holds {found.tag}, but sm80_sm90ptx was asked for"):
-        finalize(package, "causal-conv1d", KEY, place)
+        finalize(package, RENDERED, KEY, place)
 
 
 def test_an_extension_that_looks_for_libraries_in_the_build_is_refused(tmp_path: Path, place: Workspace) -> None:
     package = built(tmp_path, when=1, where="x", flags=("-Wl,-rpath,.host/lib",))
     with pytest.raises(BuildError, match=r"would look for libraries in \.host/lib"):
-        finalize(package, "causal-conv1d", KEY, place)
-    finalize(built(tmp_path / "good", when=1, where="x", flags=("-Wl,-rpath,$ORIGIN/x",)), "causal-conv1d", KEY, place)
+        finalize(package, RENDERED, KEY, place)
+    finalize(built(tmp_path / "good", when=1, where="x", flags=("-Wl,-rpath,$ORIGIN/x",)), RENDERED, KEY, place)
 
 
 def test_the_digest_follows_recipe_and_patches(tmp_path: Path) -> None:

@@ -106,17 +106,17 @@ def test_what_does_not_fit_is_known_before_anything_is_compiled(
     packages = tuple(replace(p, request=replace(p.request, channels=(channel,), locked=None)) for p in work.packages)
     work = replace(work, channels=(channel,), packages=packages, locked=None)
     built: list[str] = []
-    monkeypatch.setattr(plan, "make", lambda options, place: work)
+    monkeypatch.setattr(plan, "make", lambda options, place, choice: work)
     monkeypatch.setattr(pipeline, "build", lambda request, **_: built.append(request.project))
     with pytest.raises(SolveError) as error:
-        pipeline.install_mamba(Options(), dry_run=False, as_json=False)
+        pipeline.install_mamba(Options(source="conda"), dry_run=False, as_json=False)
     assert "the build environment of causal-conv1d for cu130 with Python 3.12" in error.value.what
     assert channel in error.value.what
     assert built == []
     # The environment too: what the builds need may be there, and what the kernels run with not.
     monkeypatch.setattr(pipeline, "solve_builds", lambda *args, **kwargs: [])
     with pytest.raises(SolveError, match="satisfies the environment"):
-        pipeline.install_mamba(Options(), dry_run=False, as_json=False)
+        pipeline.install_mamba(Options(source="conda"), dry_run=False, as_json=False)
     assert built == []
 
 

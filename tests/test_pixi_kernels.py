@@ -43,9 +43,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path, tmp_path / "cache")
 
 
+def choose(options: Options, place: Workspace) -> Kept | None:
+    return pixi_kernels.choose(options, plan.choose(options, place), place)
+
+
 class TestChoice:
     def test_the_locked_environment_is_pixis(self, place: Workspace) -> None:
-        kept = pixi_kernels.choose(Options(), place)
+        kept = choose(Options(), place)
         assert kept is not None
         assert kept.prefix == place.recipes / ".pixi/envs/cu130"
         assert (kept.variant, kept.python, kept.cuda, str(kept.archs)) == ("cu130", "3.12", "13.0", "8.0;9.0+PTX")
@@ -64,22 +68,22 @@ class TestChoice:
         ],
     )
     def test_what_no_lock_holds_goes_through_the_own_engine(self, place: Workspace, wishes: dict[str, object]) -> None:
-        assert pixi_kernels.choose(replace(Options(), **wishes), place) is None  # type: ignore[arg-type]
+        assert choose(replace(Options(), **wishes), place) is None  # type: ignore[arg-type]
 
     def test_without_pixi_or_a_network_or_with_a_space_in_the_path_too(
         self, place: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with monkeypatch.context() as without:
             without.delenv("PIXI_EXE")
-            assert pixi_kernels.choose(Options(), place) is None
+            assert choose(Options(), place) is None
         with monkeypatch.context() as without:
             without.setattr(plan, "conda_reachable", lambda: False)
-            assert pixi_kernels.choose(Options(), place) is None
+            assert choose(Options(), place) is None
         spaced = Workspace(place.root / "a b", place.cache)
         shutil.copytree(place.recipes, spaced.recipes)
         for path in (place.manifest, place.lock):
             shutil.copy(path, spaced.root)
-        assert pixi_kernels.choose(Options(), spaced) is None
+        assert choose(Options(), spaced) is None
         assert "has a space" in " ".join(capsys.readouterr().err.split())
 
     @pytest.mark.parametrize(("capability", "native"), [("9.0", True), ("8.6", True), ("12.0", False)])
@@ -93,7 +97,7 @@ class TestChoice:
     ) -> None:
         gpu = Gpu("Some GPU", Capability.parse(capability), "580.1")
         monkeypatch.setattr(pixi_kernels.machine, "gpus", lambda: (gpu,))
-        assert (pixi_kernels.choose(Options(), place) is not None) is native
+        assert (choose(Options(), place) is not None) is native
         said = " ".join(capsys.readouterr().err.split())
         assert ("Some GPU (12.0) has no machine code in 8.0;9.0+PTX" in said) is not native
 
@@ -101,18 +105,18 @@ class TestChoice:
         text = place.source_manifest.read_text()
         place.source_manifest.write_text(text.replace('use_ninja = ["1"]', 'use_ninja = ["0"]'))
         with pytest.raises(VerifyError, match="is not what pixi") as caught:
-            pixi_kernels.choose(Options(), place)
+            choose(Options(), place)
         assert caught.value.fix.endswith("lock'.")
         place.source_manifest.write_text(text)
         recipe_file = place.recipes / "mamba-ssm/recipe.yaml"
         recipe_file.write_text(recipe_file.read_text().replace("    - einops\n", "    - einops\n    - nano\n"))
         with pytest.raises(VerifyError, match=r"recipes/pixi\.lock does not fit .* needs 'nano'"):
-            pixi_kernels.choose(Options(), place)
+            choose(Options(), place)
 
 
 @pytest.fixture
 def kept(place: Workspace) -> Kept:
-    found = pixi_kernels.choose(Options(), place)
+    found = choose(Options(), place)
     assert found is not None
     return found
 

@@ -27,7 +27,7 @@ from ssm_forge.build import BuildRequest
 from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.plan import Plan, PlannedPackage
-from ssm_forge.recipe import EXTENSIONS, PROJECTS
+from ssm_forge.recipe import EXTENSIONS, PROJECTS, Rendered
 from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import Log, open_log
 from ssm_forge.variants import Variant
@@ -340,7 +340,7 @@ def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_th
     channels = (place.channel.as_uri(), channel.as_uri())
     key = variants.load(workspace().variants).get("cu130", "conda").key("3.12", ArchList.parse("9.0"))
     packages = tuple(
-        PlannedPackage(name, "1.0", "h1_0", "in channel", BuildRequest(name, key, f"{name}-1.0-h1_0.conda", channels))
+        PlannedPackage("in channel", BuildRequest(Rendered(name, "1.0", "h1_0", engine=None), key, channels))
         for name in PROJECTS
     )
     row = Variant("cu130", "conda", {"cuda_compiler_version": "13.0"}, {}, {})

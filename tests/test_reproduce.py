@@ -56,7 +56,7 @@ def provenance(project: str, place: Workspace) -> dict[str, Any]:
         "name": project,
         "recipe_sha256": recipe.digest(project, place),
         "variant": KEY.to_provenance(),
-        "materials": materials.collect(project, KEY, place),
+        "materials": materials.collect(recipe.render(project, KEY, place), KEY, place),
         "cuda_arch_list": "9.0",
         "glibc": "2.32",
     }
@@ -113,8 +113,8 @@ class Builds:
         packages = []
         for name in recipe.PROJECTS:
             found = recipe.render(name, KEY, place)
-            request = BuildRequest(name, KEY, found.filename, ("file:///bridge",))
-            packages.append(plan.PlannedPackage(name, found.version, found.build, "in channel", request))
+            request = BuildRequest(found, KEY, ("file:///bridge",))
+            packages.append(plan.PlannedPackage("in channel", request))
         return plan.Plan(ROW, "3.12", ARCHS, Path("/nowhere"), ("file:///bridge",), tuple(packages), None, 0, 0, 0, 0)
 
     def make_packages(self, work: plan.Plan, place: Workspace, log: object) -> None:

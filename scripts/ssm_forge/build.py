@@ -29,6 +29,7 @@ from ssm_forge.finalize import finalize
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.machine import cores, free_memory
 from ssm_forge.paths import Workspace
+from ssm_forge.recipe import Rendered
 from ssm_forge.schedule import Job
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, say
 
@@ -46,9 +47,8 @@ class BuildRequest:
     """What to build.
 
     Attributes:
-        project: recipe name.
+        rendered: the recipe, rendered for the build.
         key: what it is built for.
-        filename: the package it gives.
         channels: URLs to take build and host packages from, first wins.
         compiler: what a compiler of this machine says it is; empty where packages bring it.
         compiler_lock: the lock of Debian packages that a compiler of the bridge is made of.
@@ -56,14 +56,23 @@ class BuildRequest:
         beside: the packages of the locked environment that it is for.
     """
 
-    project: str
+    rendered: Rendered
     key: BuildKey
-    filename: str
     channels: tuple[str, ...]
     compiler: str = ""
     compiler_lock: Path | None = None
     locked: SourcePackage | None = None
     beside: tuple[RepoDataRecord, ...] = ()
+
+    @property
+    def project(self) -> str:
+        """The recipe's name, which is the package's too."""
+        return self.rendered.name
+
+    @property
+    def filename(self) -> str:
+        """The package that it gives."""
+        return self.rendered.filename
 
 
 def memory_needed(jobs: int, costs: Sequence[Job]) -> int:
@@ -124,7 +133,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
             )
         finished = finalize(
             package,
-            request.project,
+            request.rendered,
             request.key,
             workspace,
             compiler=request.compiler,

@@ -19,6 +19,7 @@ from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, repack
 from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
+from ssm_forge.recipe import Rendered
 
 PROVENANCE = "info/ssm-forge.json"
 SBOM = "info/sbom.cdx.json"
@@ -29,7 +30,7 @@ FORMAT = 4
 
 def finalize(
     package: Path,
-    project: str,
+    rendered: Rendered,
     key: BuildKey,
     workspace: Workspace,
     *,
@@ -40,6 +41,7 @@ def finalize(
     """Rewrite ``package`` and return the finished file, beside it.
 
     Args:
+        rendered: the recipe that it was built from.
         compiler, compiler_lock: as in :class:`ssm_forge.build.BuildRequest`.
         solved: what it was built with from channels, where the engine that built it does not say so in the package.
 
@@ -48,6 +50,7 @@ def finalize(
     """
     from rattler.package_streaming import extract
 
+    project = rendered.name
     with tempfile.TemporaryDirectory(dir=package.parent) as scratch:
         extract(package, Path(scratch))
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
@@ -59,7 +62,7 @@ def finalize(
         "name": project,
         "recipe_sha256": recipe.digest(project, workspace),
         "variant": key.to_provenance(),
-        "materials": materials.collect(project, key, workspace, compiler_lock=compiler_lock, packages=solved),
+        "materials": materials.collect(rendered, key, workspace, compiler_lock=compiler_lock, packages=solved),
         **({"compiler": compiler} if compiler else {}),
         **facts,
     }

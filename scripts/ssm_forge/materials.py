@@ -16,6 +16,7 @@ from ssm_forge.errors import BuildError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace
+from ssm_forge.recipe import Rendered
 
 Material = dict[str, str]
 
@@ -25,7 +26,7 @@ SOLVED = "toolchain package"
 
 
 def collect(
-    project: str,
+    rendered: Rendered,
     key: BuildKey,
     workspace: Workspace,
     *,
@@ -41,10 +42,9 @@ def collect(
         packages: what the engine took from channels.
     """
     found = list(packages)
-    rendered = recipe.render(project, key, workspace)
     for source in recipe.sources(rendered):
         found.append({"uri": source["url"], "sha256": source["sha256"], "role": "source"})
-        folder = recipe.recipe_dir(project, workspace)
+        folder = recipe.recipe_dir(rendered.name, workspace)
         found += [_file((folder / patch).resolve(), "patch", workspace) for patch in source.get("patches", [])]
     locks = [*_locks(key, workspace), *([compiler_lock.resolve()] if compiler_lock else [])]
     found += [_file(path, "toolchain lock", workspace) for path in locks]

@@ -37,12 +37,13 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         # What a killed run left compiling takes memory that the plan counts.
         sweep(place)
-    kept = pixi_kernels.choose(options, place)
+    choice = plan.choose(options, place)
+    kept = pixi_kernels.choose(options, choice, place)
     if kept is not None and dry_run:
         options = replace(options, prefix=kept.prefix, cuda_arch=str(kept.archs))
     elif kept is not None and _install_kept(kept, options, place, as_json):
         return
-    work = plan.make(options, place)
+    work = plan.make(options, place, choice)
     policy.require_used(work.trust, work.channels)
     if dry_run:
         _show(work, as_json)
@@ -157,7 +158,7 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
     what = f"for {work.variant.name} with Python {work.python}"
     ours = {package.filename for package in work.to_build}
-    for solved in solve_builds(requests, target, what, workspace=place):
+    for solved in solve_builds(requests, target, what):
         log(f"solved: {solved.package}: {solved.kind}: {len(solved.records)} packages")
         # Those that are still to be built are nobody else's; the engine makes the environment of a build itself.
         policy.enforce([r for r in solved.records if r.file_name not in ours], work.trust, log)
@@ -240,7 +241,7 @@ def solve_environment(
         cuda=work.variant.cuda,
         archs=work.archs,
         locked=base.locked,
-        pending=solve_only.pending([package.request for package in pending], place),
+        pending=solve_only.pending([package.request for package in pending]),
         snapshot=snapshot,
     )
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -27,7 +27,6 @@ from ssm_forge import (
     policy,
     source_packages,
     source_workspace,
-    variants,
 )
 from ssm_forge.arch import ArchList
 from ssm_forge.build import hint
@@ -35,8 +34,9 @@ from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import BuildError, InstallError, VerifyError
 from ssm_forge.finalize import finalize
 from ssm_forge.lock import LockedEnvironment
+from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace, launcher
-from ssm_forge.plan import Options
+from ssm_forge.plan import Choice, Options
 from ssm_forge.recipe import Rendered
 from ssm_forge.ui import Log, note, say
 
@@ -76,22 +76,19 @@ class Kept:
         return self.key.archs
 
 
-def choose(options: Options, place: Workspace) -> Kept | None:
+def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
     """The environment that pixi can install for these wishes; None where the own engine has to do it.
+
+    Args:
+        choice: what ``options`` come to.
 
     Raises:
         VerifyError: when recipes/pixi.toml or its lock is not what the root and the matrix say.
     """
-    if not _asks_for_nothing_else(options, place):
+    if choice.variant.source != "conda" or not _asks_for_nothing_else(options, place):
         return None
-    matrix = variants.load(place.variants)
-    if "conda" not in matrix.sources(options.variant):
-        return None
-    row = matrix.get(options.variant, "conda")
     python = plan.manifest_python(options.variant, place)
-    if options.python not in (None, python) or python not in row.pythons:
-        return None
-    if options.source == "auto" and not plan.conda_reachable():
+    if options.python not in (None, python) or python not in choice.variant.pythons:
         return None
     if any(character.isspace() for character in str(place.root)):
         note(f"pixi would build in {place.recipes}, whose path has a space: the own engine builds in its cache.")
@@ -120,7 +117,9 @@ def _require_in_step(variant: str, place: Workspace) -> None:
     fix = f"Run '{launcher()} lock'."
     if stale := source_workspace.check(place):
         raise VerifyError(f"{stale}.", fix=fix)
-    problems = lock.check(manifest.load(place.source_manifest), place.source_lock).get(variant, [])
+    recipes = manifest.load(place.source_manifest)
+    asked = replace(recipes, environments=(recipes.environment(variant),))
+    problems = lock.check(asked, place.source_lock).get(variant, [])
     if problems:
         raise VerifyError(f"recipes/pixi.lock does not fit recipes/pixi.toml: environment {problems[0]}.", fix=fix)
 
@@ -158,13 +157,14 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
             note(f"this pixi can't build the kernels itself ({failed.reason}): the own engine does it.")
             return False
         raise failed.error from failed
-    for source in kept.locked.sources:
-        _take(kept, source_packages.rendered(source, place.source_lock), place)
+    packages = [source_packages.rendered(source, place.source_lock) for source in kept.locked.sources]
+    for source, package in zip(kept.locked.sources, packages, strict=True):
+        _take(kept, source, package, place)
     made = install.Installed(
         variant=kept.variant,
         python=kept.python,
         source="conda",
-        packages=tuple(source_packages.rendered(s, place.source_lock).filename for s in kept.locked.sources),
+        packages=tuple(package.filename for package in packages),
         created=False,
     )
     if install.read_marker(kept.prefix) != made:
@@ -173,21 +173,20 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
     return True
 
 
-def _take(kept: Kept, package: Rendered, place: Workspace) -> None:
+def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace) -> None:
     """Finish one of pixi's packages and add it to the channel, where that lacks it as the recipe is now."""
     channel.ensure_indexed(place.channel)
     held = channel.find(place.channel, package.filename)
     if held is not None and plan.is_current(held, package.name, place):
         return
     artifact = _artifact(kept.prefix, package)
-    source = next(source for source in kept.locked.sources if source.name == package.name)
     place.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.cache, prefix="take-") as scratch:
         # It is finished into the folder above its subdir's.
         copy = Path(scratch) / channel.SUBDIR / artifact.name
         copy.parent.mkdir()
         shutil.copyfile(artifact, copy)
-        finished = finalize(copy, package.name, kept.key, place, solved=materials.locked(source))
+        finished = finalize(copy, package, kept.key, place, solved=materials.locked(source))
         target = channel.add(place.channel, finished)
     say(f"Taken into the channel: {target.name}")
 

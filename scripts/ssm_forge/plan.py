@@ -68,15 +68,25 @@ class PlannedPackage:
 
     Attributes:
         state: whether it is installed, only in the channel, or has to be built.
+        request: how it is built, or was.
         channel: URL of the channel that it was found in, where that is not the local one.
     """
 
-    name: str
-    version: str
-    build: str
     state: State
     request: BuildRequest
     channel: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.request.rendered.name
+
+    @property
+    def version(self) -> str:
+        return self.request.rendered.version
+
+    @property
+    def build(self) -> str:
+        return self.request.rendered.build
 
     @property
     def filename(self) -> str:
@@ -152,8 +162,33 @@ class Plan:
         }
 
 
-def make(options: Options, workspace: Workspace) -> Plan:
+@dataclass(frozen=True)
+class Choice:
+    """The row of the build matrix and the Python minor that options come to."""
+
+    variant: Variant
+    python: str
+
+
+def choose(options: Options, workspace: Workspace) -> Choice:
+    """Which variant from which source, and which Python, before anything else is looked at.
+
+    Raises:
+        UsageError: for a variant or Python that does not exist.
+        NetworkError: when only conda channels have the variant, and none can be reached.
+    """
+    matrix = variants.load(workspace.variants)
+    variant = matrix.get(options.variant, _source(options, matrix))
+    python = options.python or _default_python(variant, workspace)
+    variant.check_python(python)
+    return Choice(variant, python)
+
+
+def make(options: Options, workspace: Workspace, choice: Choice | None = None) -> Plan:
     """Work out the plan.
+
+    Args:
+        choice: what ``options`` come to, where the caller knows it already.
 
     Raises:
         UsageError: for a variant, Python or architecture that does not exist.
@@ -161,7 +196,8 @@ def make(options: Options, workspace: Workspace) -> Plan:
         NetworkError: when source conda was asked for and can't be reached.
     """
     matrix = variants.load(workspace.variants)
-    variant, python = _choose(options, matrix, workspace)
+    choice = choice or choose(options, workspace)
+    variant, python = choice.variant, choice.python
     archs = resolve(
         options.cuda_arch,
         supported=variant.supported_archs,
@@ -186,7 +222,14 @@ def make(options: Options, workspace: Workspace) -> Plan:
     beside = locked.records if locked is not None and sources else ()
     packages = tuple(
         _package(
-            BuildRequest(name, key, "", channel_list, *compiler, locked=sources.get(name), beside=beside),
+            BuildRequest(
+                recipe.render(name, key, workspace),
+                key,
+                channel_list,
+                *compiler,
+                locked=sources.get(name),
+                beside=beside,
+            ),
             prefix,
             workspace,
             offered,
@@ -218,16 +261,9 @@ def origin(options: Options, workspace: Workspace) -> Origin:
     Raises:
         UsageError, MachineError, NetworkError: as :func:`make`.
     """
-    variant, python = _choose(options, variants.load(workspace.variants), workspace)
-    parts, channel_list = _find_parts(variant, python, options, workspace)
-    return Origin(variant, python, channel_list, parts)
-
-
-def _choose(options: Options, matrix: variants.Matrix, workspace: Workspace) -> tuple[Variant, str]:
-    variant = matrix.get(options.variant, _source(options, matrix))
-    python = options.python or _default_python(variant, workspace)
-    variant.check_python(python)
-    return variant, python
+    choice = choose(options, workspace)
+    parts, channel_list = _find_parts(choice.variant, choice.python, options, workspace)
+    return Origin(choice.variant, choice.python, channel_list, parts)
 
 
 def _find_parts(
@@ -300,7 +336,9 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
         return {}
     if source_workspace.key(workspace_of_recipes, environment) != key:
         return {}
-    problems = lock.check(workspace_of_recipes, workspace.source_lock).get(variant.name, [])
+    # Of the others each recipe would be rendered too.
+    asked = replace(workspace_of_recipes, environments=(environment,))
+    problems = lock.check(asked, workspace.source_lock).get(variant.name, [])
     if problems:
         note(f"recipes/pixi.lock is out of step ({problems[0]}): the builds are solved anew. See '{launcher()} lock'.")
         return {}
@@ -359,18 +397,15 @@ def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Works
 
 
 def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:
-    name = request.project
-    rendered = recipe.render(name, request.key, workspace)
-    request = replace(request, filename=rendered.filename)
     state: State = "to build"
-    found = remote.find(rendered.filename, offered) if offered else None
+    found = remote.find(request.filename, offered) if offered else None
     if found is not None:
-        state = "installed" if _is_installed(rendered.filename, found.sha256, prefix) else "in channel"
-        return PlannedPackage(name, rendered.version, rendered.build, state, request, found.channel)
-    held = channels.find(workspace.channel, rendered.filename)
-    if held is not None and is_current(held, name, workspace):
+        state = "installed" if _is_installed(request.filename, found.sha256, prefix) else "in channel"
+        return PlannedPackage(state, request, found.channel)
+    held = channels.find(workspace.channel, request.filename)
+    if held is not None and is_current(held, request.project, workspace):
         state = "installed" if _is_installed(held.name, sha256_of(held), prefix) else "in channel"
-    return PlannedPackage(name, rendered.version, rendered.build, state, request)
+    return PlannedPackage(state, request)
 
 
 def is_current(package: Path, name: str, workspace: Workspace) -> bool:

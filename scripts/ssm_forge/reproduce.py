@@ -195,7 +195,12 @@ def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:
     found += _other_values(recorded, place)
     if found:
         return found
-    listed = materials.collect(recorded.project, recorded.key, place, compiler_lock=_compiler_lock(recorded, place))
+    listed = materials.collect(
+        recipe.render(recorded.project, recorded.key, place),
+        recorded.key,
+        place,
+        compiler_lock=_compiler_lock(recorded, place),
+    )
     here = {item["uri"]: item["sha256"] for item in listed}
     there = {item["uri"]: item["sha256"] for item in recorded.materials if item["role"] != materials.SOLVED}
     found += [f"{uri} is an input here, and none of the package's" for uri in sorted(here.keys() - there.keys())]

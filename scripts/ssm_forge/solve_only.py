@@ -58,10 +58,8 @@ def solve_recipes(
     target = manifests.load(workspace.manifest).environment(variant.name)
     platform = target.platforms[0]
     key = variant.key(python, archs)
-    requests = [BuildRequest(project, key, "", target.channels) for project in PROJECTS]
-    return solve_builds(
-        requests, platform.virtual, f"for {variant.name} with Python {python}", workspace=workspace, snapshot=snapshot
-    )
+    requests = [BuildRequest(render(project, key, workspace), key, target.channels) for project in PROJECTS]
+    return solve_builds(requests, platform.virtual, f"for {variant.name} with Python {python}", snapshot=snapshot)
 
 
 def solve_builds(
@@ -69,7 +67,6 @@ def solve_builds(
     virtual: tuple[VirtualPackage, ...],
     what: str,
     *,
-    workspace: Workspace,
     snapshot: Path | None = None,
 ) -> list[SolvedEnvironment]:
     """Solve the build, host and run environments of builds that are about to be made, in their order.
@@ -80,12 +77,11 @@ def solve_builds(
 
     Raises:
         SolveError: naming recipe, environment and what is missing.
-        BuildError: when a recipe does not render.
     """
     made: dict[str, dict[str, Any]] = {}
     solved = []
     for request in requests:
-        rendered = render(request.project, request.key, workspace)
+        rendered = request.rendered
         wanted = requirements(rendered)
         made[rendered.filename] = _record(rendered, wanted["run"])
         # In the end both packages are installed, not only what they run with.
@@ -105,10 +101,9 @@ def solve_builds(
     return solved
 
 
-def pending(requests: Sequence[BuildRequest], workspace: Workspace) -> dict[str, dict[str, Any]]:
+def pending(requests: Sequence[BuildRequest]) -> dict[str, dict[str, Any]]:
     """The index entries of packages that are still to be built: file name -> entry."""
-    rendered = [render(request.project, request.key, workspace) for request in requests]
-    return {r.filename: _record(r, requirements(r)["run"]) for r in rendered}
+    return {r.filename: _record(r.rendered, requirements(r.rendered)["run"]) for r in requests}
 
 
 def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:

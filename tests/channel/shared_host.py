@@ -37,6 +37,7 @@ from ssm_forge.errors import ForgeError
 from ssm_forge.fetch import Artifact, fetch_all, sha256_of
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.publish import publish
+from ssm_forge.recipe import Rendered
 from ssm_forge.solver import Request, solve
 from ssm_forge.tokens import TokenStore
 from ssm_forge.ui import open_log
@@ -78,7 +79,7 @@ class Machine:
         filename = self.made("built", number).name
         key = variants.load(workspace().variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
         key = BuildKey.from_settings({**key.settings, "package": filename})
-        request = builds.BuildRequest("demo", key, filename, ())
+        request = builds.BuildRequest(Rendered(*filename.removesuffix(".conda").rsplit("-", 2), engine=None), key, ())
         with open_log(self.folder / "logs" / self.name, "build") as log:
             builds.build(request, channel=self.channel, jobs=1, workspace=self.place, log=log)
 

@@ -19,6 +19,7 @@ from ssm_forge.bridge.gcc import BundledCompiler
 from ssm_forge.errors import BuildError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import workspace
+from ssm_forge.recipe import render
 
 INDEX = {
     "name": "mamba-ssm",
@@ -32,7 +33,8 @@ INDEX = {
 @pytest.fixture(scope="module")
 def found() -> list[materials.Material]:
     variant = variants.load(workspace().variants).get("cu130", "bridge")
-    return materials.collect("mamba-ssm", variant.key("3.12", ArchList.parse("9.0")), workspace())
+    key = variant.key("3.12", ArchList.parse("9.0"))
+    return materials.collect(render("mamba-ssm", key, workspace()), key, workspace())
 
 
 def test_sources_patches_and_locks_are_named_with_their_hashes(found: list[materials.Material]) -> None:
@@ -77,8 +79,8 @@ def test_a_build_from_channels_names_what_was_solved_and_no_lock(tmp_path: Path)
     files = {path.name: sha256_of(path) for path in (channel / "linux-64").glob("*-1.0-*.conda")}
     assert {item["uri"]: item["sha256"] for item in solved} == files
     variant = variants.load(workspace().variants).get("cu130", "conda")
-    values = variant.key("3.12", ArchList.parse("9.0"))
-    found = materials.collect("mamba-ssm", values, workspace(), packages=solved)
+    key = variant.key("3.12", ArchList.parse("9.0"))
+    found = materials.collect(render("mamba-ssm", key, workspace()), key, workspace(), packages=solved)
     assert {item["role"] for item in found} == {"source", "patch", "toolchain package"}
     assert not any("lock" in item["uri"] for item in found)
 
@@ -100,9 +102,9 @@ def test_what_was_solved_is_named_by_its_url_without_a_token(tmp_path: Path) -> 
 def test_a_compiler_that_the_bridge_brings_is_named_by_its_lock() -> None:
     place = workspace()
     variant = variants.load(place.variants).get("cu118", "bridge")
-    values = variant.key("3.11", ArchList.parse("8.0"))
+    key = variant.key("3.11", ArchList.parse("8.0"))
     lock = place.bridge_locks / "debs.gcc-11.toml"
-    found = materials.collect("mamba-ssm", values, place, compiler_lock=lock)
+    found = materials.collect(render("mamba-ssm", key, place), key, place, compiler_lock=lock)
     assert {"uri": "recipes/bridge/debs.gcc-11.toml", "sha256": sha256_of(lock), "role": "toolchain lock"} in found
 
 

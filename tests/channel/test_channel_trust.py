@@ -153,7 +153,7 @@ def test_an_installation_stops_at_a_rule_that_protects_nothing(
     )
     monkeypatch.setattr(plan, "make", lambda *_: work)
     with pytest.raises(UsageError, match="no channel in use is there"):
-        pipeline.install_mamba(plan.Options(), dry_run=True, as_json=True)
+        pipeline.install_mamba(plan.Options(source="bridge"), dry_run=True, as_json=True)
 
 
 @pytest.mark.parametrize("linked", ["the rule's folder", "the channel", "the platform", "the package"])

@@ -129,7 +129,8 @@ def make(existing: Existing, options: Options, workspace: Workspace, *, with_dep
     key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major))
     compiler = compiler_of(variant, parts, workspace)
     packages = tuple(
-        _package(BuildRequest(name, key, "", channel_list, *compiler), existing, workspace) for name in recipe.PROJECTS
+        _package(BuildRequest(recipe.render(name, key, workspace), key, channel_list, *compiler), existing, workspace)
+        for name in recipe.PROJECTS
     )
     plan = Plan(
         variant=variant,
@@ -204,14 +205,12 @@ def _key(python: str) -> tuple[int, ...]:
 
 
 def _package(request: BuildRequest, existing: Existing, workspace: Workspace) -> PlannedPackage:
-    rendered = recipe.render(request.project, request.key, workspace)
-    request = replace(request, filename=rendered.filename)
     state: State = "to build"
-    held = channels.find(workspace.channel, rendered.filename)
+    held = channels.find(workspace.channel, request.filename)
     if held is not None and is_current(held, request.project, workspace):
         there = install.is_installed(existing, request.project, held.name, sha256_of(held))
         state = "installed" if there else "in channel"
-    return PlannedPackage(request.project, rendered.version, rendered.build, state, request)
+    return PlannedPackage(state, request)
 
 
 def _with_needs(plan: Plan, requested_jobs: int | None, workspace: Workspace) -> Plan:
