@@ -18,6 +18,7 @@ from ssm_forge import locks as file_locks
 from ssm_forge.environment import create
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.install import UNFINISHED
+from ssm_forge.install_records import records
 from ssm_forge.integrity import verify
 from ssm_forge.packages import Mirror
 from ssm_forge.paths import Workspace
@@ -60,9 +61,7 @@ def test_created_environment_is_exactly_the_lock(prefix: Path, locked: locks.Loc
 
 
 def test_records_name_the_canonical_url_not_the_mirror(prefix: Path) -> None:
-    from ssm_forge.install import records
-
-    assert {r["url"] for r in records(prefix).values()} == {
+    assert {r.url for r in records(prefix).values()} == {
         f"{CANONICAL}linux-64/base-1.0-h1_0.conda",
         f"{CANONICAL}linux-64/tool-1.0-h1_0.conda",
     }

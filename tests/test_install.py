@@ -13,7 +13,7 @@ import pytest
 
 from conda_channel import index, make_package
 from front_door import own_environment
-from ssm_forge import install
+from ssm_forge import install, install_records
 from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.install import MARKER, Installed
@@ -88,8 +88,8 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_new_prefix_holds_the_packages_and_says_whose_it_is(own: Path) -> None:
-    assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
-    assert install.records(own)["pytorch"]["version"] == "2.11.0"
+    assert set(install_records.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
+    assert install_records.records(own)["pytorch"].version == "2.11.0"
     assert install.read_marker(own) == installed()
     assert not install.is_foreign(own)
     assert (own / "conda-meta/history").exists()
@@ -173,7 +173,7 @@ def test_a_failure_leaves_the_old_prefix_as_it_was(
     with pytest.raises(RuntimeError):
         put(place, own, records)
     assert (own / "mine.txt").read_text() == "mine\n"
-    assert "extra" not in install.records(own)
+    assert "extra" not in install_records.records(own)
 
 
 @pytest.mark.skipif(
@@ -200,7 +200,7 @@ def test_a_foreign_prefix_keeps_its_packages_to_the_version(foreign: Path, chann
     assert install.is_foreign(foreign)
     (foreign / "mine.txt").write_text("mine\n")
     put(place, foreign, solved(channel, *OURS, prefix=foreign), created=False)
-    found = {name: record["version"] for name, record in install.records(foreign).items()}
+    found = {name: record.version for name, record in install_records.records(foreign).items()}
     # 3.12.9 satisfies the request too; the one that was there stays.
     assert found == {
         "python": "3.12.1",
@@ -221,7 +221,7 @@ def test_a_new_environment_has_the_locked_packages_to_the_version(channel: Path,
     locked = solved(channel, "python ==3.12.1", "pytorch", "extra")
     records = install.solve_for_prefix(OURS, (channel.as_uri(),), prefix=None, cuda="13.0", locked=locked)
     put(place, place.envs / "cu130", records)
-    found = {name: record["version"] for name, record in install.records(place.envs / "cu130").items()}
+    found = {name: record.version for name, record in install_records.records(place.envs / "cu130").items()}
     assert found == {r.name.normalized: str(r.version) for r in locked} | {"causal-conv1d": "1.0", "mamba-ssm": "1.0"}
     assert found["python"] == "3.12.1"
     assert install.holds(place.envs / "cu130", locked)
@@ -255,7 +255,7 @@ def test_a_foreign_prefix_with_another_torch_or_python_is_refused_with_the_reaso
         solved(channel, *OURS, prefix=prefix)
     assert f"no set of packages satisfies {prefix}" in error.value.what
     assert there.split()[0] in error.value.what
-    assert set(install.records(prefix)) == {there.split()[0]}
+    assert set(install_records.records(prefix)) == {there.split()[0]}
 
 
 def test_a_wrong_pin_is_refused_with_the_reason(channel: Path) -> None:
@@ -271,7 +271,7 @@ def test_our_own_packages_in_a_foreign_prefix_are_replaced(foreign: Path, channe
     index(channel)
     put(place, foreign, solved(channel, "mamba-ssm ==2.0", prefix=foreign), created=False)
     assert (foreign / "share/mamba.txt").read_text() == "two\n"
-    assert install.records(foreign)["python"]["version"] == "3.12.1"
+    assert install_records.records(foreign)["python"].version == "3.12.1"
 
 
 def test_leftovers_of_killed_runs_are_swept_and_never_chosen(own: Path, channel: Path, place: Workspace) -> None:
@@ -304,7 +304,23 @@ def test_a_damaged_marker_is_none(own: Path, text: str) -> None:
 def test_a_damaged_record_is_one_error(own: Path) -> None:
     (own / "conda-meta/mamba-ssm-1.0-h1_0.json").write_text("{")
     with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
-        install.records(own)
+        install_records.records(own)
+    with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
+        install.holds(own, ())
+
+
+def test_what_other_installers_leave_out_is_no_damage(own: Path) -> None:
+    """conda writes null for what it does not know, and older ones wrote no kind of a path."""
+    file = own / "conda-meta/old-1.0-0.json"
+    told = {"name": "old", "version": "1.0", "build": "0", "sha256": None, "files": None, "depends": None}
+    file.write_text(json.dumps({**told, "paths_data": {"paths": [{"_path": "bin/old"}]}}))
+    found = install_records.records(own)["old"]
+    assert (found.filename, found.url, found.sha256, found.depends, found.files) == ("", "", "", (), ())
+    assert found.paths == (install_records.InstalledPath("bin/old", "", "", "", placeholder=False),)
+    for path in ("../x", "/etc/passwd"):
+        file.write_text(json.dumps({**told, "paths_data": {"paths": [{"_path": path}]}}))
+        with pytest.raises(InstallError, match=r"record .*old-1\.0-0\.json can't be read \(its _path is"):
+            install_records.records(own)
 
 
 def test_a_folder_that_is_no_environment_is_refused(tmp_path: Path) -> None:
@@ -342,7 +358,7 @@ def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channe
     both = [subprocess.Popen(command, env=own_environment(), stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert set(install.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
+    assert set(install_records.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
     assert names(own.parent) == {"cu130", ".cu130.lock"}
 
 
@@ -350,5 +366,5 @@ def test_what_was_added_with_pip_is_named(own: Path) -> None:
     for name in ("einops-0.8.2", "wandb-1.0"):
         (own / SITE / f"{name}.dist-info").mkdir(parents=True)
         (own / SITE / f"{name}.dist-info/METADATA").write_text("Metadata-Version: 2.1\n")
-    assert install.added_by_hand(own) == ["einops-0.8.2", "wandb-1.0"]
-    assert install.added_by_hand(own.with_name("nothing")) == []
+    assert install_records.added_by_hand(own) == ["einops-0.8.2", "wandb-1.0"]
+    assert install_records.added_by_hand(own.with_name("nothing")) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import environment, install, mirrors, plan
+from ssm_forge import environment, install, install_records, mirrors, plan
 from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.install import Installed
 from ssm_forge.lock import LockedEnvironment
@@ -67,7 +67,7 @@ def test_packages_come_from_the_mirror_and_keep_their_own_address(tmp_path: Path
     environment.create(locked, place.envs / "locked", mirrors=(), workspace=place)
     for name in ("solved", "locked"):
         assert (place.envs / name / "bin/tool").exists()
-        assert install.records(place.envs / name)["tool"]["url"].startswith(CHANNEL)
+        assert install_records.records(place.envs / name)["tool"].url.startswith(CHANNEL)
 
 
 def test_the_mirror_of_conda_forge_is_asked_instead_of_it(mirror: str, config: Path) -> None:

@@ -19,6 +19,7 @@ from ssm_forge import elf, machine, verify
 from ssm_forge.arch import Capability
 from ssm_forge.errors import InstallError
 from ssm_forge.install import MARKER, Installed, write_marker
+from ssm_forge.install_records import InstalledPath
 from ssm_forge.machine import Gpu
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -144,12 +145,12 @@ def test_a_changed_and_a_missing_file_are_named(prefix: Path) -> None:
 def test_a_file_with_the_prefix_in_it_is_compared_with_what_was_written(prefix: Path) -> None:
     file = prefix / "where.txt"
     file.write_text("/prefix\n")
-    entry = {"_path": "where.txt", "path_type": "hardlink", "sha256": "0" * 64, "prefix_placeholder": "/placeholder"}
+    entry = InstalledPath("where.txt", "hardlink", "0" * 64, "", placeholder=True)
     assert verify._changed_files([entry], prefix) == []
     written = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert verify._changed_files([{**entry, "sha256_in_prefix": written}], prefix) == []
+    assert verify._changed_files([entry._replace(sha256_in_prefix=written)], prefix) == []
     file.write_text("/other\n")
-    assert verify._changed_files([{**entry, "sha256_in_prefix": written}], prefix) == ["where.txt"]
+    assert verify._changed_files([entry._replace(sha256_in_prefix=written)], prefix) == ["where.txt"]
 
 
 def test_an_import_error_is_shown_and_the_others_still_run(prefix: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import archive, channel, foreign, gpu, install, owners
+from ssm_forge import archive, channel, foreign, gpu, install_records, owners
 from ssm_forge.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace, launcher
@@ -102,10 +102,10 @@ def installed_packages(prefix: Path, place: Workspace) -> list[Path]:
     Raises:
         InstallError: when one is not installed, or its file is no longer in the channel.
     """
-    records = install.records(prefix)
+    records = install_records.records(prefix)
     found = []
     for project in PROJECTS:
-        name = str(records.get(project, {}).get("fn", ""))
+        name = records[project].filename if project in records else ""
         path = channel.find(place.channel, name) if name else None
         if path is None:
             what = f"{name} is not in {place.channel}" if name else f"{project} is not installed in {prefix}"

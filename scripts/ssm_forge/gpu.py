@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import install, recipe, sdists
+from ssm_forge import install_records, recipe, sdists
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import InstallError, UsageError, VerifyError
 from ssm_forge.fetch import checked, fetch_all
@@ -114,12 +114,12 @@ def upstream(prefix: Path) -> Document:
     Raises:
         InstallError: when one of the packages is not in the environment.
     """
-    records = install.records(prefix)
+    records = install_records.records(prefix)
     missing = [project for project in recipe.PROJECTS if project not in records]
     if missing:
         msg = f"{', '.join(missing)} not installed in {prefix}."
         raise InstallError(msg, fix=f"Run '{launcher()} install-mamba' first.")
-    versions = {project: str(records[project]["version"]) for project in recipe.PROJECTS}
+    versions = {project: records[project].version for project in recipe.PROJECTS}
     arguments = []
     for project, folder in upstream_tests(versions, workspace()).items():
         arguments += ["--tests", f"{project}={folder}"]

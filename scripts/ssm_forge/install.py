@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ssm_forge import foreign, locks, mirrors, owners, policy
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
+from ssm_forge.install_records import present
 from ssm_forge.machine import glibc, gpus
 from ssm_forge.paths import Workspace
-from ssm_forge.recipe import PROJECTS
 from ssm_forge.ui import Log, step_progress
 from ssm_forge.web import HOW_TO_LOG_IN
 
@@ -100,59 +100,6 @@ def write_marker(prefix: Path, installed: Installed) -> None:
     partial.replace(prefix / MARKER)
 
 
-def records(prefix: Path) -> dict[str, dict[str, Any]]:
-    """The prefix records (``conda-meta/NAME-*.json``) of a prefix, by package name.
-
-    Raises:
-        InstallError: when one is damaged.
-    """
-    found = {}
-    for path in sorted((prefix / "conda-meta").glob("*.json")):
-        try:
-            record = foreign.json_from(foreign.read_bytes(path))
-            if isinstance(record, dict) and "name" not in record:
-                continue
-            _check_record(record)
-        except (OSError, ValueError) as error:
-            raise InstallError(
-                f"the package record {path} can't be read ({error}).", fix="Make the environment anew."
-            ) from error
-        found[record["name"]] = record
-    return found
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and value != "" and "/" not in value
-
-
-_RECORD: dict[str, Callable[[object], bool]] = dict.fromkeys(("name", "version", "build"), _is_name)
-# What may be absent; null is as good.
-_OPTIONAL: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("url", "channel", "license", "subdir"), foreign.is_text),
-    "fn": foreign.is_file_name,
-    "sha256": foreign.is_hex(64),
-    "md5": foreign.is_hex(32),
-    **dict.fromkeys(("depends", "constrains"), foreign.is_list_of_text),
-    "files": lambda value: isinstance(value, list) and all(map(foreign.is_inside, value)),
-    "paths_data": lambda value: isinstance(value, dict) and isinstance(value.get("paths", []), list),
-}
-_PATH: dict[str, Callable[[object], bool]] = {
-    "path_type": foreign.is_text,
-    "sha256": foreign.is_hex(64),
-    "sha256_in_prefix": foreign.is_hex(64),
-}
-
-
-def _check_record(record: object) -> None:
-    """Make sure of the fields that are used: an environment may come from anybody, and its paths lead into itself."""
-    foreign.require(record, _RECORD)
-    foreign.require(record, _OPTIONAL, all_of_them=False)
-    paths = (cast("dict[str, Any]", record).get("paths_data") or {}).get("paths", [])
-    for entry in paths:
-        foreign.require(entry, {"_path": foreign.is_inside})
-        foreign.require(entry, _PATH, all_of_them=False)
-
-
 def machine_virtual_packages() -> tuple[VirtualPackage, ...]:
     """What this machine offers to the solver: glibc, and the driver's CUDA and the GPU where there is one.
 
@@ -189,14 +136,6 @@ def target_machine(cuda: str, archs: ArchList | None) -> tuple[VirtualPackage, .
     if archs is not None and all(v.name != "__cuda_arch" for v in virtual):
         virtual = (VirtualPackage("__cuda_arch", str(archs.sass[0])), *virtual)
     return virtual
-
-
-def present(prefix: Path) -> tuple[RepoDataRecord, ...]:
-    """The packages of an existing environment but ours; empty where there is none."""
-    from rattler import PrefixRecord
-
-    found = [PrefixRecord.from_path(path) for path in sorted((prefix / "conda-meta").glob("*.json"))]
-    return tuple(r for r in found if r.name.normalized not in PROJECTS)
 
 
 def solve_for_prefix(
@@ -454,18 +393,6 @@ def locked(prefix: Path) -> Iterator[None]:
     lock = prefix.with_name(f".{prefix.name}.lock")
     with locks.held(lock, "name a --prefix on another file system", what=str(prefix)):
         yield
-
-
-def added_by_hand(prefix: Path) -> list[str]:
-    """Python packages in the prefix that no conda package brought: what a user installed there with pip."""
-    known = {
-        entry["_path"]
-        for record in records(prefix).values()
-        for entry in record.get("paths_data", {}).get("paths", [])
-        if entry["_path"].endswith(".dist-info/METADATA")
-    }
-    found = prefix.glob("lib/python*/site-packages/*.dist-info/METADATA")
-    return sorted(p.parent.name.removesuffix(".dist-info") for p in found if str(p.relative_to(prefix)) not in known)
 
 
 def is_foreign(prefix: Path) -> bool:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import InstallError
 from ssm_forge.install import UNFINISHED
-from ssm_forge.install import records as records_of
+from ssm_forge.install_records import InstalledPath, InstalledRecord
+from ssm_forge.install_records import records as records_of
 from ssm_forge.lock import describe, digest
 from ssm_forge.packages import file_digest
 from ssm_forge.urls import is_under
@@ -115,17 +116,17 @@ def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: It
 
 
 def _check_package(
-    name: str, meta: dict[str, Any], record: RepoDataRecord | None, allowed: tuple[str, ...], tally: _Tally
+    name: str, installed: InstalledRecord, record: RepoDataRecord | None, allowed: tuple[str, ...], tally: _Tally
 ) -> None:
-    have = f"{meta['name']} {meta['version']} {meta['build']}"
+    have = str(installed)
     if record is None:
-        if _is_from(str(meta.get("url", "")), allowed):
+        if _is_from(installed.url, allowed):
             tally.on_top.append(have)
         else:
-            tally.deviations.append(Deviation("extra package", name, "", f"{have} from {meta.get('url', 'nowhere')}"))
+            tally.deviations.append(Deviation("extra package", name, "", f"{have} from {installed.url or 'nowhere'}"))
         return
     algorithm, expected = digest(record)
-    found = str(meta.get(algorithm) or "")
+    found = {"sha256": installed.sha256, "md5": installed.md5}.get(algorithm, "")
     if have != describe(record):
         tally.deviations.append(Deviation("other package", name, "", f"{describe(record)} is locked, {have} found"))
     elif found != expected:
@@ -140,15 +141,14 @@ def _is_from(url: str, channels: tuple[str, ...]) -> bool:
         return False
 
 
-def _check_files(prefix: Path, installed: dict[str, dict[str, Any]], tally: _Tally) -> None:
-    work: list[tuple[str, dict[str, Any]]] = []
-    for name, meta in sorted(installed.items()):
-        tally.owned.update(meta.get("files") or ())
-        for entry in (meta.get("paths_data") or {}).get("paths", ()):
-            tally.owned.add(entry["_path"])
-            work.append((name, entry))
+def _check_files(prefix: Path, installed: Mapping[str, InstalledRecord], tally: _Tally) -> None:
+    work: list[tuple[str, InstalledPath]] = []
+    for name, record in sorted(installed.items()):
+        tally.owned.update(record.files)
+        tally.owned.update(entry.path for entry in record.paths)
+        work += [(name, entry) for entry in record.paths]
 
-    def check(item: tuple[str, dict[str, Any]]) -> tuple[bool, Deviation | None]:
+    def check(item: tuple[str, InstalledPath]) -> tuple[bool, Deviation | None]:
         return _check_file(prefix, *item)
 
     with ThreadPoolExecutor() as pool:
@@ -159,18 +159,18 @@ def _check_files(prefix: Path, installed: dict[str, dict[str, Any]], tally: _Tal
                 tally.deviations.append(deviation)
 
 
-def _check_file(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool, Deviation | None]:
+def _check_file(prefix: Path, package: str, entry: InstalledPath) -> tuple[bool, Deviation | None]:
     """Whether the file's bytes were compared, and the deviation if there is one."""
-    relative = entry["_path"]
+    relative = entry.path
     path = prefix / relative
     if not os.path.lexists(path):
         return False, Deviation("missing file", package, relative, "")
-    if entry.get("path_type") == "directory":
+    if entry.kind == "directory":
         return False, None
-    if entry.get("path_type") == "softlink":
+    if entry.kind == "softlink":
         return _check_link(prefix, package, entry)
     # Where the installer wrote the prefix into a file, its hash is another one than in the package.
-    expected = entry.get("sha256_in_prefix") or entry.get("sha256")
+    expected = entry.sha256_in_prefix or entry.sha256
     if path.is_symlink() or not path.is_file():
         return False, Deviation("modified file", package, relative, "is no longer a file")
     if not expected:
@@ -181,22 +181,22 @@ def _check_file(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool
     return True, None
 
 
-def _check_link(prefix: Path, package: str, entry: dict[str, Any]) -> tuple[bool, Deviation | None]:
+def _check_link(prefix: Path, package: str, entry: InstalledPath) -> tuple[bool, Deviation | None]:
     """A symbolic link: the installer records the hash of its text, packages that of what it leads to."""
-    relative = entry["_path"]
+    relative = entry.path
     path = prefix / relative
     if not path.is_symlink():
         return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
     target = str(path.readlink())
     wrong = Deviation("modified file", package, relative, f"is a link to {target}, which is not what is recorded")
-    if entry.get("sha256_in_prefix"):
-        same = hashlib.sha256(target.encode()).hexdigest() == entry["sha256_in_prefix"]
+    if entry.sha256_in_prefix:
+        same = hashlib.sha256(target.encode()).hexdigest() == entry.sha256_in_prefix
         return True, None if same else wrong
-    if not entry.get("sha256"):
+    if not entry.sha256:
         return False, None
     if not path.is_file():
-        return True, None if entry["sha256"] == _EMPTY else wrong
-    if file_digest(path, "sha256") == entry["sha256"]:
+        return True, None if entry.sha256 == _EMPTY else wrong
+    if file_digest(path, "sha256") == entry.sha256:
         return True, None
     # It may lead to a file that the installer wrote the prefix into; that file has been checked itself.
     return False, None if path.resolve().is_relative_to(prefix.resolve()) else wrong

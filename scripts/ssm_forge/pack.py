@@ -21,14 +21,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from rattler import PrefixRecord, RepoDataRecord
+from rattler import RepoDataRecord
 
 from ssm_forge import channel as channels
 from ssm_forge import environment, foreign, owners, policy
 from ssm_forge.arch import Capability
 from ssm_forge.archive import EPOCH
 from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
-from ssm_forge.install import MARKER, Installed, installed_from, remember
+from ssm_forge.install import Installed, installed_from, remember
+from ssm_forge.install_records import engine_records
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
@@ -119,22 +120,12 @@ def of_prefix(prefix: Path) -> LockedEnvironment:
     Raises:
         InstallError: when ``prefix`` is not a conda environment.
     """
-    metas = [p for p in sorted((prefix / "conda-meta").glob("*.json")) if p.name != MARKER.name]
-    if not metas:
+    records: tuple[RepoDataRecord, ...] = engine_records(prefix)
+    if not records:
         raise InstallError(f"{prefix} is not a conda environment (it has no package records in conda-meta).")
-    records: list[RepoDataRecord] = [_of_record(path) for path in metas]
     urls = dict.fromkeys(f"{r.url.rsplit('/', 2)[0]}/" for r in records)
     platform = Platform("linux-64", "linux-64", virtual_packages())
-    return LockedEnvironment(_plain_name(prefix.name), tuple(urls), platform, tuple(records))
-
-
-def _of_record(path: Path) -> RepoDataRecord:
-    try:
-        return PrefixRecord.from_path(path)
-    except Exception as error:  # The engine has an error of its own for each thing that is wrong.
-        raise InstallError(
-            f"the package record {path} can't be read ({error}).", fix="Make the environment anew."
-        ) from error
+    return LockedEnvironment(_plain_name(prefix.name), tuple(urls), platform, records)
 
 
 def _plain_name(text: str) -> str:

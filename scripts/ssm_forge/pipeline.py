@@ -12,7 +12,19 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge import advice, channel, install, pixi, pixi_kernels, plan, policy, remote, solve_only, toolchain
+from ssm_forge import (
+    advice,
+    channel,
+    install,
+    install_records,
+    pixi,
+    pixi_kernels,
+    plan,
+    policy,
+    remote,
+    solve_only,
+    toolchain,
+)
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
 from ssm_forge.credentials import for_engine
@@ -253,7 +265,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
     urls = {r.file_name: r.url for r in records}
     for package in work.packages:
         remote.require_origin(package.filename, urls.get(package.filename, ""), package.channel)
-    lost = [] if base.in_place else install.added_by_hand(work.prefix)
+    lost = [] if base.in_place else install_records.added_by_hand(work.prefix)
     if lost:
         note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
     installed = install.Installed(

@@ -18,6 +18,7 @@ from ssm_forge import (
     channel,
     compile_cache,
     install,
+    install_records,
     lock,
     machine,
     manifest,
@@ -193,11 +194,12 @@ def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace
 
 def _artifact(prefix: Path, package: Rendered) -> Path:
     """The package that pixi built and installed."""
-    record = install.records(prefix).get(package.name, {})
-    path = Path(unquote(urlparse(str(record.get("url", ""))).path))
+    record = install_records.records(prefix).get(package.name)
+    url = record.url if record is not None else ""
+    path = Path(unquote(urlparse(url).path))
     if path.name != package.filename or not path.is_file():
         raise InstallError(
-            f"{prefix} has {package.name} from {record.get('url', 'nowhere')}, and recipes/pixi.lock says that it is "
+            f"{prefix} has {package.name} from {url or 'nowhere'}, and recipes/pixi.lock says that it is "
             f"{package.filename}.",
             fix=f"Remove {prefix.parent.parent} and run the same command again.",
         )

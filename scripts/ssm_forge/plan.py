@@ -13,6 +13,7 @@ from ssm_forge import (
     disks,
     finalize,
     install,
+    install_records,
     lock,
     machine,
     manifest,
@@ -426,11 +427,11 @@ def _is_installed(filename: str, sha256: str, prefix: Path) -> bool:
     record = next((prefix / "conda-meta").glob(f"{filename.removesuffix('.conda')}.json"), None)
     if record is None:
         return False
-    found = install.records(prefix)[read_name(Path(filename))]
+    found = install_records.records(prefix)[read_name(Path(filename))]
     # A package that was built anew keeps its name.
-    if found.get("sha256") != sha256:
+    if found.sha256 != sha256:
         return False
-    return all((prefix / entry["_path"]).exists() for entry in found.get("paths_data", {}).get("paths", []))
+    return all((prefix / entry.path).exists() for entry in found.paths)
 
 
 def read_name(package: Path) -> str:

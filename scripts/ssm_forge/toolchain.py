@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ssm_forge import channel, install, machine
+from ssm_forge import channel, install, install_records, machine
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import BuildError, ForgeError, InstallError
 from ssm_forge.paths import Workspace, launcher
@@ -113,7 +113,8 @@ def _answer(name: str, ask: Callable[[], str]) -> Check:
 
 def _glibc(prefix: Path) -> str:
     here = machine.glibc()
-    sysroot = install.records(prefix).get("sysroot_linux-64", {}).get("version", "")
+    record = install_records.records(prefix).get("sysroot_linux-64")
+    sysroot = record.version if record is not None else ""
     if not here:
         raise BuildError("this machine's C library does not tell its version")
     if sysroot and _key(sysroot) > _key(here):

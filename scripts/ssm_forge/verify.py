@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,8 @@ from ssm_forge.activation import activated_environment
 from ssm_forge.arch import ArchList
 from ssm_forge.errors import ForgeError, InstallError
 from ssm_forge.fetch import sha256_of
+from ssm_forge.install_records import InstalledPath, InstalledRecord
+from ssm_forge.install_records import records as installed_records
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.tables import FoldingTable
@@ -103,7 +105,7 @@ def verify(prefix: Path) -> Report:
     Args:
         prefix: a conda environment.
     """
-    records = install.records(prefix)
+    records = installed_records(prefix)
     checks = [_packages(records, prefix)]
     environment = activated_environment(prefix)
     checks += imports(prefix / "bin/python", prefix, environment)
@@ -127,7 +129,7 @@ def checked(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
     return Check(name, "pass" if good else "fail", detail)
 
 
-def _packages(records: dict[str, dict[str, Any]], prefix: Path) -> Check:
+def _packages(records: Mapping[str, InstalledRecord], prefix: Path) -> Check:
     """The files of both packages are those that were installed, unchanged."""
     marker = install.read_marker(prefix)
     missing = [project for project in EXTENSIONS if project not in records]
@@ -137,26 +139,22 @@ def _packages(records: dict[str, dict[str, Any]], prefix: Path) -> Check:
             # `pixi install` removes what its lock does not name.
             detail += f"; something removed them since: run '{launcher()} install-mamba --variant {marker.variant}'"
         return Check("packages intact", "fail", detail)
-    wrong = [
-        path
-        for project in EXTENSIONS
-        for path in _changed_files(records[project].get("paths_data", {}).get("paths", []), prefix)
-    ]
+    wrong = [path for project in EXTENSIONS for path in _changed_files(records[project].paths, prefix)]
     if wrong:
         return Check("packages intact", "fail", f"changed or missing: {', '.join(wrong[:5])}")
-    names = ", ".join(f"{name} {records[name]['version']} {records[name]['build']}" for name in EXTENSIONS)
+    names = ", ".join(str(records[name]) for name in EXTENSIONS)
     return Check("packages intact", "pass", names)
 
 
-def _changed_files(entries: Iterable[dict[str, Any]], prefix: Path) -> list[str]:
+def _changed_files(entries: Iterable[InstalledPath], prefix: Path) -> list[str]:
     wrong = []
     for entry in entries:
-        path = prefix / entry["_path"]
+        path = prefix / entry.path
         # Where the prefix was written into a file, its hash is another one than in the package.
-        expected = entry.get("sha256_in_prefix") or ("prefix_placeholder" not in entry and entry.get("sha256"))
-        hashed = entry.get("path_type") == "hardlink" and bool(expected)
+        expected = entry.sha256_in_prefix or ("" if entry.placeholder else entry.sha256)
+        hashed = entry.kind == "hardlink" and expected != ""
         if not path.exists() or (hashed and not (path.is_file() and sha256_of(path) == expected)):
-            wrong.append(entry["_path"])
+            wrong.append(entry.path)
     return wrong
 
 
@@ -186,11 +184,11 @@ def imports(python: Path, prefix: Path, environment: dict[str, str]) -> list[Che
     return [Check(f"import {name}", "pass" if good else "fail", detail) for name, (good, detail) in found.items()]
 
 
-def _library_checks(extension: str, path: Path, record: dict[str, Any], prefix: Path) -> list[Check]:
+def _library_checks(extension: str, path: Path, record: InstalledRecord, prefix: Path) -> list[Check]:
     return [
         checked(f"{extension}: libraries and symbols", lambda: _links(path, prefix)),
-        checked(f"{extension}: GPU code", lambda: gpu_code(path, record)),
-        checked(f"{extension}: glibc", lambda: glibc(path, record)),
+        checked(f"{extension}: GPU code", lambda: gpu_code(path, record.build)),
+        checked(f"{extension}: glibc", lambda: glibc(path, record.depends)),
     ]
 
 
@@ -216,17 +214,17 @@ def _preloaded(prefix: Path) -> list[Path]:
     return [*interpreter, *sorted(libraries, key=lambda path: not path.name.startswith(("libtorch", "libc10")))]
 
 
-def gpu_code(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
-    claimed = ArchList.from_tag(record["build"])
+def gpu_code(path: Path, build: str) -> tuple[bool, str]:
+    claimed = ArchList.from_tag(build)
     found = elf.gpu_code(path)
     if not claimed.sass:
-        return False, f"the build string {record['build']} names no compute capability; the binary has {found.tag}"
+        return False, f"the build string {build} names no compute capability; the binary has {found.tag}"
     return found == claimed, f"claimed {claimed.tag}, found {found.tag}"
 
 
-def glibc(path: Path, record: dict[str, Any]) -> tuple[bool, str]:
+def glibc(path: Path, depends: Sequence[str]) -> tuple[bool, str]:
     needed = elf.read(path).glibc
-    declared = next((d.split(">=")[1].split(",")[0] for d in record["depends"] if d.startswith("__glibc >=")), None)
+    declared = next((d.split(">=")[1].split(",")[0] for d in depends if d.startswith("__glibc >=")), None)
     if declared is None:
         return False, f"needs {needed}, and the package declares nothing"
     good = _version(needed) <= _version(declared)

@@ -30,7 +30,7 @@ from lab import serving
 
 from ssm_forge import build as builds
 from ssm_forge import channel as channels
-from ssm_forge import channel_tasks, install, variants
+from ssm_forge import channel_tasks, install, install_records, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import ForgeError
@@ -117,10 +117,10 @@ def require_right(prefix: Path) -> None:
         return
     told = install.read_marker(prefix)
     assert told is not None, f"{prefix} has no marker"
-    records = install.records(prefix)
-    assert {record["fn"] for record in records.values()} == set(told.packages), f"{prefix} has other packages"
+    records = install_records.records(prefix)
+    assert {record.filename for record in records.values()} == set(told.packages), f"{prefix} has other packages"
     texts = {path.stem: path.read_text() for path in (prefix / "share").glob("*.txt")}
-    assert texts == {name: f"{name} {record['version']}\n" for name, record in records.items()}, f"{prefix}: {texts}"
+    assert texts == {name: f"{name} {record.version}\n" for name, record in records.items()}, f"{prefix}: {texts}"
 
 
 def run(work: Callable[[int], None], number: int, steps: Steps, last: int | None, seconds: float | None) -> str:

@@ -20,7 +20,7 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline, elf, install, lock, plan, sass, ui
+from ssm_forge import build_baseline, elf, install, install_records, lock, plan, sass, ui
 from ssm_forge.arch import ArchList
 from ssm_forge.channel import index
 from ssm_forge.errors import SolveError
@@ -173,8 +173,8 @@ def test_the_environment_is_the_locked_one_and_the_lock_fits(job: Job, forge: Fo
     locked = lock.environment(forge.workspace.lock, row.variant).records
     assert install.holds(job.prefix, locked)
     # Not one of conda-forge's own, which has another ABI than pytorch.org's.
-    torch = install.records(job.prefix)["pytorch"]
-    assert torch["channel"].rstrip("/").endswith("pytorch" if row.variant == "cu118" else "conda-forge")
+    torch = install_records.records(job.prefix)["pytorch"]
+    assert torch.channel.rstrip("/").endswith("pytorch" if row.variant == "cu118" else "conda-forge")
 
 
 @pytest.mark.nightly
