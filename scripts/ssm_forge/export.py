@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlparse
 
 import yaml
-from rattler import MatchSpec, RepoDataRecord
+from rattler import RepoDataRecord
 
 from ssm_forge.lock import LockedEnvironment, digest
-from ssm_forge.solver import channel_url
+from ssm_forge.solve_order import channel_names, sorted_by_dependency
 
 
 def explicit(locked: LockedEnvironment) -> str:
@@ -26,36 +25,6 @@ def explicit(locked: LockedEnvironment) -> str:
         algorithm, value = digest(record)
         lines.append(f"{record.url}#{'sha256:' if algorithm == 'sha256' else ''}{value}")
     return "\n".join(lines) + "\n"
-
-
-def sorted_by_dependency(records: tuple[RepoDataRecord, ...]) -> list[RepoDataRecord]:
-    """Dependencies before what needs them; the order of names where there is a choice."""
-    by_name = {r.name.normalized: r for r in records}
-    done: dict[str, RepoDataRecord] = {}
-
-    def visit(name: str, path: frozenset[str]) -> None:
-        # conda packages may need each other in a circle (python and pip did).
-        if name in done or name in path or name not in by_name:
-            return
-        for needed in dependency_names(by_name[name]):
-            visit(needed, path | {name})
-        done[name] = by_name[name]
-
-    for name in sorted(by_name):
-        visit(name, frozenset())
-    return list(done.values())
-
-
-def dependency_names(record: RepoDataRecord) -> list[str]:
-    """Names of the packages a record needs; what it needs of the machine is left out."""
-    names = {str(MatchSpec(d).name.normalized) for d in record.depends}
-    return sorted(n for n in names if not n.startswith("__"))
-
-
-def channel_names(locked: LockedEnvironment) -> list[str]:
-    """Channels as people write them: a bare name where that means the same URL, else the URL."""
-    names = [(urlparse(url).path.strip("/"), url) for url in locked.channels]
-    return [name if name and channel_url(name) == url else url for name, url in names]
 
 
 def environment_yml(locked: LockedEnvironment) -> str:

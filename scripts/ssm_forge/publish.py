@@ -6,36 +6,21 @@ never replaced, a transient failure is tried again, and a run that was cut goes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
 from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import ForgeError, IntegrityError, UsageError, did_you_mean
+from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.paths import launcher
+from ssm_forge.publish_target import Advance, Outcome, Parcel, Target
+from ssm_forge.publish_to_folder import FolderTarget
 from ssm_forge.ui import download_progress
 from ssm_forge.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.web import retrying
-
-Outcome = Literal["added", "was there"]
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """What is published together.
-
-    Attributes:
-        package: the checked file.
-        statements: its sidecar, a JSON list of sigstore bundles; empty when there is none.
-    """
-
-    package: Package
-    statements: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -50,26 +35,6 @@ class Published:
     sha256: str
     outcome: Outcome
     statement: bool
-
-
-class Target(Protocol):
-    """A channel that can be published to."""
-
-    def present(self, package: Package) -> str | None:
-        """sha256 of the file of that name that the channel has; None when it has none."""
-        ...
-
-    def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
-        """Add one package. May be called again after a :class:`TransientError`."""
-        ...
-
-    def attach(self, parcel: Parcel) -> bool:
-        """Put the statements beside the package; False where the server has no place for them."""
-        ...
-
-    def finish(self, parcels: Sequence[Parcel]) -> None:
-        """Bring the index in step."""
-        ...
 
 
 def target(url: str) -> Target:
@@ -162,56 +127,6 @@ def _attach(there: Target, parcel: Parcel, log: Callable[[str], None]) -> bool:
     return retrying(lambda: there.attach(parcel), log)
 
 
-class FolderTarget:
-    """A channel in a folder, on this machine or on a network drive."""
-
-    def __init__(self, channel: Path) -> None:
-        self._channel = channel
-
-    def present(self, package: Package) -> str | None:
-        from ssm_forge.fetch import sha256_of
-
-        path = self._channel / package.subdir / package.filename
-        if path.is_symlink():
-            raise IntegrityError(f"{path} is a symbolic link, not a package.", fix="Remove it.")
-        return sha256_of(path) if path.exists() else None
-
-    def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
-        package = parcel.package
-        folder = self._channel / ".uploads"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with channels.locked(self._channel):
-                partial = folder / f"{package.sha256}.part"
-                try:
-                    _copy(package.path, partial, advance)
-                    added = channels.place(self._channel, partial, package.subdir, package.filename, package.sha256)
-                finally:
-                    partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise channels.full(self._channel, error) from error
-        return "added" if added else "was there"
-
-    def attach(self, parcel: Parcel) -> bool:
-        package = parcel.package
-        try:
-            with channels.locked(self._channel):
-                channels.place_sidecar(self._channel, package.subdir, package.filename, parcel.statements)
-        except OSError as error:
-            raise channels.full(self._channel, error) from error
-        return True
-
-    def finish(self, parcels: Sequence[Parcel]) -> None:
-        channels.ensure_indexed(self._channel)
-
-
-def _copy(source: Path, target: Path, advance: Advance) -> None:
-    with source.open("rb") as old, target.open("wb") as new:
-        while chunk := old.read(1 << 20):
-            new.write(chunk)
-            advance(len(chunk))
-
-
 def select(names: Sequence[str], channel: Path) -> list[Path]:
     """The package files that a user means: paths, or names in the local channel; all when none is named.
 
@@ -235,17 +150,3 @@ def select(names: Sequence[str], channel: Path) -> list[Path]:
             raise UsageError(what, fix=did_you_mean(name, known).strip())
         chosen += fitting
     return list(dict.fromkeys(chosen))
-
-
-def compare(package: Package, record: Mapping[str, object] | None) -> str | None:
-    """sha256 that an index tells of a package; None when it does not list it.
-
-    Raises:
-        ForgeError: when the index lists it without one, so that nothing can be said about its bytes.
-    """
-    if record is None:
-        return None
-    sha256 = record.get("sha256")
-    if not isinstance(sha256, str):
-        raise ForgeError(f"the channel lists {package.filename} without a sha256, so it can't be compared.")
-    return sha256

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from ssm_forge.credentials import Credential, find, redact
 from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.inspection import Package
-from ssm_forge.publish import Advance, Outcome, Parcel, Target, compare
 from ssm_forge.publish_http import records
+from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
 from ssm_forge.web import Client, TransientError
 
 Upload = Callable[[list[str], str | None], None]

@@ -13,7 +13,7 @@ from ssm_forge import repodata
 from ssm_forge.credentials import redact
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.inspection import Package
-from ssm_forge.publish import Advance, Outcome, Parcel, Target, compare
+from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
 from ssm_forge.web import Client, TransientError, reason
 
 _CHUNK = 1 << 18

@@ -18,7 +18,7 @@ from ssm_forge import repodata
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.inspection import Package
-from ssm_forge.publish import Advance, Outcome, Parcel, compare
+from ssm_forge.publish_target import Advance, Outcome, Parcel, compare
 from ssm_forge.web import TransientError
 
 # More than this needs a multipart upload, which can't be conditional everywhere.

@@ -10,9 +10,9 @@ from typing import Any
 from rattler import RepoDataRecord
 
 from ssm_forge.errors import MachineError
-from ssm_forge.export import channel_names, dependency_names
 from ssm_forge.lock import LockedEnvironment, digest, is_from
 from ssm_forge.paths import launcher
+from ssm_forge.solve_order import channel_names, dependency_names
 
 # Namespace of serial numbers: the same lock gives the same one.
 _NAMESPACE = uuid.UUID("8f4f7a3e-2a67-5c0b-9d64-3f0c0f6c9a51")

@@ -10,6 +10,7 @@ import pytest
 from lab import Lab, check_folder, make_package, read_channel
 
 from ssm_forge import publish as publishing
+from ssm_forge import publish_target
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.publish import publish
 
@@ -84,7 +85,7 @@ def test_an_upload_that_was_cut_goes_on_where_it_was(lab: Lab, tmp_path: Path) -
     part.write_bytes(file.read_bytes()[:2_000_000])
     sent: list[int] = []
     original = publishing.target(lab.url)
-    parcel = publishing.Parcel(publishing.inspect(file))
+    parcel = publish_target.Parcel(publishing.inspect(file))
     assert original.upload(parcel, sent.append) == "added"
     assert sent[0] == 2_000_000  # Counted as done at once; the rest is what was sent.
     assert sum(sent) == file.stat().st_size

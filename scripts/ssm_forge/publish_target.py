@@ -1,0 +1,63 @@
+"""What every kind of channel that is published to offers, and what is sent there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from ssm_forge.errors import ForgeError
+from ssm_forge.inspection import Package
+from ssm_forge.web import TransientError as TransientError  # What targets raise.
+
+Outcome = Literal["added", "was there"]
+
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is published together.
+
+    Attributes:
+        package: the checked file.
+        statements: its sidecar, a JSON list of sigstore bundles; empty when there is none.
+    """
+
+    package: Package
+    statements: bytes = b""
+
+
+class Target(Protocol):
+    """A channel that can be published to."""
+
+    def present(self, package: Package) -> str | None:
+        """sha256 of the file of that name that the channel has; None when it has none."""
+        ...
+
+    def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
+        """Add one package. May be called again after a :class:`TransientError`."""
+        ...
+
+    def attach(self, parcel: Parcel) -> bool:
+        """Put the statements beside the package; False where the server has no place for them."""
+        ...
+
+    def finish(self, parcels: Sequence[Parcel]) -> None:
+        """Bring the index in step."""
+        ...
+
+
+def compare(package: Package, record: Mapping[str, object] | None) -> str | None:
+    """sha256 that an index tells of a package; None when it does not list it.
+
+    Raises:
+        ForgeError: when the index lists it without one, so that nothing can be said about its bytes.
+    """
+    if record is None:
+        return None
+    sha256 = record.get("sha256")
+    if not isinstance(sha256, str):
+        raise ForgeError(f"the channel lists {package.filename} without a sha256, so it can't be compared.")
+    return sha256

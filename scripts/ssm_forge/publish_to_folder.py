@@ -1,0 +1,62 @@
+"""Publishing into a folder, on this machine or on a network drive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssm_forge import channel as channels
+from ssm_forge.errors import IntegrityError
+from ssm_forge.inspection import Package
+from ssm_forge.publish_target import Advance, Outcome, Parcel
+from ssm_forge.web import TransientError as TransientError  # What targets raise.
+
+
+class FolderTarget:
+    """A channel in a folder, on this machine or on a network drive."""
+
+    def __init__(self, channel: Path) -> None:
+        self._channel = channel
+
+    def present(self, package: Package) -> str | None:
+        from ssm_forge.fetch import sha256_of
+
+        path = self._channel / package.subdir / package.filename
+        if path.is_symlink():
+            raise IntegrityError(f"{path} is a symbolic link, not a package.", fix="Remove it.")
+        return sha256_of(path) if path.exists() else None
+
+    def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
+        package = parcel.package
+        folder = self._channel / ".uploads"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with channels.locked(self._channel):
+                partial = folder / f"{package.sha256}.part"
+                try:
+                    _copy(package.path, partial, advance)
+                    added = channels.place(self._channel, partial, package.subdir, package.filename, package.sha256)
+                finally:
+                    partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise channels.full(self._channel, error) from error
+        return "added" if added else "was there"
+
+    def attach(self, parcel: Parcel) -> bool:
+        package = parcel.package
+        try:
+            with channels.locked(self._channel):
+                channels.place_sidecar(self._channel, package.subdir, package.filename, parcel.statements)
+        except OSError as error:
+            raise channels.full(self._channel, error) from error
+        return True
+
+    def finish(self, parcels: Sequence[Parcel]) -> None:
+        channels.ensure_indexed(self._channel)
+
+
+def _copy(source: Path, target: Path, advance: Advance) -> None:
+    with source.open("rb") as old, target.open("wb") as new:
+        while chunk := old.read(1 << 20):
+            new.write(chunk)
+            advance(len(chunk))
