@@ -136,7 +136,7 @@ def test_a_package_that_can_not_be_linked_is_one_error(
     channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = solved(channel, *OURS)
-    monkeypatch.setattr("ssm_forge.packages.require_all_intact", lambda files: None)
+    monkeypatch.setattr("ssm_forge.install.require_all_intact", lambda files: None)
     (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
     with pytest.raises(IntegrityError, match=r"not what its channel's index says: .*mamba-ssm-1\.0-h1_0") as error:
         put(place, place.envs / "cu130", records)

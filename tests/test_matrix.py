@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import finalize, install, matrix, plan, variants
+from ssm_forge import inspection, install, matrix, plan, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.bridge import interpreter
 from ssm_forge.paths import Workspace
@@ -59,7 +59,7 @@ def test_only_whole_sets_of_packages_count_as_built(place: Workspace, monkeypatc
     }
     for name in made:
         (folder / name).touch()
-    monkeypatch.setattr(finalize, "provenance", lambda package: made[package.name])
+    monkeypatch.setattr(inspection, "provenance", lambda package: made[package.name])
     assert rows(place)["cu124", "bridge"].built == ("py3.12: 8.0",)
 
 

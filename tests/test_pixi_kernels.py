@@ -15,7 +15,7 @@ from ssm_forge import elf, install, pixi, pixi_kernels, plan, recipe, source_pac
 from ssm_forge.arch import ArchList, Capability
 from ssm_forge.archive import read_json
 from ssm_forge.errors import BuildError, InstallError, NetworkError, VerifyError
-from ssm_forge.finalize import provenance
+from ssm_forge.inspection import provenance
 from ssm_forge.machine import Gpu
 from ssm_forge.paths import Workspace
 from ssm_forge.pixi_kernels import Kept

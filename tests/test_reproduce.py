@@ -17,7 +17,7 @@ import pytest
 from rattler_build import assemble_package
 
 from conda_channel import make_package
-from ssm_forge import archive, cli, finalize, materials, pipeline, plan, recipe, reproduce, variants
+from ssm_forge import archive, cli, finalize, inspection, materials, pipeline, plan, recipe, reproduce, variants
 from ssm_forge import build as builds
 from ssm_forge.arch import ArchList
 from ssm_forge.build import BuildRequest
@@ -84,7 +84,7 @@ def packed(
     def edit(files: archive.InfoFiles) -> archive.InfoFiles:
         index = {**json.loads(files["info/index.json"]), "timestamp": 0}
         told = archive.dump_json({**provenance(project, place), **said})
-        return {**files, "info/index.json": archive.dump_json(index), finalize.PROVENANCE: told}
+        return {**files, "info/index.json": archive.dump_json(index), inspection.PROVENANCE: told}
 
     archive.repack(Path(made.path), target, edit)
     return target

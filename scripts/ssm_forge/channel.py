@@ -23,6 +23,8 @@ from typing import IO, Any
 
 from ssm_forge import locks, owners, repodata
 from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.fetch import sha256_of
+from ssm_forge.inspection import SUBDIRS
 from ssm_forge.paths import launcher
 
 SUBDIR = "linux-64"
@@ -75,7 +77,6 @@ def listed(channel: Path) -> set[str]:
 
 def subdirs(channel: Path) -> list[str]:
     """The platforms that the channel has a folder for."""
-    from ssm_forge.inspection import SUBDIRS
 
     return sorted(path.name for path in channel.iterdir() if path.name in SUBDIRS) if channel.is_dir() else []
 
@@ -112,7 +113,6 @@ def place(channel: Path, partial: Path, subdir: str, filename: str, sha256: str)
     Raises:
         IntegrityError: when a different file has that name.
     """
-    from ssm_forge.fetch import sha256_of
 
     folder = channel / subdir
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,7 +238,6 @@ def differing_forms(
 
 
 def _alias_digest(package: Path) -> str | None:
-    from ssm_forge.fetch import sha256_of
 
     sidecar = package.with_name(f"{package.name}.sigs")
     return sha256_of(sidecar) if sidecar.exists() else None

@@ -21,6 +21,7 @@ from ssm_forge.errors import IntegrityError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.repodata import Records
+from ssm_forge.trust import about, bundles_of
 from ssm_forge.ui import step_progress
 
 # Hidden, so that neither the engine nor our server takes it for a part of the channel.
@@ -132,7 +133,6 @@ def _check_statement(source: ChannelSource, file: str, name: str, record: Mappin
 
 
 def _is_about(sidecar: bytes, name: str, sha256: str) -> bool:
-    from ssm_forge.trust import about, bundles_of
 
     try:
         bundles = bundles_of(sidecar, name)

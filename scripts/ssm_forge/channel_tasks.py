@@ -22,6 +22,7 @@ from ssm_forge.channel_check import repair as repair
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.fetch import sha256_of
+from ssm_forge.inspection import FILENAME, inspect
 from ssm_forge.repodata import Records
 from ssm_forge.ui import step_progress
 from ssm_forge.web import TransientError, retrying
@@ -215,7 +216,6 @@ def mirror(
 def _copy_package(
     source: ChannelSource, target: Path, subdir: str, name: str, record: Mapping[str, Any], log: Callable[[str], None]
 ) -> bool:
-    from ssm_forge.inspection import FILENAME, inspect
 
     if not FILENAME.fullmatch(name):
         raise IntegrityError(f"{source.name} lists '{name}', which is no name of a package; it was not copied.")

@@ -23,6 +23,7 @@ from ssm_forge.credentials import redact
 from ssm_forge.errors import ForgeError, MachineError, did_you_mean
 from ssm_forge.locks import NOT_THERE
 from ssm_forge.paths import launcher, workspace
+from ssm_forge.toolbox import require
 from ssm_forge.ui import console
 
 # Task -> (module under commands, one line of help). The same names as the tasks of pixi.toml.
@@ -50,6 +51,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "channel": ("channel", "Check, prune or mirror a channel, show what it covers, make a signing key."),
 }
 
+# Task -> libraries that its module needs as soon as it is imported, and that a pixi environment may lack.
+_LIBRARIES = {"serve": ("starlette", "uvicorn")}
 
 # What a full, read-only or foreign folder answers: no bug, wherever it is met.
 _MACHINE_ERRORS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT})
@@ -64,6 +67,7 @@ class Tasks(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        require(*_LIBRARIES.get(cmd_name, ()))
         module = importlib.import_module(f"ssm_forge.commands.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command

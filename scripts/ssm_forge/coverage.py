@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge.arch import ArchList
+from ssm_forge.channel import write_whole
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.repodata import COMPLETE
@@ -215,7 +216,6 @@ compilation at first use. ✓ marks a signed statement of what the package was b
 
 def write_page(table: list[Row], channel: str, target: Path) -> None:
     """Write the page, whole or not at all."""
-    from ssm_forge.channel import write_whole
 
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, page(table, channel).encode())

@@ -11,6 +11,7 @@ import yaml
 from rattler import RepoDataRecord
 
 from ssm_forge.lock import LockedEnvironment, digest
+from ssm_forge.sbom import bill_of_materials
 from ssm_forge.solve_order import channel_names, sorted_by_dependency
 
 
@@ -79,7 +80,6 @@ def _conda_lock_package(record: RepoDataRecord, subdir: str) -> dict[str, Any]:
 
 def cyclonedx(locked: LockedEnvironment) -> str:
     """A CycloneDX software bill of materials."""
-    from ssm_forge.sbom import bill_of_materials
 
     return bill_of_materials(locked)
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from ssm_forge import elf, materials, recipe
 from ssm_forge.arch import ArchList
-from ssm_forge.archive import EPOCH, InfoFiles, dump_json, read_json, repack
+from ssm_forge.archive import EPOCH, InfoFiles, dump_json, repack
 from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import BuildError
+from ssm_forge.inspection import PROVENANCE
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import Rendered
 
-PROVENANCE = "info/ssm-forge.json"
 SBOM = "info/sbom.cdx.json"
 
 # Raised when finished packages change without their recipe changing; older ones are then built anew.
@@ -130,11 +130,3 @@ def tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:
         index["track_features"] = "cuda_arch_portable"
     else:
         index["depends"] = sorted([*index["depends"], spec])
-
-
-def provenance(package: Path) -> dict[str, Any]:
-    """What :func:`finalize` wrote; empty for a package made elsewhere."""
-    try:
-        return read_json(package, PROVENANCE.removeprefix("info/"))
-    except KeyError:
-        return {}

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import zstandard
 
-from ssm_forge.archive import MOST_INFO_BYTES, ZIP_DAMAGE
+from ssm_forge.archive import MOST_INFO_BYTES, ZIP_DAMAGE, read_json
 from ssm_forge.errors import IntegrityError
 from ssm_forge.fetch import sha256_of
 from ssm_forge.foreign import json_from
@@ -28,6 +28,9 @@ SUBDIRS = frozenset(
 )
 # CEP-26: what a package file may be called; a leading dot or a slash never occurs.
 FILENAME = re.compile(r"[a-z0-9_][a-z0-9._-]*-[A-Za-z0-9._+!]+-[A-Za-z0-9._+]+\.conda")
+
+# What a finished package says of its build.
+PROVENANCE = "info/ssm-forge.json"
 
 
 @dataclass(frozen=True)
@@ -141,3 +144,11 @@ def _read_json(tar: tarfile.TarFile, member: tarfile.TarInfo, filename: str) -> 
     if not isinstance(data, dict):
         raise IntegrityError(f"{filename}: info/index.json is not a JSON object.")
     return cast("dict[str, Any]", data)
+
+
+def provenance(package: Path) -> dict[str, Any]:
+    """What :func:`ssm_forge.finalize.finalize` wrote into a package; empty for one made elsewhere."""
+    try:
+        return read_json(package, PROVENANCE.removeprefix("info/"))
+    except KeyError:
+        return {}

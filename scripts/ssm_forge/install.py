@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ssm_forge import foreign, locks, mirrors, owners, policy
+from ssm_forge.arch import ArchList
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.install_records import present
 from ssm_forge.machine import glibc, gpus
+from ssm_forge.packages import local_file, require_all_intact
 from ssm_forge.paths import Workspace
+from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
 from ssm_forge.ui import Log, step_progress
 from ssm_forge.web import HOW_TO_LOG_IN
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
 
-    from ssm_forge.arch import ArchList
-    from ssm_forge.solver import VirtualPackage
 
 # Not .json: conda and pixi take every such file here for the record of a package, and refuse the environment.
 MARKER = Path("conda-meta/ssm-forge")
@@ -108,8 +109,6 @@ def machine_virtual_packages() -> tuple[VirtualPackage, ...]:
     from rattler import VirtualPackage as Detected
     from rattler import VirtualPackageOverrides
 
-    from ssm_forge.solver import virtual_packages
-
     detected = Detected.detect(VirtualPackageOverrides.from_env())
     found = {str(v.into_generic().name.normalized): str(v.into_generic().version) for v in detected}
     capabilities = sorted(gpu.capability for gpu in gpus())
@@ -128,7 +127,6 @@ def target_machine(cuda: str, archs: ArchList | None) -> tuple[VirtualPackage, .
         cuda: CUDA release to assume where there is no driver.
         archs: what the packages are made for; where there is no GPU, one that runs them is assumed.
     """
-    from ssm_forge.solver import VirtualPackage
 
     virtual = machine_virtual_packages()
     if all(v.name != "__cuda" for v in virtual):
@@ -162,7 +160,6 @@ def solve_for_prefix(
     Raises:
         SolveError: with the solver's reason, when the packages do not fit together.
     """
-    from ssm_forge.solver import Request, solve
 
     kept = tuple(locked) if prefix is None else present(prefix)
     return solve(
@@ -280,8 +277,6 @@ def _discard(unfinished: Path) -> None:
 @for_engine()
 def _link(admitted: policy.Admitted, target: Path, final: Path | None, workspace: Workspace, log: Log) -> None:
     import rattler
-
-    from ssm_forge.packages import local_file, require_all_intact
 
     packages = admitted.records
     place: dict[str, Any] = {"alternative_target_prefix": final} if final else {}

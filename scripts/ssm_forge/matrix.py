@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import finalize, install, plan, recipe, variants
+from ssm_forge import inspection, install, plan, recipe, variants
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
@@ -104,7 +104,7 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
     projects: dict[tuple[str, str, str, str], set[str]] = defaultdict(set)
     for package in sorted((workspace.channel / SUBDIR).glob("*.conda")):
         try:
-            made = finalize.provenance(package)
+            made = inspection.provenance(package)
         except IntegrityError:
             continue  # `channel check` reports what is damaged.
         try:

@@ -21,6 +21,7 @@ from rattler import RepoDataRecord
 
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.fetch import Artifact, checked, fetch_all
 from ssm_forge.lock import digest
 from ssm_forge.mirrors import mirrored
 from ssm_forge.paths import Workspace
@@ -146,7 +147,6 @@ def collect(
         IntegrityError: when bytes differ from the lock.
         NetworkError: when something can't be downloaded.
     """
-    from ssm_forge.fetch import Artifact, checked, fetch_all
 
     require_plain_names(records)
     local = {r.file_name: path for r in records if (path := local_file(r, mirrors)) is not None}

@@ -24,6 +24,7 @@ from ssm_forge import (
     remote,
     solve_only,
     toolchain,
+    verify,
 )
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build, sweep
@@ -88,7 +89,6 @@ def _install_kept(kept: pixi_kernels.Kept, options: Options, place: Workspace, a
         say(f"pixi builds and keeps the kernels in {kept.prefix}, as recipes/pixi.lock says, for {kept.archs}")
         if not pixi_kernels.install_kept(kept, place, log, jobs=options.jobs):
             return False
-        from ssm_forge import verify
 
         report = verify.verify(kept.prefix)
         log(json.dumps(report.as_dict(), indent=2))
@@ -281,7 +281,6 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
 
 
 def _verify(work: Plan, place: Workspace, log: Log, as_json: bool) -> int:
-    from ssm_forge import verify
 
     report = verify.verify(work.prefix)
     log(json.dumps(report.as_dict(), indent=2))

@@ -12,6 +12,7 @@ from ssm_forge import (
     compile_costs,
     disks,
     finalize,
+    inspection,
     install,
     install_records,
     lock,
@@ -412,7 +413,7 @@ def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered:
 def is_current(package: Path, name: str, workspace: Workspace) -> bool:
     """Whether the package was built from the recipe and patches as they are now."""
     try:
-        made_from = finalize.provenance(package)
+        made_from = inspection.provenance(package)
     except IntegrityError as error:
         say(f"{error} It is built anew.")
         return False

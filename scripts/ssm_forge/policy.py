@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from ssm_forge import foreign
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.packages import require_intact
 from ssm_forge.paths import Workspace
+from ssm_forge.solver import channel_url
 from ssm_forge.toolbox import require
+from ssm_forge.trust import PublicKey, load_public, verify
 from ssm_forge.ui import say
 from ssm_forge.urls import canonical, is_under, local_path
+from ssm_forge.web import Client, whole
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
 
-    from ssm_forge.trust import PublicKey
 
 VARIABLE = "SSM_FORGE_TRUST"
 Requirement = Literal["signature", "sigstore"]
@@ -86,7 +89,6 @@ def load(path: Path) -> tuple[Rule, ...]:
 
 
 def _rule(entry: Any, path: Path) -> Rule:
-    from ssm_forge.trust import load_public
 
     wanted: Requirement = "sigstore" if isinstance(entry, dict) and entry.get("require") == "sigstore" else "signature"
     needed = {"identity", "issuer"} if wanted == "sigstore" else {"keys"}
@@ -110,7 +112,6 @@ def _rule(entry: Any, path: Path) -> Rule:
 
 def _rule_url(text: str, path: Path) -> str:
     """What ``url`` means: an URL, a folder (beside the policy, unless it is absolute), or a channel's name."""
-    from ssm_forge.solver import channel_url
 
     try:
         if "://" not in text:
@@ -215,7 +216,6 @@ def _check(record: RepoDataRecord, rule: Rule, here: Path | None) -> str:
         return _check_sigstore(record, rule, here)
     if advertised and hashlib.sha256(sidecar).digest() != advertised:
         raise IntegrityError(f"the statement of {record.file_name} is not the one that the index names.")
-    from ssm_forge.trust import verify
 
     key, _ = verify(sidecar, record.file_name, sha256, rule.keys)
     _require_local_intact(record, here)
@@ -246,8 +246,6 @@ def _check_sigstore(record: RepoDataRecord, rule: Rule, here: Path | None) -> st
 def _require_local_intact(record: RepoDataRecord, here: Path | None) -> None:
     """The engine checks the hash of what it downloads, but not of a file:// package."""
     if here is not None or record.url.startswith("file://"):
-        from ssm_forge.packages import require_intact
-
         require_intact(record, here or local_path(record.url))
 
 
@@ -268,7 +266,6 @@ def _fetch(url: str) -> bytes | None:
             return None
         except (OSError, ValueError) as error:
             raise IntegrityError(f"{redact(url)} can't be read ({error}). Nothing was installed.") from error
-    from ssm_forge.web import Client, whole
 
     base, _, name = url.rpartition("/")
     with Client(base).stream("GET", name) as answer:

@@ -12,10 +12,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
+from ssm_forge import publish_hosted, publish_http
 from ssm_forge.credentials import for_engine, redact, require_clean
 from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.paths import launcher
+from ssm_forge.publish_s3 import S3Target
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target
 from ssm_forge.publish_to_folder import FolderTarget
 from ssm_forge.ui import download_progress
@@ -49,10 +51,7 @@ def target(url: str) -> Target:
     if scheme in ("", "file"):
         return FolderTarget(Path(unquote(parts.path) if scheme else url).expanduser().absolute())
     if scheme == "s3":
-        from ssm_forge.publish_s3 import S3Target
-
         return S3Target(url)
-    from ssm_forge import publish_hosted, publish_http
 
     hosted = publish_hosted.target(url)
     if hosted is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ssm_forge import channel as channels
 from ssm_forge.errors import IntegrityError
+from ssm_forge.fetch import sha256_of
 from ssm_forge.inspection import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel
 from ssm_forge.web import TransientError as TransientError  # What targets raise.
@@ -19,7 +20,6 @@ class FolderTarget:
         self._channel = channel
 
     def present(self, package: Package) -> str | None:
-        from ssm_forge.fetch import sha256_of
 
         path = self._channel / package.subdir / package.filename
         if path.is_symlink():

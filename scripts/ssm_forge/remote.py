@@ -11,6 +11,8 @@ from pathlib import Path
 from ssm_forge import mirrors, repodata
 from ssm_forge.credentials import for_engine, redact, require_clean
 from ssm_forge.errors import ForgeError, IntegrityError, NetworkError
+from ssm_forge.paths import workspace
+from ssm_forge.solver import channel_url, require_readable, subdir_type
 from ssm_forge.urls import is_under
 from ssm_forge.web import HOW_TO_LOG_IN
 
@@ -36,7 +38,6 @@ def channel_urls(channels: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: for an URL that holds a secret.
     """
-    from ssm_forge.solver import channel_url
 
     return tuple(
         Path(name).resolve().as_uri() if Path(name).is_dir() else channel_url(require_clean(name)) for name in channels
@@ -53,9 +54,6 @@ def find(filename: str, channels: Sequence[str]) -> Found | None:
     """
     import rattler
     import rattler.exceptions
-
-    from ssm_forge.paths import workspace
-    from ssm_forge.solver import subdir_type
 
     name, version, build = filename.removesuffix(".conda").rsplit("-", 2)
     cache = workspace().cache / "repodata"
@@ -90,7 +88,6 @@ def require_origin(filename: str, url: str, channel: str) -> None:
 
 
 def _unreadable(url: str, error: Exception) -> ForgeError:
-    from ssm_forge.solver import require_readable
 
     reason = redact(str(error)).strip().splitlines()[-1].removeprefix("Caused by: ")
     require_readable((url,), "linux-64", None)

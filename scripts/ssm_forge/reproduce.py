@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge import build as builds
-from ssm_forge import compile_costs, finalize, materials, package_diff, pipeline, plan, recipe, solver, variants
+from ssm_forge import (
+    compile_costs,
+    finalize,
+    inspection,
+    materials,
+    package_diff,
+    pipeline,
+    plan,
+    recipe,
+    solver,
+    variants,
+)
 from ssm_forge.archive import read_json
 from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, UsageError
@@ -107,7 +118,7 @@ def read(package: Path) -> Recorded:
         IntegrityError: when it is not a whole .conda package.
     """
     index = _json(package, "index.json")
-    said = _json(package, finalize.PROVENANCE.removeprefix("info/"))
+    said = _json(package, inspection.PROVENANCE.removeprefix("info/"))
     key, listed = _key(said), said.get("materials")
     if not (
         said.get("name") in recipe.PROJECTS
@@ -115,7 +126,9 @@ def read(package: Path) -> Recorded:
         and isinstance(listed, list)
         and all(_is_material(item) for item in listed)
     ):
-        found = f"it has no {finalize.PROVENANCE}" if not said else f"its {finalize.PROVENANCE} is for something else"
+        found = (
+            f"it has no {inspection.PROVENANCE}" if not said else f"its {inspection.PROVENANCE} is for something else"
+        )
         raise UsageError(
             f"{package} is not a package that ssm-forge made: {found}, and it is {_name(index) or 'nameless'}.",
             fix=f"Name one that '{launcher()} build' made, of {' or '.join(recipe.PROJECTS)}.",

@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ssm_forge import channel as channels
+from ssm_forge.credentials import redact_path
 from ssm_forge.errors import ForgeError
 from ssm_forge.inspection import FILENAME, SUBDIRS
 from ssm_forge.tokens import Right, TokenStore
@@ -289,7 +290,6 @@ class _AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        from ssm_forge.credentials import redact_path
 
         started, status = time.monotonic(), 0
 

@@ -15,17 +15,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing import TYPE_CHECKING, Any
 
 from ssm_forge import foreign
 from ssm_forge.errors import IntegrityError, UsageError
-from ssm_forge.inspection import Package
+from ssm_forge.inspection import Package, provenance
 from ssm_forge.materials import digest as digest_of
 from ssm_forge.paths import launcher
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
 
 PASSPHRASE_VARIABLE = "SSM_FORGE_SIGN_PASSPHRASE"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -64,6 +64,9 @@ def make_key(folder: Path, name: str) -> tuple[Path, Path]:
     Raises:
         UsageError: when there is such a key already.
     """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     private, public = folder / f"{name}.key", folder / f"{name}.pub"
     if private.exists() or public.exists():
         raise UsageError(f"{private} or {public} exists; a key is never overwritten.", fix="Choose another name.")
@@ -84,6 +87,9 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     Raises:
         UsageError: when the file is no ed25519 private key, or its passphrase is missing or wrong.
     """
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     phrase = os.environ.get(PASSPHRASE_VARIABLE, "")
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), phrase.encode() if phrase else None)
@@ -102,6 +108,10 @@ def load_public(path: Path) -> PublicKey:
     Raises:
         UsageError: when the file is no ed25519 public key.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     try:
         key = serialization.load_pem_public_key(foreign.read_bytes(path, _MOST_KEY_BYTES))
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
@@ -117,7 +127,6 @@ def statement(package: Package) -> Statement:
     Raises:
         IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
     """
-    from ssm_forge.finalize import provenance
 
     told = provenance(package.path)
     if not told:
@@ -226,6 +235,8 @@ def _hint(bundle: dict[str, Any]) -> str:
 
 
 def _signer(envelope: dict[str, Any], keys: Sequence[PublicKey]) -> PublicKey | None:
+    from cryptography.exceptions import InvalidSignature
+
     if envelope.get("payloadType") != PAYLOAD_TYPE:
         return None
     try:
@@ -272,5 +283,7 @@ def _pre_authentication(payload: bytes) -> bytes:
 
 
 def _key_id(key: Ed25519PublicKey) -> str:
+    from cryptography.hazmat.primitives import serialization
+
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()

@@ -263,7 +263,7 @@ def test_what_a_package_was_built_from_can_be_signed_for_or_is_refused(data: byt
         return content
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssm_forge.finalize.provenance", told)
+        patch.setattr("ssm_forge.trust.provenance", told)
         package = Package(Path("tool-1.0-h1_0.conda"), "linux-64", "ab" * 32, 1, {})
         key = trust.Ed25519PrivateKey.from_private_bytes(bytes(32))
         if _is_json(data):

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.activation import activated_environment
+from ssm_forge.errors import UsageError
+from ssm_forge.paths import workspace
+from ssm_forge.verify import choose_prefix
+
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def _prefix(variant: str | None, prefix: Path | None) -> Path:
-    from ssm_forge.paths import workspace
-    from ssm_forge.verify import choose_prefix
 
     if prefix is None and variant is not None:
         prefix = workspace().envs / variant
@@ -18,8 +21,6 @@ def _prefix(variant: str | None, prefix: Path | None) -> Path:
 
 
 def _replace_process(prefix: Path, command: list[str]) -> None:
-    from ssm_forge.activation import activated_environment
-    from ssm_forge.errors import UsageError
 
     environment = activated_environment(prefix)
     try:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import click
 
+from ssm_forge import build_baseline, build_bench, build_report, compile_costs, gpu, verify
 from ssm_forge.commands.install_mamba import target_options
+from ssm_forge.errors import UsageError
+from ssm_forge.paths import workspace
+from ssm_forge.ui import open_log, out, say
 
 
 @click.group()
@@ -47,8 +51,6 @@ def kernels(
     as_json: bool,
 ) -> None:
     """Time the kernels against this GPU's memory, plain PyTorch, and other builds of them."""
-    from ssm_forge import gpu, verify
-    from ssm_forge.errors import UsageError
 
     arguments: list[str] = ["--small"] if small else []
     for name in dtypes:
@@ -101,11 +103,6 @@ def build(
 ) -> None:
     """Time builds: cold, warm, for a second Python, from the channel; memory, sizes, and where the time goes."""
     from importlib.util import find_spec
-
-    from ssm_forge import build_baseline, build_bench, build_report, compile_costs
-    from ssm_forge.errors import UsageError
-    from ssm_forge.paths import workspace
-    from ssm_forge.ui import open_log, out, say
 
     if plot is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib.", fix="Leave --plot out, or draw it from the JSON elsewhere.")

@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ssm_forge import arch, pipeline, variants
+from ssm_forge import solve_only as solving
 from ssm_forge.commands.install_mamba import target_options
 from ssm_forge.errors import UsageError
 from ssm_forge.paths import workspace
+from ssm_forge.plan import Options
+from ssm_forge.solve_only import SolvedEnvironment
 from ssm_forge.ui import open_log, out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.solve_only import SolvedEnvironment
 
 
 @click.command()
@@ -47,8 +48,6 @@ def build(
             )
         _solve_only(variant, python, cuda_arch, snapshot, show_all=show_all, as_json=as_json)
         return
-    from ssm_forge import pipeline
-    from ssm_forge.plan import Options
 
     options = Options(
         variant=variant,
@@ -71,8 +70,6 @@ def _solve_only(
     show_all: bool,
     as_json: bool,
 ) -> None:
-    from ssm_forge import arch, variants
-    from ssm_forge import solve_only as solving
 
     place = workspace()
     row = variants.load(place.variants).get(variant, "conda")

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import click
 
+from ssm_forge import bump as bumps
+from ssm_forge import bump_parts, bump_symbols
+from ssm_forge.paths import launcher, workspace
+from ssm_forge.ui import out, say
+
 
 @click.command()
 @click.argument("what", type=click.Choice(["mamba-ssm", "causal-conv1d", "torch", "bridge", "symbols"]))
 @click.option("--check", is_flag=True, help="Report only, write nothing.")
 def bump(what: str, check: bool) -> None:
     """For maintainers: look for newer releases, re-apply the patches, update URLs and hashes."""
-    from ssm_forge import bump as bumps
-    from ssm_forge import bump_parts, bump_symbols
-    from ssm_forge.paths import launcher, workspace
-    from ssm_forge.ui import out, say
 
     place = workspace()
     if what == "torch":

@@ -4,6 +4,11 @@ from pathlib import Path
 
 import click
 
+from ssm_forge import bundle as bundles
+from ssm_forge import verify
+from ssm_forge.paths import workspace
+from ssm_forge.ui import human_bytes, out
+
 
 @click.command()
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to take.  [default: the last one]")
@@ -29,10 +34,6 @@ import click
 )
 def bundle(prefix: Path | None, packages: tuple[Path, ...], also: tuple[str, ...], output: Path) -> None:
     """Pack packages and their checks into one file for a machine with only Python, torch and a GPU."""
-    from ssm_forge import bundle as bundles
-    from ssm_forge import verify
-    from ssm_forge.paths import workspace
-    from ssm_forge.ui import human_bytes, out
 
     place = workspace()
     files = list(packages) or bundles.installed_packages(verify.choose_prefix(prefix), place)

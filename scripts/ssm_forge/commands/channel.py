@@ -6,19 +6,19 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ssm_forge import channel_check, channel_tasks, trust, variants
+from ssm_forge import coverage as covering
+from ssm_forge.channel_source import ChannelSource, FolderSource, open_source
+from ssm_forge.coverage import Row, pythons
+from ssm_forge.credentials import require_clean
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.tables import FoldingTable
 from ssm_forge.toolbox import require
 from ssm_forge.ui import human_bytes, note, open_log, out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.channel_source import ChannelSource
-    from ssm_forge.coverage import Row
 
 _CHANNEL = click.argument("channel", required=False)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
@@ -31,7 +31,6 @@ def channel() -> None:
 
 
 def _source(channel: str | None) -> ChannelSource:
-    from ssm_forge.channel_source import open_source
 
     return open_source(channel or str(workspace().channel))
 
@@ -46,8 +45,6 @@ def _folder(channel: Path | None) -> Path:
 @_JSON
 def check(channel: str | None, repair: bool, as_json: bool) -> None:
     """Every listed file present and intact, the index in step, nothing unlisted lying about."""
-    from ssm_forge import channel_check
-    from ssm_forge.channel_source import FolderSource
 
     source = _source(channel)
     if repair:
@@ -88,7 +85,6 @@ def check(channel: str | None, repair: bool, as_json: bool) -> None:
 @_JSON
 def prune(channel: Path | None, keep: int, dry_run: bool, as_json: bool) -> None:
     """Remove superseded packages, old shards and unfinished uploads from a channel folder."""
-    from ssm_forge import channel_tasks
 
     result = channel_tasks.prune(_folder(channel), keep=keep, dry_run=dry_run)
     if as_json:
@@ -108,8 +104,6 @@ def prune(channel: Path | None, keep: int, dry_run: bool, as_json: bool) -> None
 @_JSON
 def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> None:
     """Copy SOURCE (folder or URL) into the folder TARGET, each file verified: for air-gapped machines."""
-    from ssm_forge import channel_tasks
-    from ssm_forge.channel_source import open_source
 
     opened = open_source(source)
     with open_log(workspace().logs, "mirror") as log:
@@ -132,9 +126,6 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
 @_JSON
 def coverage(channel: str | None, page: Path | None, url: str | None, as_json: bool) -> None:
     """The table of what exists for each variant and Python."""
-    from ssm_forge import coverage as covering
-    from ssm_forge import variants
-    from ssm_forge.credentials import require_clean
 
     source = _source(channel)
     table = covering.rows(covering.items(source), variants.load(workspace().variants))
@@ -148,7 +139,6 @@ def coverage(channel: str | None, page: Path | None, url: str | None, as_json: b
 
 
 def _show(table: list[Row]) -> None:
-    from ssm_forge.coverage import pythons
 
     columns = pythons(table)
     shown = FoldingTable("variant", "CUDA", "torch", "package", *columns)
@@ -167,7 +157,6 @@ def _show(table: list[Row]) -> None:
 @click.option("--name", default="channel", show_default=True, help="NAME.key and NAME.pub are written.")
 def keygen(folder: Path, name: str) -> None:
     """Make a key pair in FOLDER: the private one signs, the public one goes into a trust policy."""
-    from ssm_forge import trust
 
     private, public = trust.make_key(folder, name)
     say(f"{private}: keep it offline; '{launcher()} publish --sign-key {shlex.quote(str(private))}' signs with it.")

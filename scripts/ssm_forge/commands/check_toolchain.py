@@ -5,6 +5,13 @@ from pathlib import Path
 
 import click
 
+from ssm_forge import advice, plan, toolchain
+from ssm_forge.bridge.assemble import assemble
+from ssm_forge.errors import VerifyError
+from ssm_forge.paths import workspace
+from ssm_forge.ui import open_log, out, say
+from ssm_forge.verify import choose_prefix, show
+
 
 @click.command("check-toolchain")
 @click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix.")
@@ -17,12 +24,6 @@ def check_toolchain(
     variant: str, python: str | None, source: str, host_compiler: str, prefix: Path | None, as_json: bool
 ) -> None:
     """Check glibc, g++, nvcc, cuDNN and torch of a variant; exit 9 when something does not fit."""
-    from ssm_forge import advice, plan, toolchain
-    from ssm_forge.bridge.assemble import assemble
-    from ssm_forge.errors import VerifyError
-    from ssm_forge.paths import workspace
-    from ssm_forge.ui import open_log, out, say
-    from ssm_forge.verify import choose_prefix, show
 
     place = workspace()
     options = plan.Options(

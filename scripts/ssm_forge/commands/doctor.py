@@ -9,6 +9,7 @@ import click
 from ssm_forge.advice import users_variables
 from ssm_forge.doctor import app, docs, pyz
 from ssm_forge.doctor.report import LANGUAGES
+from ssm_forge.install import installed_prefixes
 from ssm_forge.paths import workspace
 from ssm_forge.ui import out
 
@@ -76,7 +77,6 @@ def _default(variables: Mapping[str, str]) -> Path:
         if variables.get(name):
             return Path(variables[name])
     # Loads the engine.
-    from ssm_forge.install import installed_prefixes
 
     known = installed_prefixes(workspace())
     if known:

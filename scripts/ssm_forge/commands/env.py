@@ -6,18 +6,18 @@ import json
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ssm_forge import environment, integrity, lock, policy, source_packages
 from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.errors import VerifyError
+from ssm_forge.install import read_marker
+from ssm_forge.integrity import Report
+from ssm_forge.lock import LockedEnvironment
+from ssm_forge.packages import Mirror
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.ui import out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.integrity import Report
-    from ssm_forge.lock import LockedEnvironment
 
 _PREFIX = click.option(
     "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."
@@ -56,8 +56,6 @@ def create(
     as_json: bool,
 ) -> None:
     """Make environment NAME from the lock alone; every package's hash is checked."""
-    from ssm_forge import environment, policy
-    from ssm_forge.packages import Mirror
 
     place = workspace()
     wanted = _wanted(name, lock_file, place)
@@ -82,7 +80,6 @@ def create(
 @_JSON
 def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool) -> None:
     """Prove that a prefix holds exactly the packages locked for NAME, unmodified."""
-    from ssm_forge import integrity
 
     place = workspace()
     wanted = _wanted(name, lock_file, place)
@@ -98,14 +95,12 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
 
 def _wanted(name: str, lock_file: Path | None, place: Workspace) -> LockedEnvironment:
     """What is locked; of packages from recipes those that the local channel has."""
-    from ssm_forge import lock, source_packages
 
     path = lock_file or place.lock
     return source_packages.finished(lock.environment(path, name), path, place)
 
 
 def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> VerifyError:
-    from ssm_forge.install import read_marker
 
     marker = read_marker(prefix)
     if marker is not None and marker.source == "bridge":

@@ -7,8 +7,10 @@ from typing import Literal
 
 import click
 
-from ssm_forge import owners
+from ssm_forge import lock, owners, pixi_export, source_packages
+from ssm_forge.export import FORMATS
 from ssm_forge.paths import workspace
+from ssm_forge.toolbox import require
 from ssm_forge.ui import say
 
 
@@ -54,9 +56,6 @@ def export(
     if form == "pixi":
         _export_workspace(Path(name), variant, origin, channel or "", git or "")
         return
-    from ssm_forge import lock, source_packages
-    from ssm_forge.export import FORMATS
-    from ssm_forge.toolbox import require
 
     if form == "cyclonedx":
         require("cyclonedx")
@@ -76,7 +75,6 @@ def export(
 def _export_workspace(
     folder: Path, variant: str, origin: Literal["channel", "git", "path"], channel: str, git: str
 ) -> None:
-    from ssm_forge import pixi_export
 
     made = pixi_export.write(folder, variant, origin, workspace(), channel=channel, git=git)
     say(f"{made.manifest} written{', and its pixi.lock' if made.locked else ''}.")

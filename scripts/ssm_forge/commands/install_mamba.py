@@ -5,6 +5,13 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from ssm_forge import advice, pipeline
+from ssm_forge.errors import BuildError, InstallError, SolveError
+from ssm_forge.existing import job
+from ssm_forge.existing.plan import applies, for_condas_torch
+from ssm_forge.paths import workspace
+from ssm_forge.plan import Options
+
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
     """The options that say which variant, for which Python, GPU and source."""
@@ -87,12 +94,6 @@ def install_mamba(
 
     With --prefix: into an environment that you have, for the torch that is in it.
     """
-    from ssm_forge import advice, pipeline
-    from ssm_forge.errors import BuildError, InstallError, SolveError
-    from ssm_forge.existing import job
-    from ssm_forge.existing.plan import applies, for_condas_torch
-    from ssm_forge.paths import workspace
-    from ssm_forge.plan import Options
 
     options = Options(
         variant=variant,

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ssm_forge import lock as locks
+from ssm_forge import lockdiff, source_workspace
+from ssm_forge import manifest as manifests
 from ssm_forge.errors import UsageError, VerifyError
+from ssm_forge.lock import LockedEnvironment
+from ssm_forge.lockdiff import EnvironmentChange
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.ui import console, out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.lock import LockedEnvironment
-    from ssm_forge.lockdiff import EnvironmentChange
 
 
 @click.command()
@@ -47,9 +47,6 @@ def lock(snapshot: Path | None, only_check: bool, revision: str | None, as_json:
 
 
 def _write(place: Workspace, snapshot: Path | None, as_json: bool) -> None:
-    from ssm_forge import lock as locks
-    from ssm_forge import manifest as manifests
-    from ssm_forge import source_workspace
 
     told = []
     source_workspace.write(place)
@@ -69,9 +66,6 @@ def _pairs(place: Workspace) -> list[tuple[Path, Path]]:
 
 
 def _check(place: Workspace, as_json: bool) -> None:
-    from ssm_forge import lock as locks
-    from ssm_forge import manifest as manifests
-    from ssm_forge import source_workspace
 
     results = [locks.check(manifests.load(place.manifest), place.lock)]
     stale = source_workspace.check(place)
@@ -109,10 +103,6 @@ def _fix() -> str:
 def _diff(place: Workspace, revision: str, as_json: bool) -> None:
     from rattler import MatchSpec
 
-    from ssm_forge import lock as locks
-    from ssm_forge import lockdiff
-    from ssm_forge import manifest as manifests
-
     changes = []
     for path, target in _pairs(place):
         manifest = manifests.load(path)
@@ -131,7 +121,6 @@ def _diff(place: Workspace, revision: str, as_json: bool) -> None:
 
 def _earlier(place: Workspace, revision: str, target: Path) -> tuple[LockedEnvironment, ...]:
     """A lock at a revision; before there was one in recipes/, all of it is new."""
-    from ssm_forge import lockdiff
 
     try:
         return lockdiff.at_revision(place, revision, target)

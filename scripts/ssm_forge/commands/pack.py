@@ -8,7 +8,11 @@ from pathlib import Path
 
 import click
 
+from ssm_forge import install, lock, machine, packtools, source_packages
+from ssm_forge import pack as packing
+from ssm_forge.arch import Capability
 from ssm_forge.commands.install_mamba import trust_option
+from ssm_forge.packages import Mirror
 from ssm_forge.paths import workspace
 from ssm_forge.ui import human_bytes, out, say
 
@@ -46,10 +50,6 @@ def pack(
     as_json: bool,
 ) -> None:
     """Write one archive of environment NAME: packages, lock and built kernels."""
-    from ssm_forge import install, lock, machine, packtools, source_packages
-    from ssm_forge import pack as packing
-    from ssm_forge.arch import Capability
-    from ssm_forge.packages import Mirror
 
     if (name is None) == (prefix is None):
         raise click.UsageError("Give the NAME of a locked environment, or --prefix DIR of an installed one.")
@@ -92,7 +92,6 @@ def pack(
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 def unpack(source: Path, prefix: Path | None, force: bool, trust: Path | None, as_json: bool) -> None:
     """Install the archive (or folder) SOURCE that pack wrote, and verify it. Uses no network."""
-    from ssm_forge import pack as packing
 
     target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force, trust=trust)
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import click
 
+from ssm_forge import publish as publishing
+from ssm_forge import trust
+from ssm_forge.credentials import redact, require_clean
 from ssm_forge.paths import workspace
 from ssm_forge.toolbox import require
 from ssm_forge.ui import note, open_log, out, say
@@ -39,9 +42,6 @@ def publish(
     skipped; a different file under the same name is never replaced.
     """
     require("boto3" if to.startswith("s3:") else "httpx", "cryptography")
-    from ssm_forge import publish as publishing
-    from ssm_forge import trust
-    from ssm_forge.credentials import redact, require_clean
 
     require_clean(to)
     place = workspace()

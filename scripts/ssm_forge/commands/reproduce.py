@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from ssm_forge import reproduce as reproducing
 from ssm_forge.errors import VerifyError
+from ssm_forge.package_diff import Difference
 from ssm_forge.paths import workspace
+from ssm_forge.reproduce import Outcome
 from ssm_forge.ui import out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.package_diff import Difference
-    from ssm_forge.reproduce import Outcome
 
 # Differences that are listed below the first one; the log has them all.
 _LISTED = 20
@@ -33,7 +31,6 @@ def reproduce(package: Path, jobs: int | None, no_cache: bool, keep: Path | None
 
     Its recipe, patches and locks must be those of this checkout. The rebuilt package reaches no channel.
     """
-    from ssm_forge import reproduce as reproducing
 
     outcome = reproducing.reproduce(package, workspace(), jobs=jobs, cache=not no_cache, keep=keep)
     if as_json:

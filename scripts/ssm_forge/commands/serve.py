@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
+from ssm_forge import server
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.tables import FoldingTable
-from ssm_forge.toolbox import require
+from ssm_forge.tokens import TokenStore
 from ssm_forge.ui import out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.tokens import TokenStore
 
 _STORE = click.option(
     "--tokens",
@@ -26,7 +24,6 @@ _STORE = click.option(
 
 
 def _open(store: Path | None) -> TokenStore:
-    from ssm_forge.tokens import TokenStore
 
     return TokenStore(store or workspace().state / "serve" / "tokens.json")
 
@@ -55,8 +52,6 @@ def serve(
     """Serve the local channel over HTTP(S): reading with a read token, publishing with a write token."""
     if context.invoked_subcommand:
         return
-    require("starlette", "uvicorn")
-    from ssm_forge import server
 
     settings = server.Settings(
         channel=(channel or workspace().channel).absolute(),

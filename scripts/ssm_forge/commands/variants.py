@@ -4,14 +4,15 @@ import json
 
 import click
 
+from ssm_forge import matrix
+from ssm_forge.paths import workspace
+from ssm_forge.ui import out
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the matrix as JSON.")
 def variants(as_json: bool) -> None:
     """Print the build matrix: every variant, whether it can be had here, what is built and installed."""
-    from ssm_forge import matrix
-    from ssm_forge.paths import workspace
-    from ssm_forge.ui import out
 
     place = workspace()
     rows = matrix.rows(place)

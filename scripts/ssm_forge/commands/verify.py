@@ -5,6 +5,14 @@ from pathlib import Path
 
 import click
 
+from ssm_forge import advice, gpu
+from ssm_forge import verify as checks
+from ssm_forge.errors import VerifyError
+from ssm_forge.existing import check
+from ssm_forge.existing.plan import applies
+from ssm_forge.paths import workspace
+from ssm_forge.ui import out, say
+
 
 @click.command()
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to check.  [default: the last one]")
@@ -17,13 +25,6 @@ def verify(
     prefix: Path | None, full: bool, upstream: bool, sanitize: bool, allow_missing_gpu: bool, as_json: bool
 ) -> None:
     """Prove that an installed environment works; exit 9 when a check fails, 3 when what was asked for could not run."""
-    from ssm_forge import advice
-    from ssm_forge import verify as checks
-    from ssm_forge.errors import VerifyError
-    from ssm_forge.existing import check
-    from ssm_forge.existing.plan import applies
-    from ssm_forge.paths import workspace
-    from ssm_forge.ui import out, say
 
     existing = applies(prefix, workspace())
     place = existing.prefix if existing else checks.choose_prefix(prefix)
@@ -31,8 +32,6 @@ def verify(
     wanted = [name for name, on in (("full", full), ("upstream", upstream), ("sanitize", sanitize)) if on]
     more = None
     if wanted:
-        from ssm_forge import gpu
-
         more = gpu.extras(place, wanted)
     if as_json:
         out.print_json(json.dumps(report.as_dict() | ({"gpu": more} if more else {})))

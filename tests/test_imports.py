@@ -1,0 +1,97 @@
+"""How modules import each other: at the top, in no circle, and without what a pixi environment lacks."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+MODULES = {
+    ".".join(path.relative_to(SCRIPTS).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((SCRIPTS / "ssm_forge").rglob("*.py"))
+}
+# They run where torch is, and say so themselves where it is not: their modules need it as soon as they are imported.
+KERNELS = "ssm_forge.kernels"
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Our own modules that some code imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssm_forge"):
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in MODULES else str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("ssm_forge"))
+
+
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+ARROWS = {name: {target for target in imported(tree) if target != name} for name, tree in TREES.items()}
+
+
+def test_our_own_modules_are_imported_at_the_top_of_a_file() -> None:
+    hidden = {
+        f"{name}, line {node.lineno}, imports {target}"
+        for name, tree in TREES.items()
+        if not name.startswith(KERNELS)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for target in imported(node)
+    }
+    assert hidden == set()
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name in done:
+            return
+        for target in sorted(ARROWS.get(name, ())):
+            visit(target, (*path, name))
+        done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+    assert done >= set(MODULES)
+
+
+def test_the_kernels_checks_import_nothing_else_of_ours() -> None:
+    """They are copied into bundles, and run in environments that have torch alone."""
+    outside = {
+        target
+        for name, targets in ARROWS.items()
+        if name.startswith(KERNELS)
+        for target in targets
+        if not target.startswith(KERNELS)
+    }
+    assert outside == set()
+
+
+# What a pixi environment may lack: commands say so, and go on with the tools of ./run.
+LACKING = ("starlette", "uvicorn", "cyclonedx", "boto3", "cryptography", "msgpack", "matplotlib", "torch")
+WITHOUT = """
+import importlib, sys
+
+class Lacking:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {lacking!r}:
+            raise ImportError(f"this environment has no {{name}}")
+
+sys.meta_path.insert(0, Lacking())
+for name in {commands!r}:
+    importlib.import_module(name)
+"""
+
+
+def test_commands_can_be_imported_without_what_only_some_tasks_need() -> None:
+    commands = [name for name in MODULES if name.startswith("ssm_forge.commands.")]
+    # Its libraries are looked for before it is imported (cli.py).
+    commands.remove("ssm_forge.commands.serve")
+    script = WITHOUT.format(lacking=LACKING, commands=commands)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
