@@ -19,7 +19,8 @@ from rattler_build import assemble_package
 
 from ssm_forge.lock import LockedEnvironment, write_locked
 from ssm_forge.manifest import Platform
-from ssm_forge.solver import Request, solve, virtual_packages
+from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.solver import Request, solve
 
 CANONICAL = "https://example.org/lab/"
 PLATFORM = Platform("linux-64", "linux-64", virtual_packages())

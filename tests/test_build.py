@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from ssm_forge import build as builds
-from ssm_forge import machine, owners, variants
+from ssm_forge import build_jobs, machine, owners, variants
 from ssm_forge.arch import ArchList
-from ssm_forge.build import MEMORY_BASE, MEMORY_MARGIN, BuildRequest, choose_jobs, memory_needed, sweep
+from ssm_forge.build_jobs import MEMORY_BASE, MEMORY_MARGIN, choose_jobs, memory_needed
+from ssm_forge.build_leftovers import sweep
+from ssm_forge.build_request import BuildRequest
 from ssm_forge.errors import BuildError, MachineError
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.recipe import Rendered
@@ -40,8 +42,8 @@ def log(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def have(monkeypatch: pytest.MonkeyPatch, *, memory: int, cores: int) -> None:
-    monkeypatch.setattr(builds, "free_memory", lambda: memory)
-    monkeypatch.setattr(builds, "cores", lambda: cores)
+    monkeypatch.setattr(build_jobs, "free_memory", lambda: memory)
+    monkeypatch.setattr(build_jobs, "cores", lambda: cores)
 
 
 # Four files; with the margin they take 3, 2, 1 and 1 GB.

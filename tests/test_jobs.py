@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from ssm_forge.build import memory_needed
+from ssm_forge.build_jobs import memory_needed
 from ssm_forge.schedule import Job
 
 ROOT = Path(__file__).parents[1]

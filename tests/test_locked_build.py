@@ -10,7 +10,7 @@ from rattler.package_streaming import extract
 from rattler_build import ToolConfiguration
 
 from conda_channel import index, make_package
-from ssm_forge import lock, locked_build, plan, recipe, variants
+from ssm_forge import flow_planning, lock, locked_build, recipe, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace, workspace
@@ -106,14 +106,14 @@ class TestPlan:
         for name, python in (("cu118", "3.10"), ("cu129", "3.12"), ("cu130", "3.12")):
             row = variants.load(place.variants).get(name, "conda")
             values = row.key(python, ArchList.parse(row.default_archs))
-            found = plan.locked_sources(row, values, place)
+            found = flow_planning.locked_sources(row, values, place)
             assert list(found) == list(PROJECTS)
             assert found["mamba-ssm"] == lock.environment(place.source_lock, name).sources[1]
 
     def test_those_for_other_gpus_and_pythons_are_not_in_it(self) -> None:
         row = variants.load(workspace().variants).get("cu130", "conda")
         for python, archs in (("3.12", "9.0"), ("3.13", row.default_archs)):
-            assert plan.locked_sources(row, row.key(python, ArchList.parse(archs)), workspace()) == {}
+            assert flow_planning.locked_sources(row, row.key(python, ArchList.parse(archs)), workspace()) == {}
 
     def test_a_recipe_that_changed_after_the_lock_is_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -125,6 +125,6 @@ class TestPlan:
         place = Workspace(tmp_path, tmp_path / "cache")
         row = variants.load(workspace().variants).get("cu130", "conda")
         values = row.key("3.12", ArchList.parse(row.default_archs))
-        assert plan.locked_sources(row, values, place) == {}
+        assert flow_planning.locked_sources(row, values, place) == {}
         said = " ".join(capsys.readouterr().err.split())
         assert "recipes/pixi.lock is out of step (cu130: mamba-ssm: its recipe needs 'nano', the lock does not)" in said

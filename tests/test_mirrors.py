@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import environment, install, install_records, mirrors, plan
+from ssm_forge import build_origin, environment, install, install_records, mirrors
 from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.install import Installed
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import Request, require_reachable, solve, virtual_packages
+from ssm_forge.solver import Request, require_reachable, solve
 from ssm_forge.ui import open_log
 
 # Reserved: no name server knows it.
@@ -72,9 +73,9 @@ def test_packages_come_from_the_mirror_and_keep_their_own_address(tmp_path: Path
 
 def test_the_mirror_of_conda_forge_is_asked_instead_of_it(mirror: str, config: Path) -> None:
     config.write_text(f'[mirrors]\n"https://conda.anaconda.org/conda-forge" = ["{mirror}"]\n')
-    assert plan.conda_reachable()
+    assert build_origin.conda_reachable()
     config.write_text('[mirrors]\n"https://conda.anaconda.org/conda-forge" = ["http://127.0.0.1:1/"]\n')
-    assert not plan.conda_reachable()
+    assert not build_origin.conda_reachable()
 
 
 @pytest.mark.parametrize("name", ["repodata.json", "repodata.json.zst"])

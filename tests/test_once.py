@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import rattler_build
 
-from ssm_forge import machine, materials, pipeline, plan, solve_only
+from ssm_forge import build_origin, flow_planning, machine, materials, pipeline, solve_only
 from ssm_forge.build_key import BuildKey
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.plan import Options
@@ -25,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("PIXI_EXE", raising=False)
     monkeypatch.setattr(machine, "gpus", lambda: ())
     monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)
-    monkeypatch.setattr("ssm_forge.build.free_memory", lambda: 10**12)
+    monkeypatch.setattr("ssm_forge.build_jobs.free_memory", lambda: 10**12)
     return replace(workspace(), cache=tmp_path / "cache")
 
 
@@ -51,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     monkeypatch.setattr(rattler_build, "Stage0Recipe", Recipe)
     monkeypatch.setattr(BuildKey, "from_settings", reads)
-    monkeypatch.setattr(plan, "conda_reachable", answers)
+    monkeypatch.setattr(build_origin, "conda_reachable", answers)
     yield counts
 
 
@@ -67,11 +67,13 @@ def test_a_dry_run_renders_each_recipe_once_and_asks_the_channels_once(
 
 
 def test_what_comes_after_the_plan_renders_nothing(place: Workspace, counted: Counter[str], tmp_path: Path) -> None:
-    work = plan.make(Options(source="conda", prefix=tmp_path / "prefix"), place)
+    work = flow_planning.make(Options(source="conda", prefix=tmp_path / "prefix"), place)
     planned = counted.copy()
     requests = [package.request for package in work.to_build]
     assert len(requests) == len(PROJECTS)
-    assert list(solve_only.pending(requests)) == [request.filename for request in requests]
+    assert list(solve_only.pending([request.rendered for request in requests])) == [
+        request.filename for request in requests
+    ]
     for request in requests:
         assert materials.collect(request.rendered, request.key, place)
     assert counted == planned

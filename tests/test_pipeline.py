@@ -14,12 +14,12 @@ import pytest
 import zstandard
 
 from conda_channel import demo_channel
-from ssm_forge import install, pipeline, plan
+from ssm_forge import flow_planning, install, pipeline
 from ssm_forge.errors import NetworkError, SolveError
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.pipeline import Base
 from ssm_forge.plan import Options, Plan
-from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import open_log
 
 SNAPSHOT = workspace().root.parent / "shared" / "conda-snapshot"
@@ -44,7 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def planned(variant: str, place: Workspace, tmp_path: Path) -> Plan:
-    work = plan.make(Options(variant=variant, source="conda", prefix=tmp_path / "prefix"), place)
+    work = flow_planning.make(Options(variant=variant, source="conda", prefix=tmp_path / "prefix"), place)
     # Our own channel is empty, and no recorded one.
     return replace(work, channels=work.channels[1:])
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_known_before_anything_is_compiled(
     packages = tuple(replace(p, request=replace(p.request, channels=(channel,), locked=None)) for p in work.packages)
     work = replace(work, channels=(channel,), packages=packages, locked=None)
     built: list[str] = []
-    monkeypatch.setattr(plan, "make", lambda options, place, choice: work)
+    monkeypatch.setattr(flow_planning, "make", lambda options, place, choice: work)
     monkeypatch.setattr(pipeline, "build", lambda request, **_: built.append(request.project))
     with pytest.raises(SolveError) as error:
         pipeline.install_mamba(Options(source="conda"), dry_run=False, as_json=False)

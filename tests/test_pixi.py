@@ -12,8 +12,8 @@ import pytest
 
 from ssm_forge import pixi
 from ssm_forge.errors import ForgeError, InstallError, NetworkError
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import open_log
 
 REFUSED = """\

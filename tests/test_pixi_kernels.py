@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import elf, install, pixi, pixi_kernels, plan, recipe, source_packages
+from ssm_forge import build_origin, elf, flow_planning, install, pixi, pixi_kernels, plan, recipe, source_packages
 from ssm_forge.arch import ArchList, Capability
 from ssm_forge.archive import read_json
 from ssm_forge.errors import BuildError, InstallError, NetworkError, VerifyError
 from ssm_forge.inspection import provenance
 from ssm_forge.machine import Gpu
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace
 from ssm_forge.pixi_kernels import Kept
 from ssm_forge.plan import Options
 from ssm_forge.recipe import PROJECTS
-from ssm_forge.solver import virtual_packages
 from ssm_forge.ui import open_log
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,14 +37,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("PIXI_EXE", "/nowhere/pixi")
     monkeypatch.setenv("SSM_FORGE_CCACHE", "off")
     monkeypatch.delenv("SSM_FORGE_TRUST", raising=False)
-    monkeypatch.setattr(plan, "conda_reachable", lambda: True)
+    monkeypatch.setattr(build_origin, "conda_reachable", lambda: True)
     monkeypatch.setattr(pixi_kernels.machine, "gpus", lambda: ())
     monkeypatch.setattr(pixi, "machine_virtual_packages", virtual_packages)
     return Workspace(tmp_path, tmp_path / "cache")
 
 
 def choose(options: Options, place: Workspace) -> Kept | None:
-    return pixi_kernels.choose(options, plan.choose(options, place), place)
+    return pixi_kernels.choose(options, flow_planning.choose(options, place), place)
 
 
 class TestChoice:
@@ -77,7 +77,7 @@ class TestChoice:
             without.delenv("PIXI_EXE")
             assert choose(Options(), place) is None
         with monkeypatch.context() as without:
-            without.setattr(plan, "conda_reachable", lambda: False)
+            without.setattr(build_origin, "conda_reachable", lambda: False)
             assert choose(Options(), place) is None
         spaced = Workspace(place.root / "a b", place.cache)
         shutil.copytree(place.recipes, spaced.recipes)

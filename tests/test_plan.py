@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run, run_here
-from ssm_forge import machine, plan, variants
+from ssm_forge import build_origin, flow_needs, flow_planning, machine, plan, variants
 from ssm_forge.arch import Capability
 from ssm_forge.errors import NetworkError, VerifyError
 from ssm_forge.install import Installed, write_marker
 from ssm_forge.machine import Gpu
 from ssm_forge.paths import Workspace, workspace
-from ssm_forge.plan import Options
 from ssm_forge.variants import Matrix, Variant
 
 FILENAME = "mamba-ssm-2.3-cuda130_0.conda"
@@ -41,24 +40,24 @@ BOTH = matrix(("cu130", "conda"), ("cu130", "bridge"), ("cu129", "conda"), ("cu1
 def test_conda_channels_where_they_answer_else_the_bridge(
     variant: str, asked: str, reachable: bool, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "conda_reachable", lambda: reachable)
-    assert plan._source(Options(variant=variant, source=asked), BOTH) == source  # type: ignore[arg-type]
+    monkeypatch.setattr(build_origin, "conda_reachable", lambda: reachable)
+    assert build_origin.choose_source(variant, asked, BOTH) == source  # type: ignore[arg-type]
 
 
 def test_falling_back_to_the_bridge_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plan, "conda_reachable", lambda: False)
-    plan._source(Options(variant="cu130"), BOTH)
+    monkeypatch.setattr(build_origin, "conda_reachable", lambda: False)
+    build_origin.choose_source("cu130", "auto", BOTH)
     said = capsys.readouterr().err
     assert said.startswith("No conda channel can be reached: using the bridge")
     assert said.count("\n") == 1
 
 
 def test_a_variant_that_only_conda_has_needs_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "conda_reachable", lambda: False)
+    monkeypatch.setattr(build_origin, "conda_reachable", lambda: False)
     with pytest.raises(NetworkError, match="cu129 comes from conda channels, and none can be reached"):
-        plan._source(Options(variant="cu129"), BOTH)
+        build_origin.choose_source("cu129", "auto", BOTH)
 
 
 @pytest.fixture
@@ -74,20 +73,20 @@ def prefix(tmp_path: Path) -> Path:
 
 
 def test_a_package_is_installed_when_its_files_are_there(prefix: Path) -> None:
-    assert plan._is_installed(FILENAME, "a" * 64, prefix)
+    assert flow_planning._is_installed(FILENAME, "a" * 64, prefix)
     (prefix / "file.txt").unlink()
-    assert not plan._is_installed(FILENAME, "a" * 64, prefix)
+    assert not flow_planning._is_installed(FILENAME, "a" * 64, prefix)
 
 
 def test_a_package_built_anew_under_its_name_is_not_installed(prefix: Path) -> None:
-    assert not plan._is_installed(FILENAME, "b" * 64, prefix)
+    assert not flow_planning._is_installed(FILENAME, "b" * 64, prefix)
 
 
 def test_without_marker_or_record_nothing_is_installed(prefix: Path, tmp_path: Path) -> None:
-    assert not plan._is_installed("mamba-ssm-2.3-other_0.conda", "a" * 64, prefix)
-    assert not plan._is_installed(FILENAME, "a" * 64, tmp_path)
+    assert not flow_planning._is_installed("mamba-ssm-2.3-other_0.conda", "a" * 64, prefix)
+    assert not flow_planning._is_installed(FILENAME, "a" * 64, tmp_path)
     (prefix / "conda-meta/mamba-ssm-2.3-cuda130_0.json").unlink()
-    assert not plan._is_installed(FILENAME, "a" * 64, prefix)
+    assert not flow_planning._is_installed(FILENAME, "a" * 64, prefix)
 
 
 def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tmp_path: Path) -> None:
@@ -99,10 +98,10 @@ def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tm
 
 def test_the_default_prefix_is_pixis_and_other_pythons_do_not_collide() -> None:
     place = workspace()
-    found = {v: plan.default_prefix(v, "3.10", place).name for v in ("cu118", "cu124", "cu130")}
+    found = {v: flow_planning.default_prefix(v, "3.10", place).name for v in ("cu118", "cu124", "cu130")}
     assert found == {"cu118": "cu118", "cu124": "cu124-py310", "cu130": "cu130-py310"}
-    assert plan.default_prefix("cu118", "3.11", place) == place.envs / "cu118-py311"
-    assert plan.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
+    assert flow_planning.default_prefix("cu118", "3.11", place) == place.envs / "cu118-py311"
+    assert flow_planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
 
 
 def conda_row(variant: str) -> Variant:
@@ -111,12 +110,12 @@ def conda_row(variant: str) -> Variant:
 
 def test_the_lock_is_used_for_the_python_that_it_was_solved_for() -> None:
     for variant, python in (("cu118", "3.10"), ("cu130", "3.12")):
-        found = plan.locked_environment(conda_row(variant), python, workspace())
+        found = flow_planning.locked_environment(conda_row(variant), python, workspace())
         assert found is not None
         assert found.name == variant
-    assert plan.locked_environment(conda_row("cu130"), "3.13", workspace()) is None
+    assert flow_planning.locked_environment(conda_row("cu130"), "3.13", workspace()) is None
     bridge = variants.load(workspace().variants).get("cu130", "bridge")
-    assert plan.locked_environment(bridge, "3.12", workspace()) is None
+    assert flow_planning.locked_environment(bridge, "3.12", workspace()) is None
 
 
 def test_a_lock_that_does_not_fit_names_the_environment_and_the_command(tmp_path: Path) -> None:
@@ -125,13 +124,13 @@ def test_a_lock_that_does_not_fit_names_the_environment_and_the_command(tmp_path
     text = place.manifest.read_text()
     (tmp_path / "pixi.toml").write_text(text.replace('cuda-nvcc = "13.0.*"', 'cuda-nvcc = "13.1.*"'))
     with pytest.raises(VerifyError) as error:
-        plan.locked_environment(conda_row("cu130"), "3.12", Workspace(tmp_path, tmp_path))
+        flow_planning.locked_environment(conda_row("cu130"), "3.12", Workspace(tmp_path, tmp_path))
     assert "pixi.lock does not fit pixi.toml: environment cu130: cuda-nvcc: " in error.value.what
     assert "run lock'" in error.value.fix
 
 
 def test_the_name_in_a_file_name() -> None:
-    assert plan.read_name(Path(FILENAME)) == "mamba-ssm"
+    assert flow_planning.read_name(Path(FILENAME)) == "mamba-ssm"
 
 
 def dry_run(tmp_path: Path, *args: str) -> dict[str, object]:
@@ -184,8 +183,8 @@ def planned(archs: str) -> plan.Plan:
 
 def test_waiting_for_the_jit_is_told_before_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: (Gpu("RTX 6000", Capability(12, 0), "580"),))
-    assert "RTX 6000 (12.0) has no machine code in 8.0;9.0+PTX" in plan.jit_note(planned("8.0;9.0+PTX"))
-    assert plan.jit_note(planned("12.0")) == ""
+    assert "RTX 6000 (12.0) has no machine code in 8.0;9.0+PTX" in flow_needs.jit_note(planned("8.0;9.0+PTX"))
+    assert flow_needs.jit_note(planned("12.0")) == ""
     monkeypatch.setattr(machine, "gpus", lambda: ())
-    assert "native on 8.x, 9.x" in plan.jit_note(planned("8.0;9.0+PTX"))
-    assert plan.jit_note(planned("9.0")) == ""
+    assert "native on 8.x, 9.x" in flow_needs.jit_note(planned("8.0;9.0+PTX"))
+    assert flow_needs.jit_note(planned("9.0")) == ""

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import environment, export, install, integrity, materials, pack, recipe, source_packages
+from ssm_forge import environment, export, inspection, install, integrity, materials, pack, recipe, source_packages
 from ssm_forge import lock as locks
 from ssm_forge.errors import SolveError, UsageError
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import Platform
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import Request, solve, virtual_packages
+from ssm_forge.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,8 +118,8 @@ def test_materials_are_the_compilers_that_the_lock_pins() -> None:
     assert found[compiler]["role"] == materials.SOLVED
     # NVIDIA's channel for 11.8 publishes no sha256.
     nvcc = next(item for item in materials.locked(cu118.sources[0]) if "cuda-nvcc-11.8" in item["uri"])
-    assert materials.digest(nvcc)[0] == "md5"
-    assert len(materials.digest(nvcc)[1]) == 32
+    assert inspection.material_digest(nvcc)[0] == "md5"
+    assert len(inspection.material_digest(nvcc)[1]) == 32
 
 
 @pytest.mark.parametrize("name", ["cu118", "cu129", "cu130"])

@@ -2,113 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-from rattler import RepoDataRecord
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from ssm_forge import channel as channels
 from ssm_forge import compile_cache, locked_build, materials, mirrors, owners
-from ssm_forge.build_key import BuildKey
+from ssm_forge.build_leftovers import kill_session, staging_folder, sweep
+from ssm_forge.build_request import BuildRequest
+from ssm_forge.channel import channel_urls
 from ssm_forge.credentials import for_engine
-from ssm_forge.errors import BuildError, MachineError
+from ssm_forge.errors import BuildError
 from ssm_forge.finalize import finalize
-from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.machine import cores, free_memory
 from ssm_forge.paths import Workspace
-from ssm_forge.recipe import Rendered
-from ssm_forge.schedule import Job
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, say
-
-# What a build takes beside its compilers: the engine, pip, the tests' Python.
-MEMORY_BASE = 800_000_000
-# Other toolkits and more capabilities than the costs were measured with take somewhat more.
-MEMORY_MARGIN = 1.25
 
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _SOURCE = re.compile(r"([\w./-]+\.(?:cu|cpp))\b(?! *:)")
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What to build.
-
-    Attributes:
-        rendered: the recipe, rendered for the build.
-        key: what it is built for.
-        channels: URLs to take build and host packages from, first wins.
-        compiler: what a compiler of this machine says it is; empty where packages bring it.
-        compiler_lock: the lock of Debian packages that a compiler of the bridge is made of.
-        locked: what recipes/pixi.lock says that it is built with; None where the channels are solved.
-        beside: the packages of the locked environment that it is for.
-    """
-
-    rendered: Rendered
-    key: BuildKey
-    channels: tuple[str, ...]
-    compiler: str = ""
-    compiler_lock: Path | None = None
-    locked: SourcePackage | None = None
-    beside: tuple[RepoDataRecord, ...] = ()
-
-    @property
-    def project(self) -> str:
-        """The recipe's name, which is the package's too."""
-        return self.rendered.name
-
-    @property
-    def filename(self) -> str:
-        """The package that it gives."""
-        return self.rendered.filename
-
-
-def memory_needed(jobs: int, costs: Sequence[Job]) -> int:
-    """Bytes that a build with ``jobs`` compilers may take: with the files that take most side by side."""
-    return MEMORY_BASE + sum(_largest(jobs, costs))
-
-
-def _largest(jobs: int, costs: Sequence[Job]) -> list[int]:
-    each = sorted((round(job.memory * MEMORY_MARGIN) for job in costs), reverse=True)
-    return each[:jobs]
-
-
-def choose_jobs(requested: int | None, costs: Sequence[Job]) -> int:
-    """Parallel compilers: as many as there are cores and memory for.
-
-    Args:
-        costs: of the files that are compiled.
-
-    Raises:
-        MachineError: when the memory is too small for the jobs asked for, or for a single one.
-    """
-    have = free_memory()
-    # More compilers than files are of no use.
-    fitting = max((n for n in range(1, len(costs) + 1) if memory_needed(n, costs) <= have), default=0)
-    wanted = requested or max(1, min(cores(), fitting))
-    if wanted > fitting and memory_needed(wanted, costs) > have:
-        largest = _largest(wanted, costs)
-        sums = f"{human_bytes(MEMORY_BASE)} + {' + '.join(map(human_bytes, largest[:4]))}"
-        sums += f" + {human_bytes(sum(largest[4:]))} for {len(largest) - 4} more" if len(largest) > 4 else ""
-        needed = human_bytes(memory_needed(wanted, costs))
-        raise MachineError(
-            f"{wanted} compile job{'s' if wanted > 1 else ''} need {sums} = {needed} of memory, and "
-            f"{human_bytes(have)} are free.",
-            fix=f"Use --jobs {fitting}." if fitting >= 1 else "Free memory, or build on a larger machine.",
-        )
-    return wanted
 
 
 def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspace, log: Log) -> Path:
@@ -120,7 +38,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         BuildError: when compiling, packaging or a test of the recipe fails.
     """
     sweep(workspace)
-    staging = _staging(workspace) / f"{request.project}-{owners.mark()}"
+    staging = staging_folder(workspace) / f"{request.project}-{owners.mark()}"
     staging.mkdir(parents=True)
     try:
         started = time.monotonic()
@@ -147,36 +65,6 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         return target
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def sweep(workspace: Workspace) -> None:
-    """Stop and remove what builds of killed runs left behind; those of other machines and containers go on."""
-    folder = _staging(workspace)
-    if not folder.exists():
-        return
-    for staging in folder.iterdir():
-        ended = owners.gone(staging.name)
-        group = staging / "worker.pgid"
-        if ended and group.exists() and group.read_text().isdigit():
-            _kill_leftover(int(group.read_text()), staging)
-        if ended or (ended is None and owners.forgotten(staging)):
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _kill_leftover(group: int, staging: Path) -> None:
-    """Stop a worker's processes, unless the number belongs to someone else by now."""
-    try:
-        ours = str(staging / "spec.json") in psutil.Process(group).cmdline()
-    except psutil.NoSuchProcess:
-        ours = True  # As long as one of its processes is left, a session's number is not used again.
-    except psutil.Error:
-        ours = False
-    if ours:
-        _kill_session(group)
-
-
-def _staging(workspace: Workspace) -> Path:
-    return workspace.cache / "build"
 
 
 def _share_sources(staging: Path, workspace: Workspace) -> None:
@@ -236,14 +124,14 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
             tail = _follow(process, request.project, log)
             process.wait()
         except BaseException:
-            _kill_session(process.pid)
+            kill_session(process.pid)
             raise
         outcome = _read_outcome(answer)
     finally:
         os.close(answer)
     if process.returncode == 0 and "error" not in outcome and "package" in outcome:
         return Path(outcome["package"])
-    _kill_session(process.pid)
+    kill_session(process.pid)
     # The engine's errors have one line for each cause.
     reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
     raise BuildError(f"building {request.project} failed: {reason}", fix=hint(tail), log=log.path)
@@ -290,26 +178,3 @@ def hint(tail: str) -> str:
     if "No space left on device" in tail:
         return "The disk is full: free space, or set SSM_FORGE_CACHE_DIR to a folder on a larger disk."
     return ""
-
-
-def _kill_session(leader: int) -> None:
-    """Stop every process of the session that a worker leads: ninja puts each compiler in a group of its own."""
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        members = [pid for pid in psutil.pids() if _session(pid) == leader]
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        if not members:
-            return
-        time.sleep(0.2)
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return 0
-
-
-def channel_urls(folders: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(folder.resolve().as_uri() for folder in folders)

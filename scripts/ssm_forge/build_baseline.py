@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import archive, build_tools, channel, install, patching, plan, process_tree, recipe, sdists, toolchain
+from ssm_forge import (
+    archive,
+    build_tools,
+    channel,
+    flow_planning,
+    install,
+    patching,
+    plan,
+    process_tree,
+    recipe,
+    sdists,
+    toolchain,
+)
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import BuildError
 from ssm_forge.paths import Workspace
@@ -45,7 +57,7 @@ class Wheel:
 
 def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log) -> Path:
     """Make an environment with the variant's toolchain, torch, and what upstream's setup.py needs."""
-    origin = plan.origin(options, place)
+    origin = flow_planning.origin(options, place)
     variant = origin.variant
     channel.ensure_indexed(place.channel)
     specs = [*toolchain.specs(variant), f"python {origin.python}.*", variant.torch_spec, *_TOOLS]
@@ -62,7 +74,7 @@ def sources(options: plan.Options, kind: Kind, folder: Path, place: Workspace) -
     Raises:
         BuildError: when a patch does not fit.
     """
-    variant = plan.origin(options, place).variant
+    variant = flow_planning.origin(options, place).variant
     found = {}
     for project in recipe.PROJECTS:
         version = variant.projects[project]

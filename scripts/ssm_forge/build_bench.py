@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge import build_baseline, build_tools, channel, machine, plan, process_tree, recipe, sass
+from ssm_forge import build_baseline, build_tools, channel, flow_planning, machine, plan, process_tree, recipe, sass
 from ssm_forge.archive import read_json
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.errors import BuildError
@@ -115,7 +115,7 @@ class Bench:
         return document
 
     def _prepare(self, options: plan.Options) -> None:
-        parts = plan.origin(options, self.place).parts
+        parts = flow_planning.origin(options, self.place).parts
         if parts is not None:
             assemble(parts, self.place, self.log)
 

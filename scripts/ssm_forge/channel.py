@@ -344,3 +344,7 @@ def locked(channel: Path) -> Iterator[None]:
     channel.mkdir(parents=True, exist_ok=True)
     with locks.held(channel / ".lock", _ELSEWHERE):
         yield
+
+
+def channel_urls(folders: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(folder.resolve().as_uri() for folder in folders)

@@ -17,10 +17,11 @@ from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
+from ssm_forge.manifest_virtual import subdir_type
 from ssm_forge.mirrors import client as channel_client
-from ssm_forge.packages import Mirror, local_file, network_mirrors, require_all_intact, require_plain_names
+from ssm_forge.package_intact import require_all_intact
+from ssm_forge.packages import Mirror, local_file, network_mirrors, require_plain_names
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import subdir_type
 from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60

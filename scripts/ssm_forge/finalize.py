@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import elf, materials, recipe
+from ssm_forge import elf, inspection, materials, recipe
 from ssm_forge.arch import ArchList
 from ssm_forge.archive import EPOCH, InfoFiles, dump_json, repack
 from ssm_forge.build_key import BuildKey
@@ -36,13 +36,13 @@ def finalize(
     *,
     compiler: str = "",
     compiler_lock: Path | None = None,
-    solved: Sequence[materials.Material] | None = None,
+    solved: Sequence[inspection.Material] | None = None,
 ) -> Path:
     """Rewrite ``package`` and return the finished file, beside it.
 
     Args:
         rendered: the recipe that it was built from.
-        compiler, compiler_lock: as in :class:`ssm_forge.build.BuildRequest`.
+        compiler, compiler_lock: as in :class:`ssm_forge.build_request.BuildRequest`.
         solved: what it was built with from channels, where the engine that built it does not say so in the package.
 
     Raises:

@@ -152,3 +152,11 @@ def provenance(package: Path) -> dict[str, Any]:
         return read_json(package, PROVENANCE.removeprefix("info/"))
     except KeyError:
         return {}
+
+
+Material = dict[str, str]
+
+
+def material_digest(item: Material) -> tuple[str, str]:
+    """The hash of a material: its algorithm and value."""
+    return ("md5", item["md5"]) if "md5" in item and "sha256" not in item else ("sha256", item["sha256"])

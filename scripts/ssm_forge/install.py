@@ -22,9 +22,11 @@ from ssm_forge.credentials import for_engine
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.install_records import present
 from ssm_forge.machine import glibc, gpus
-from ssm_forge.packages import local_file, require_all_intact
+from ssm_forge.manifest_virtual import VirtualPackage, virtual_packages
+from ssm_forge.package_intact import require_all_intact
+from ssm_forge.packages import local_file
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
+from ssm_forge.solver import Request, solve
 from ssm_forge.ui import Log, step_progress
 from ssm_forge.web import HOW_TO_LOG_IN
 

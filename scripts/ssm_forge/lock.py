@@ -16,9 +16,11 @@ from ssm_forge.errors import UsageError, did_you_mean
 from ssm_forge.foreign import read_bytes
 from ssm_forge.lock_sources import Kind, SourcePackage
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
+from ssm_forge.manifest_virtual import VirtualPackage, subdir_type, virtual_packages
+from ssm_forge.package_intact import digest
 from ssm_forge.paths import launcher
 from ssm_forge.run_exports import RunExports
-from ssm_forge.solver import Request, VirtualPackage, solve, subdir_type, virtual_packages
+from ssm_forge.solver import Request, solve
 
 VERSION = 7
 
@@ -202,15 +204,6 @@ def environment(path: Path, name: str) -> LockedEnvironment:
     names = list(dict.fromkeys(e.name for e in locked))
     what = f"{path.name} has no environment '{name}'; it has {', '.join(names)}."
     raise UsageError(what, fix=did_you_mean(name, names).strip())
-
-
-def digest(record: RepoDataRecord) -> tuple[str, str]:
-    """The strongest published hash of a package: ``("sha256", hex)`` or ``("md5", hex)``, or ``("", "")``."""
-    if record.sha256:
-        return "sha256", bytes(record.sha256).hex()
-    if record.md5:
-        return "md5", bytes(record.md5).hex()
-    return "", ""
 
 
 @dataclass(frozen=True)

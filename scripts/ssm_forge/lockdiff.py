@@ -14,8 +14,9 @@ from rattler.version import Version
 
 from ssm_forge import lock_sources
 from ssm_forge.errors import MachineError, UsageError
-from ssm_forge.lock import LockedEnvironment, counterpart, digest, read
+from ssm_forge.lock import LockedEnvironment, counterpart, read
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.package_intact import digest
 from ssm_forge.paths import Workspace
 
 Kind = Literal["upgraded", "downgraded", "rebuilt", "moved", "bytes changed", "added", "removed"]

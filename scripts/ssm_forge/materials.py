@@ -14,12 +14,10 @@ from ssm_forge.build_key import BuildKey
 from ssm_forge.credentials import redact
 from ssm_forge.errors import BuildError
 from ssm_forge.fetch import sha256_of
+from ssm_forge.inspection import Material, material_digest
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import Rendered
-
-Material = dict[str, str]
-
 
 # What a channel gave at the time of the build: of all roles the one that a checkout can't tell.
 SOLVED = "toolchain package"
@@ -92,11 +90,6 @@ def _solved(url: object, sha256: object, md5: object) -> Material:
     return {"uri": where, **({"sha256": str(sha256)} if sha256 else {"md5": str(md5)}), "role": SOLVED}
 
 
-def digest(item: Material) -> tuple[str, str]:
-    """The hash of a material: its algorithm and value."""
-    return ("md5", item["md5"]) if "md5" in item and "sha256" not in item else ("sha256", item["sha256"])
-
-
 def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]:
     """A CycloneDX 1.6 document for a package: itself, what went into it, and what it needs to run.
 
@@ -106,7 +99,7 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
     me = f"pkg:conda/{name}@{version}?build={index['build']}&subdir={index['subdir']}"
     inside = [_component(item) for item in materials if not item["role"].startswith("toolchain")]
     locks = [
-        {"name": f"{item['role']} {item['uri']}", "value": ":".join(digest(item))}
+        {"name": f"{item['role']} {item['uri']}", "value": ":".join(material_digest(item))}
         for item in materials
         if item["role"].startswith("toolchain")
     ]
@@ -115,7 +108,7 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
         for spec in sorted(index["depends"])
         if not spec.startswith("__")
     ]
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(digest(item)[1] for item in materials))
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(material_digest(item)[1] for item in materials))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -132,7 +125,7 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
 
 
 def _component(item: Material) -> dict[str, Any]:
-    algorithm, value = digest(item)
+    algorithm, value = material_digest(item)
     return {
         "type": "file",
         "bom-ref": item["uri"],

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import inspection, install, plan, recipe, variants
+from ssm_forge import build_origin, inspection, install, recipe, variants
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
@@ -55,7 +55,7 @@ class Row:
 def rows(workspace: Workspace) -> list[Row]:
     """Every row of ``variants.yaml``; channels are asked once, built packages are read."""
     matrix = variants.load(workspace.variants)
-    online = plan.conda_reachable()
+    online = build_origin.conda_reachable()
     here = {*interpreter.available(workspace), *interpreter.brought(workspace)}
     built = _built(workspace)
     installed = _installed(workspace)

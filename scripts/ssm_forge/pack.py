@@ -33,10 +33,11 @@ from ssm_forge.install_records import engine_records
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
+from ssm_forge.manifest_virtual import VirtualPackage, virtual_packages
 from ssm_forge.packages import Mirror, collect, local_file, require_plain_names
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import PROJECTS
-from ssm_forge.solver import Request, VirtualPackage, solve, virtual_packages
+from ssm_forge.solver import Request, solve
 from ssm_forge.unpacking import DAMAGE, Member, is_damage
 
 FORMAT = 1

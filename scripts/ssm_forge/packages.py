@@ -6,14 +6,11 @@ through :func:`require_intact` before it is unpacked.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import httpx
@@ -22,16 +19,14 @@ from rattler import RepoDataRecord
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.fetch import Artifact, checked, fetch_all
-from ssm_forge.lock import digest
+from ssm_forge.manifest_virtual import channel_url
 from ssm_forge.mirrors import mirrored
+from ssm_forge.package_intact import CHUNK_BYTES, digest, require_intact
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import channel_url
 from ssm_forge.web import HOW_TO_LOG_IN, refused, session
 
-_CHUNK = 1 << 20
 _SUBDIR = re.compile(r"[a-z0-9]+(-[a-z0-9_]+)?")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*")
-_DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "md5": hashlib.md5}
 
 
 @dataclass(frozen=True)
@@ -102,42 +97,6 @@ def require_plain_names(records: Iterable[RepoDataRecord]) -> None:
             )
 
 
-def require_intact(record: RepoDataRecord, path: Path) -> None:
-    """Compare a file with the lock.
-
-    Raises:
-        IntegrityError: when it is missing, or not the locked bytes; names what was expected and found.
-    """
-    algorithm, expected = digest(record)
-    if not algorithm:
-        raise IntegrityError(f"the lock has no hash of {record.file_name}, so it can't be trusted.")
-    try:
-        found = file_digest(path, algorithm)
-    except OSError as error:
-        raise IntegrityError(f"{path} can't be read ({error.strerror}); {record.file_name} is locked.") from error
-    if found != expected:
-        raise IntegrityError(
-            f"{path} is not the locked package: {algorithm} {expected} is locked, {found} was found. "
-            "Nothing was installed.",
-            fix="Replace the file, or leave the mirror out.",
-        )
-
-
-def require_all_intact(files: Sequence[tuple[RepoDataRecord, Path]]) -> None:
-    """:func:`require_intact` for many files, on all cores; the first problem by name is raised."""
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda item: require_intact(*item), files))
-
-
-def file_digest(path: Path, algorithm: str) -> str:
-    """Hexadecimal digest of a file: ``sha256``, or ``md5`` for what a channel publishes no better hash of."""
-    state = _DIGESTS[algorithm]()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            state.update(chunk)
-    return str(state.hexdigest())
-
-
 def collect(
     records: Sequence[RepoDataRecord], mirrors: Sequence[Mirror], folder: Path, workspace: Workspace
 ) -> list[Path]:
@@ -186,7 +145,7 @@ def _download(url: str, target: Path) -> None:
         with session() as client, client.stream("GET", url) as answer:
             answer.raise_for_status()
             with target.open("wb") as stream:
-                for chunk in answer.iter_bytes(_CHUNK):
+                for chunk in answer.iter_bytes(CHUNK_BYTES):
                     stream.write(chunk)
     except httpx.HTTPError as error:
         raise NetworkError(

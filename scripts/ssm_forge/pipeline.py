@@ -15,11 +15,12 @@ from rich.text import Text
 from ssm_forge import (
     advice,
     channel,
+    flow_needs,
+    flow_planning,
     install,
     install_records,
     pixi,
     pixi_kernels,
-    plan,
     policy,
     remote,
     solve_only,
@@ -27,13 +28,15 @@ from ssm_forge import (
     verify,
 )
 from ssm_forge.bridge.assemble import assemble
-from ssm_forge.build import build, sweep
+from ssm_forge.build import build
+from ssm_forge.build_leftovers import sweep
 from ssm_forge.credentials import for_engine
 from ssm_forge.errors import VerifyError
+from ssm_forge.manifest_virtual import channel_url, virtual_packages
 from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve_only import solve_builds
-from ssm_forge.solver import channel_url, require_reachable, virtual_packages
+from ssm_forge.solver import require_reachable
 from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.variants import Variant
@@ -50,13 +53,13 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         # What a killed run left compiling takes memory that the plan counts.
         sweep(place)
-    choice = plan.choose(options, place)
+    choice = flow_planning.choose(options, place)
     kept = pixi_kernels.choose(options, choice, place)
     if kept is not None and dry_run:
         options = replace(options, prefix=kept.prefix, cuda_arch=str(kept.archs))
     elif kept is not None and _install_kept(kept, options, place, as_json):
         return
-    work = plan.make(options, place, choice)
+    work = flow_planning.make(options, place, choice)
     policy.require_used(work.trust, work.channels)
     if dry_run:
         _show(work, as_json)
@@ -127,7 +130,7 @@ def build_packages(options: Options, *, as_json: bool) -> None:
     """
     place = workspace()
     sweep(place)
-    work = plan.make(options, place)
+    work = flow_planning.make(options, place)
     if work.to_build:
         with open_log(place.logs, "build") as log:
             make_packages(work, place, log)
@@ -164,13 +167,13 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     # One quick, clear error where the engine would retry for minutes.
     require_reachable(work.channels)
     # What recipes/pixi.lock has is not solved.
-    requests = [package.request for package in work.to_build if package.request.locked is None]
+    rendered = [package.request.rendered for package in work.to_build if package.request.locked is None]
     machine = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
     what = f"for {work.variant.name} with Python {work.python}"
     ours = {package.filename for package in work.to_build}
-    for solved in solve_builds(requests, target, what):
+    for solved in solve_builds(rendered, work.channels, target, what):
         log(f"solved: {solved.package}: {solved.kind}: {len(solved.records)} packages")
         # Those that are still to be built are nobody else's; the engine makes the environment of a build itself.
         policy.enforce([r for r in solved.records if r.file_name not in ours], work.trust, log)
@@ -253,7 +256,7 @@ def solve_environment(
         cuda=work.variant.cuda,
         archs=work.archs,
         locked=base.locked,
-        pending=solve_only.pending([package.request for package in pending]),
+        pending=solve_only.pending([package.request.rendered for package in pending]),
         snapshot=snapshot,
     )
 
@@ -302,7 +305,7 @@ def _announce(work: Plan) -> None:
         f"Python {facts['python']}, kernels for {work.archs}, from {work.variant.source}"
     )
     say(Text.assemble("Variant ", (work.variant.name, "bold"), described))
-    if waits := plan.jit_note(work):
+    if waits := flow_needs.jit_note(work):
         note(waits)
     needs = [f"disk {human_bytes(work.disk)}"]
     if work.download:

@@ -13,10 +13,10 @@ from ssm_forge import lock, manifest, source_packages, source_workspace
 from ssm_forge.errors import UsageError
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.manifest_virtual import channel_url
 from ssm_forge.paths import Workspace
 from ssm_forge.pixi_identity import identity
 from ssm_forge.recipe import PROJECTS
-from ssm_forge.solver import channel_url
 
 Origin = Literal["channel", "git", "path"]
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 from ssm_forge import (
     channel,
     compile_cache,
+    flow_planning,
     install,
     install_records,
     lock,
@@ -24,7 +25,6 @@ from ssm_forge import (
     manifest,
     materials,
     pixi,
-    plan,
     policy,
     source_packages,
     source_workspace,
@@ -88,7 +88,7 @@ def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
     """
     if choice.variant.source != "conda" or not _asks_for_nothing_else(options, place):
         return None
-    python = plan.manifest_python(options.variant, place)
+    python = flow_planning.manifest_python(options.variant, place)
     if options.python not in (None, python) or python not in choice.variant.pythons:
         return None
     if any(character.isspace() for character in str(place.root)):
@@ -178,7 +178,7 @@ def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace
     """Finish one of pixi's packages and add it to the channel, where that lacks it as the recipe is now."""
     channel.ensure_indexed(place.channel)
     held = channel.find(place.channel, package.filename)
-    if held is not None and plan.is_current(held, package.name, place):
+    if held is not None and flow_planning.is_current(held, package.name, place):
         return
     artifact = _artifact(kept.prefix, package)
     place.cache.mkdir(parents=True, exist_ok=True)

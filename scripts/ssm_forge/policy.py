@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ssm_forge import foreign
 from ssm_forge.credentials import redact
 from ssm_forge.errors import IntegrityError, UsageError
-from ssm_forge.packages import require_intact
+from ssm_forge.manifest_virtual import channel_url
+from ssm_forge.package_intact import require_intact
 from ssm_forge.paths import Workspace
-from ssm_forge.solver import channel_url
 from ssm_forge.toolbox import require
 from ssm_forge.trust import PublicKey, load_public, verify
 from ssm_forge.ui import say

@@ -18,8 +18,12 @@ from typing import Any
 
 from ssm_forge import build as builds
 from ssm_forge import (
+    build_jobs,
+    build_leftovers,
+    build_request,
     compile_costs,
     finalize,
+    flow_planning,
     inspection,
     materials,
     package_diff,
@@ -57,7 +61,7 @@ class Recorded:
     format: int
     recipe_sha256: str
     key: BuildKey
-    materials: tuple[materials.Material, ...]
+    materials: tuple[inspection.Material, ...]
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,12 @@ def reproduce(
     """
     recorded = read(package)
     check_inputs(recorded, place)
-    builds.sweep(place)
+    build_leftovers.sweep(place)
     with (
         tempfile.TemporaryDirectory(prefix="ssm-forge-reproduce-") as scratch,
         open_log(place.logs, "reproduce") as log,
     ):
-        work = plan.make(_options(recorded, Path(scratch) / "prefix", jobs, place), place)
+        work = flow_planning.make(_options(recorded, Path(scratch) / "prefix", jobs, place), place)
         request = next(p.request for p in work.packages if p.name == recorded.project)
         _check_kept(keep, {recorded.filename, request.filename})
         if request.filename != recorded.filename:
@@ -232,7 +236,7 @@ def _compiler_lock(recorded: Recorded, place: Workspace) -> Path | None:
     return next((place.root / name for name in names), None)
 
 
-def _other_file(item: materials.Material, place: Workspace) -> str:
+def _other_file(item: inspection.Material, place: Workspace) -> str:
     """How a patch or lock differs here; empty when it is the same, or something to download."""
     if item["role"] in ("source", materials.SOLVED):
         return ""
@@ -286,14 +290,14 @@ def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, place: W
     """The bridge, and what the recipe's tests install beside the package: built as by the build task if missing."""
     needed = tuple(p for p in work.packages if p.name in recorded.requires)
     costs = compile_costs.load(place, [p.name for p in needed] or [recorded.project])
-    chosen = builds.choose_jobs(jobs, costs)
-    memory = builds.memory_needed(chosen, costs)
+    chosen = build_jobs.choose_jobs(jobs, costs)
+    memory = build_jobs.memory_needed(chosen, costs)
     pipeline.make_packages(replace(work, packages=needed, jobs=chosen, memory=memory), place, log)
 
 
 def _rebuild(
     work: plan.Plan,
-    request: builds.BuildRequest,
+    request: build_request.BuildRequest,
     channel: Path,
     jobs: int | None,
     *,
@@ -303,7 +307,7 @@ def _rebuild(
 ) -> Path:
     solver.require_reachable(work.channels)
     # Counted anew: what is needed has been built, and memory is what it was.
-    chosen = builds.choose_jobs(jobs, compile_costs.load(place, [request.project]))
+    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(place, [request.project]))
     say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")
     with _compile_cache(on=cache):
         return builds.build(request, channel=channel, jobs=chosen, workspace=place, log=log)
@@ -336,7 +340,7 @@ def _with_compiler(options: plan.Options, major: str, place: Workspace) -> plan.
     for choice in ("auto", f"g++-{major}", "g++", "bridge"):
         tried = replace(options, host_compiler=choice)
         try:
-            parts = plan.origin(tried, place).parts
+            parts = flow_planning.origin(tried, place).parts
         except MachineError:
             if choice == "auto":
                 raise  # It takes any compiler, so that something else is missing.

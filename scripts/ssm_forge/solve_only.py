@@ -11,10 +11,10 @@ from rattler import MatchSpec, RepoDataRecord
 
 from ssm_forge import manifest as manifests
 from ssm_forge.arch import ArchList
-from ssm_forge.build import BuildRequest
+from ssm_forge.manifest_virtual import VirtualPackage
 from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS, Rendered, render, requirements
-from ssm_forge.solver import Request, VirtualPackage, solve
+from ssm_forge.solver import Request, solve
 from ssm_forge.variants import Variant
 
 Kind = Literal["build", "host", "run"]
@@ -58,12 +58,15 @@ def solve_recipes(
     target = manifests.load(workspace.manifest).environment(variant.name)
     platform = target.platforms[0]
     key = variant.key(python, archs)
-    requests = [BuildRequest(render(project, key, workspace), key, target.channels) for project in PROJECTS]
-    return solve_builds(requests, platform.virtual, f"for {variant.name} with Python {python}", snapshot=snapshot)
+    rendered = [render(project, key, workspace) for project in PROJECTS]
+    return solve_builds(
+        rendered, target.channels, platform.virtual, f"for {variant.name} with Python {python}", snapshot=snapshot
+    )
 
 
 def solve_builds(
-    requests: Sequence[BuildRequest],
+    recipes: Sequence[Rendered],
+    channels: tuple[str, ...],
     virtual: tuple[VirtualPackage, ...],
     what: str,
     *,
@@ -72,6 +75,7 @@ def solve_builds(
     """Solve the build, host and run environments of builds that are about to be made, in their order.
 
     Args:
+        channels: URLs to take build and host packages from, first wins.
         virtual: the machine to solve for.
         what: what the builds are for, for error messages.
 
@@ -80,8 +84,7 @@ def solve_builds(
     """
     made: dict[str, dict[str, Any]] = {}
     solved = []
-    for request in requests:
-        rendered = request.rendered
+    for rendered in recipes:
         wanted = requirements(rendered)
         made[rendered.filename] = _record(rendered, wanted["run"])
         # In the end both packages are installed, not only what they run with.
@@ -89,21 +92,21 @@ def solve_builds(
         for kind in KINDS:
             question = Request(
                 specs=specs[kind],
-                channels=request.channels,
+                channels=channels,
                 virtual=virtual,
                 snapshot=snapshot,
                 offers_snapshot=True,
                 extra=made if kind == "run" else {},
-                purpose=f"the {kind} environment of {request.project} {what}",
+                purpose=f"the {kind} environment of {rendered.name} {what}",
             )
             records = tuple(solve(question))
-            solved.append(SolvedEnvironment(request.project, rendered.filename, kind, specs[kind], records))
+            solved.append(SolvedEnvironment(rendered.name, rendered.filename, kind, specs[kind], records))
     return solved
 
 
-def pending(requests: Sequence[BuildRequest]) -> dict[str, dict[str, Any]]:
+def pending(recipes: Sequence[Rendered]) -> dict[str, dict[str, Any]]:
     """The index entries of packages that are still to be built: file name -> entry."""
-    return {r.filename: _record(r.rendered, requirements(r.rendered)["run"]) for r in requests}
+    return {rendered.filename: _record(rendered, requirements(rendered)["run"]) for rendered in recipes}
 
 
 def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:

@@ -22,13 +22,12 @@ from urllib.parse import unquote, urlparse
 import httpx
 import rattler
 import rattler.exceptions
-from rattler import Channel, ChannelPriority, GenericVirtualPackage, MatchSpec, RepoDataRecord, SparseRepoData
-from rattler.package import PackageName
-from rattler.version import Version
+from rattler import Channel, ChannelPriority, MatchSpec, RepoDataRecord, SparseRepoData
 
 from ssm_forge import mirrors, owners, repodata
 from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
+from ssm_forge.manifest_virtual import VirtualPackage, channel_url, subdir_type, virtual_packages
 from ssm_forge.paths import workspace
 from ssm_forge.web import HOW_TO_LOG_IN, session
 
@@ -37,58 +36,6 @@ _MOST_LINES = 14
 _TIMEOUT_SECONDS = 60
 # Of all channels together, name lookup included.
 _PROBE_SECONDS = 8
-
-
-@dataclass(frozen=True, order=True)
-class VirtualPackage:
-    """A property of the target machine that packages may require, such as ``__cuda=13.0``."""
-
-    name: str
-    version: str
-    build: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.version}" + (f"={self.build}" if self.build else "")
-
-    @classmethod
-    def parse(cls, text: str) -> VirtualPackage:
-        """Read ``__name=version`` or ``__name=version=build``."""
-        name, _, rest = text.partition("=")
-        version, _, build = rest.partition("=")
-        return cls(name, version, build)
-
-    def to_rattler(self) -> GenericVirtualPackage:
-        build: Any = self.build or "0"
-        # py-rattler 0.28 wants its own type here; 0.25 (conda-forge, August 2026) knows only str.
-        if hasattr(rattler, "BuildString"):
-            build = rattler.BuildString(build)
-        return GenericVirtualPackage(PackageName(self.name), Version(self.version), build)
-
-
-_ARCHSPEC = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
-
-
-def virtual_packages(
-    *,
-    cuda: str | None = None,
-    cuda_arch: str | None = None,
-    glibc: str = "2.28",
-    linux: str = "4.18",
-    subdir: str = "linux-64",
-) -> tuple[VirtualPackage, ...]:
-    """What a Linux machine offers; the defaults are those that pixi assumes for a bare platform name."""
-    declared = [
-        VirtualPackage("__unix", "0", "0"),
-        VirtualPackage("__linux", linux),
-        VirtualPackage("__glibc", glibc),
-    ]
-    if subdir in _ARCHSPEC:
-        declared.append(VirtualPackage("__archspec", "0", _ARCHSPEC[subdir]))
-    if cuda:
-        declared.insert(0, VirtualPackage("__cuda", cuda))
-        if cuda_arch:
-            declared.insert(1, VirtualPackage("__cuda_arch", cuda_arch))
-    return tuple(declared)
 
 
 @dataclass(frozen=True)
@@ -120,16 +67,6 @@ class Request:
     pinned: tuple[RepoDataRecord, ...] = ()
     purpose: str = "the environment"
     offers_snapshot: bool = False
-
-
-def channel_url(channel: str) -> str:
-    """The canonical base URL of a channel given by name or URL, ending in a slash."""
-    return Channel(channel).base_url.rstrip("/") + "/"
-
-
-def subdir_type(name: str) -> Any:
-    """py-rattler's object for a subdir; it was called Platform before 0.28."""
-    return rattler.Subdir(name) if hasattr(rattler, "Subdir") else rattler.Platform(name)
 
 
 def solve(request: Request) -> list[RepoDataRecord]:

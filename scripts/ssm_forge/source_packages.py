@@ -15,9 +15,9 @@ from ssm_forge import recipe
 from ssm_forge.errors import SolveError, UsageError
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.manifest_virtual import channel_url
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import Rendered
-from ssm_forge.solver import channel_url
 
 
 def rendered(source: SourcePackage, lock: Path) -> Rendered:

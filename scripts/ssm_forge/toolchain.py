@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ssm_forge import channel, install, install_records, machine
 from ssm_forge.activation import activated_environment
+from ssm_forge.build_origin import Origin
 from ssm_forge.errors import BuildError, ForgeError, InstallError
 from ssm_forge.paths import Workspace, launcher
-from ssm_forge.plan import Origin
 from ssm_forge.torch_patch import read_host_config
 from ssm_forge.ui import Log, say
 from ssm_forge.variants import Variant

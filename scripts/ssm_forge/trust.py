@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ssm_forge import foreign
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.inspection import Package, provenance
-from ssm_forge.materials import digest as digest_of
+from ssm_forge.inspection import material_digest as digest_of
 from ssm_forge.paths import launcher
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from killed_publisher import Steps, end_after
 from lab import serving
 
 from ssm_forge import build as builds
+from ssm_forge import build_request, channel_tasks, install, install_records, variants
 from ssm_forge import channel as channels
-from ssm_forge import channel_tasks, install, install_records, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import ForgeError
@@ -79,7 +79,9 @@ class Machine:
         filename = self.made("built", number).name
         key = variants.load(workspace().variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
         key = BuildKey.from_settings({**key.settings, "package": filename})
-        request = builds.BuildRequest(Rendered(*filename.removesuffix(".conda").rsplit("-", 2), engine=None), key, ())
+        request = build_request.BuildRequest(
+            Rendered(*filename.removesuffix(".conda").rsplit("-", 2), engine=None), key, ()
+        )
         with open_log(self.folder / "logs" / self.name, "build") as log:
             builds.build(request, channel=self.channel, jobs=1, workspace=self.place, log=log)
 

@@ -12,7 +12,7 @@ from rattler.package_streaming import extract
 from rattler_build import RenderConfig, Stage0Recipe, VariantConfig
 
 from conda_channel import demo_channel
-from ssm_forge import materials, plan, variants
+from ssm_forge import build_origin, inspection, materials, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.gcc import BundledCompiler
@@ -31,13 +31,13 @@ INDEX = {
 
 
 @pytest.fixture(scope="module")
-def found() -> list[materials.Material]:
+def found() -> list[inspection.Material]:
     variant = variants.load(workspace().variants).get("cu130", "bridge")
     key = variant.key("3.12", ArchList.parse("9.0"))
     return materials.collect(render("mamba-ssm", key, workspace()), key, workspace())
 
 
-def test_sources_patches_and_locks_are_named_with_their_hashes(found: list[materials.Material]) -> None:
+def test_sources_patches_and_locks_are_named_with_their_hashes(found: list[inspection.Material]) -> None:
     roles = {item["role"] for item in found}
     assert roles == {"source", "patch", "toolchain lock"}
     assert all(len(item["sha256"]) == 64 for item in found)
@@ -47,7 +47,7 @@ def test_sources_patches_and_locks_are_named_with_their_hashes(found: list[mater
     assert any(item["uri"].endswith("pylock.cu130-py312.toml") for item in found)
 
 
-def test_the_bill_of_materials_is_valid_and_the_same_every_time(found: list[materials.Material]) -> None:
+def test_the_bill_of_materials_is_valid_and_the_same_every_time(found: list[inspection.Material]) -> None:
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
@@ -112,10 +112,10 @@ def test_a_plan_knows_the_lock_or_the_words_of_the_compiler(tmp_path: Path) -> N
     place = workspace()
     variant = variants.load(place.variants).get("cu118", "bridge")
     bundled: Any = SimpleNamespace(compiler=BundledCompiler(()))
-    assert plan.compiler_of(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
+    assert build_origin.compiler_of(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
     gxx = tmp_path / "g++"
     gxx.write_text("#!/bin/sh\necho 'g++ (Debian 12.2.0-14) 12.2.0'\necho more\n")
     gxx.chmod(0o755)
     machines: Any = SimpleNamespace(compiler=HostCompiler(gxx, gxx, "12.2.0"))
-    assert plan.compiler_of(variant, machines, place) == ("g++ (Debian 12.2.0-14) 12.2.0", None)
-    assert plan.compiler_of(variant, None, place) == ("", None)
+    assert build_origin.compiler_of(variant, machines, place) == ("g++ (Debian 12.2.0-14) 12.2.0", None)
+    assert build_origin.compiler_of(variant, None, place) == ("", None)

@@ -11,6 +11,8 @@ import pytest
 from lab import Lab, make_package
 from rattler import RepoDataRecord
 
+from ssm_forge import flow_planning
+
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import channel as channels
@@ -151,7 +153,7 @@ def test_an_installation_stops_at_a_rule_that_protects_nothing(
     work = plan.Plan(
         row, "3.12", archs, tmp_path, (channel,), (), None, 1, 0, 0, 0, rules(keys, "https://conda.1ab.example", "lab")
     )
-    monkeypatch.setattr(plan, "make", lambda *_: work)
+    monkeypatch.setattr(flow_planning, "make", lambda *_: work)
     with pytest.raises(UsageError, match="no channel in use is there"):
         pipeline.install_mamba(plan.Options(source="bridge"), dry_run=True, as_json=True)
 

@@ -20,9 +20,10 @@ from ssm_forge.errors import NetworkError
 from ssm_forge.inspection import inspect
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve, virtual_packages
+from ssm_forge.solver import Request, solve
 
 NAME = "tool-1.0-h1_0.conda"
 TOKEN, OTHER_TOKEN = "of-the-channel", "of-the-cdn"

@@ -16,10 +16,11 @@ from ssm_forge import environment, install, pack, policy, trust
 from ssm_forge.errors import IntegrityError, UsageError
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
+from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.packages import Mirror
 from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve, virtual_packages
+from ssm_forge.solver import Request, solve
 from ssm_forge.ui import open_log
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import advice, plan, toolchain
+from ssm_forge import advice, flow_planning, plan, toolchain
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import workspace
@@ -33,7 +33,7 @@ def check_toolchain(
         host_compiler=host_compiler,
     )
     with open_log(place.logs, "check-toolchain") as log:
-        origin = plan.origin(options, place)
+        origin = flow_planning.origin(options, place)
         if prefix is not None:
             prefix = choose_prefix(prefix)
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.text import Text
 
 from ssm_forge import channel, wheel
-from ssm_forge.build import sweep
+from ssm_forge.build_leftovers import sweep
 from ssm_forge.errors import UsageError, VerifyError
 from ssm_forge.existing import check, install, needs, plan, reader
 from ssm_forge.existing.plan import Work

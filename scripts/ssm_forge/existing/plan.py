@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from packaging.tags import Tag
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_costs, disks, machine, recipe, variants
-from ssm_forge.arch import resolve
+from ssm_forge import machine, recipe, variants
 from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
-from ssm_forge.build import BuildRequest, channel_urls, choose_jobs, memory_needed
-from ssm_forge.errors import UsageError
+from ssm_forge.build_origin import compiler_of
+from ssm_forge.build_request import BuildRequest
+from ssm_forge.channel import channel_urls
 from ssm_forge.existing import install, needs, reader, rows, torch
 from ssm_forge.existing.needs import Needs
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.rows import Row
 from ssm_forge.existing.torch import Torch
 from ssm_forge.fetch import sha256_of
+from ssm_forge.flow_needs import choose_archs, with_needs
+from ssm_forge.flow_planning import is_current
 from ssm_forge.install import is_foreign as foreign_conda
 from ssm_forge.paths import Workspace
-from ssm_forge.plan import Options, Plan, PlannedPackage, State, check_build_folder, compiler_of, is_current
+from ssm_forge.plan import Options, Plan, PlannedPackage, State
 from ssm_forge.variants import Matrix
 
 # NVIDIA's driver from which on a CUDA major runs.
@@ -110,20 +112,13 @@ def make(existing: Existing, options: Options, workspace: Workspace, *, with_dep
     if not with_deps:
         needs.require(existing, have)
     variant = row.variant
-    archs = resolve(
+    archs = choose_archs(
+        variant,
         options.cuda_arch,
-        supported=variant.supported_archs,
-        upstream=variant.upstream_archs,
-        default=variant.default_archs,
-        gpus=[gpu.capability for gpu in machine.gpus()],
+        machine.gpus(),
+        require=lambda archs: rows.check_archs(archs, row),
+        instead="Use --cuda-arch native.",
     )
-    rows.check_archs(archs, row)
-    for gpu in machine.gpus():
-        if archs.support(gpu.capability) == "none":
-            raise UsageError(
-                f"this machine's {gpu.name} ({gpu.capability}) can't run kernels made for {archs}.",
-                fix="Use --cuda-arch native.",
-            )
     parts = _parts(existing, found, row, have, options.host_compiler, matrix, workspace)
     channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
     key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major))
@@ -132,20 +127,8 @@ def make(existing: Existing, options: Options, workspace: Workspace, *, with_dep
         _package(BuildRequest(recipe.render(name, key, workspace), key, channel_list, *compiler), existing, workspace)
         for name in recipe.PROJECTS
     )
-    plan = Plan(
-        variant=variant,
-        python=existing.minor,
-        archs=archs,
-        prefix=existing.prefix,
-        channels=channel_list,
-        packages=packages,
-        parts=parts,
-        jobs=0,
-        download=0,
-        disk=0,
-        memory=0,
-    )
-    return Work(existing, found, row, have, _with_needs(plan, options.jobs, workspace))
+    plan = Plan(variant, existing.minor, archs, existing.prefix, channel_list, packages, parts)
+    return Work(existing, found, row, have, with_needs(plan, options.jobs, workspace, environment=False))
 
 
 def driver_note(work: Work) -> str:
@@ -211,21 +194,3 @@ def _package(request: BuildRequest, existing: Existing, workspace: Workspace) ->
         there = install.is_installed(existing, request.project, held.name, sha256_of(held))
         state = "installed" if there else "in channel"
     return PlannedPackage(state, request)
-
-
-def _with_needs(plan: Plan, requested_jobs: int | None, workspace: Workspace) -> Plan:
-    if not plan.to_build:
-        return plan
-    check_build_folder(workspace)
-    costs = compile_costs.load(workspace, [package.name for package in plan.to_build])
-    jobs = choose_jobs(requested_jobs, costs)
-    taken = disks.packages(plan.variant, plan.parts, workspace)
-    wanted = disks.needs(taken, plan.prefix, len(plan.to_build), len(plan.archs.sass), workspace)
-    disks.check(wanted)
-    return replace(
-        plan,
-        jobs=jobs,
-        memory=memory_needed(jobs, costs),
-        download=taken.download,
-        disk=sum(need.bytes for need in wanted),
-    )

@@ -1,0 +1,116 @@
+"""Where the parts of a variant come from: conda's channels, or the bridge."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ssm_forge import (
+    manifest,
+    variants,
+)
+from ssm_forge.bridge import assemble
+from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.bridge.gcc import BundledCompiler
+from ssm_forge.channel import channel_urls
+from ssm_forge.errors import NetworkError
+from ssm_forge.paths import Workspace
+from ssm_forge.solver import require_reachable
+from ssm_forge.ui import say
+from ssm_forge.variants import Source, Variant
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the parts of a variant come from.
+
+    Attributes:
+        channels: channel URLs, ours first.
+        parts: what the bridge is assembled from, None for source conda.
+    """
+
+    variant: Variant
+    python: str
+    channels: tuple[str, ...]
+    parts: assemble.Parts | None
+
+
+def origin(variant: Variant, python: str, host_compiler: str, workspace: Workspace) -> Origin:
+    """Find the parts of a variant for a Python minor (``3.12``), without making anything of them.
+
+    Args:
+        host_compiler: ``auto``, ``system``, ``bridge`` or the path of a g++, for a variant from the bridge.
+
+    Raises:
+        MachineError: when the machine lacks a Python or a compiler for the bridge.
+    """
+    if variant.source == "conda":
+        channels = (*channel_urls([workspace.channel]), *conda_channels(variant, workspace))
+        return Origin(variant, python, channels, None)
+    parts = assemble.find_parts(variant, python, host_compiler, workspace)
+    channels = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
+    return Origin(variant, python, channels, parts)
+
+
+def conda_channels(variant: Variant, workspace: Workspace) -> tuple[str, ...]:
+    """The channels that pixi.toml names for the variant's environment."""
+    return manifest.load(workspace.manifest).environment(variant.name).channels
+
+
+def choose_source(variant: str, asked: Literal["auto", "conda", "bridge"], matrix: variants.Matrix) -> Source:
+    """Where a variant's parts come from: what was asked for, else conda's channels where they can be reached.
+
+    Raises:
+        NetworkError: when only conda channels have it, and none can be reached.
+    """
+    offered = matrix.sources(variant)
+    if not offered:
+        return "bridge"  # Matrix.get says that there is no such variant.
+    if asked != "auto":
+        return asked
+    if "conda" not in offered:
+        return "bridge"
+    if conda_reachable():
+        return "conda"
+    if "bridge" in offered:
+        say("No conda channel can be reached: using the bridge (packages assembled from PyPI and Debian).")
+        return "bridge"
+    raise NetworkError(
+        f"variant {variant} comes from conda channels, and none can be reached.",
+        fix="Check the network, or choose a variant that the bridge has (see variants).",
+    )
+
+
+def conda_reachable() -> bool:
+    """Whether conda-forge, or the mirror of it that pixi is configured for, answers within three seconds."""
+    try:
+        require_reachable(["conda-forge"], seconds=3, public=True)
+    except NetworkError:
+        return False
+    return True
+
+
+def default_python(variant: Variant, workspace: Workspace) -> str:
+    """The Python minor that a variant is made for where nobody names one: 3.12 where that can be had."""
+    if variant.source == "conda":
+        return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
+    preferred = [variants.DEFAULT_PYTHON, *reversed(variant.pythons)]
+    for found in (interpreters.available, interpreters.brought):
+        here = found(workspace)
+        for python in preferred:
+            if python in variant.pythons and python in here:
+                return python
+    # interpreters.choose explains what was found and why it does not do.
+    return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
+
+
+def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
+    """What a package is to say of its C++ compiler, where no channel has it: its own words, or its lock."""
+    if parts is None:
+        return "", None
+    if isinstance(parts.compiler, BundledCompiler):
+        return "", workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml"
+    said = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0], None

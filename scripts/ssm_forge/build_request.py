@@ -1,0 +1,45 @@
+"""What to build: one package, from what, and with which compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rattler import RepoDataRecord
+
+from ssm_forge.build_key import BuildKey
+from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.recipe import Rendered
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        rendered: the recipe, rendered for the build.
+        key: what it is built for.
+        channels: URLs to take build and host packages from, first wins.
+        compiler: what a compiler of this machine says it is; empty where packages bring it.
+        compiler_lock: the lock of Debian packages that a compiler of the bridge is made of.
+        locked: what recipes/pixi.lock says that it is built with; None where the channels are solved.
+        beside: the packages of the locked environment that it is for.
+    """
+
+    rendered: Rendered
+    key: BuildKey
+    channels: tuple[str, ...]
+    compiler: str = ""
+    compiler_lock: Path | None = None
+    locked: SourcePackage | None = None
+    beside: tuple[RepoDataRecord, ...] = ()
+
+    @property
+    def project(self) -> str:
+        """The recipe's name, which is the package's too."""
+        return self.rendered.name
+
+    @property
+    def filename(self) -> str:
+        """The package that it gives."""
+        return self.rendered.filename

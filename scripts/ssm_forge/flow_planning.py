@@ -1,0 +1,208 @@
+"""From options to a plan: what an installation will do, worked out before anything is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ssm_forge import (
+    build_origin,
+    finalize,
+    inspection,
+    install,
+    install_records,
+    lock,
+    machine,
+    manifest,
+    policy,
+    recipe,
+    remote,
+    source_workspace,
+    variants,
+)
+from ssm_forge import channel as channels
+from ssm_forge.build_key import BuildKey
+from ssm_forge.build_origin import Origin, choose_source, compiler_of, default_python
+from ssm_forge.build_request import BuildRequest
+from ssm_forge.errors import IntegrityError, VerifyError
+from ssm_forge.fetch import sha256_of
+from ssm_forge.flow_needs import choose_archs, with_needs
+from ssm_forge.lock import LockedEnvironment
+from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.paths import Workspace, launcher
+from ssm_forge.plan import Choice, Options, Plan, PlannedPackage, State
+from ssm_forge.ui import note, say
+from ssm_forge.variants import Variant
+
+
+def choose(options: Options, workspace: Workspace) -> Choice:
+    """Which variant from which source, and which Python, before anything else is looked at.
+
+    Raises:
+        UsageError: for a variant or Python that does not exist.
+        NetworkError: when only conda channels have the variant, and none can be reached.
+    """
+    matrix = variants.load(workspace.variants)
+    variant = matrix.get(options.variant, choose_source(options.variant, options.source, matrix))
+    python = options.python or default_python(variant, workspace)
+    variant.check_python(python)
+    return Choice(variant, python)
+
+
+def make(options: Options, workspace: Workspace, choice: Choice | None = None) -> Plan:
+    """Work out the plan.
+
+    Args:
+        choice: what ``options`` come to, where the caller knows it already.
+
+    Raises:
+        UsageError: for a variant, Python or architecture that does not exist.
+        MachineError: when the machine lacks a Python, a compiler, memory or disk.
+        NetworkError: when source conda was asked for and can't be reached.
+    """
+    matrix = variants.load(workspace.variants)
+    choice = choice or choose(options, workspace)
+    variant, python = choice.variant, choice.python
+    archs = choose_archs(
+        variant,
+        options.cuda_arch,
+        machine.gpus(),
+        require=lambda archs: variant.check_archs(archs, matrix),
+        instead="Use --cuda-arch native; to build for another machine, use the build task."
+        if options.for_this_machine
+        else None,
+    )
+    prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
+    install.check_target(prefix)
+    locked = locked_environment(variant, python, workspace)
+
+    offered = remote.channel_urls(options.channels)
+    rules = policy.find(options.trust, workspace)
+    found = build_origin.origin(variant, python, options.host_compiler, workspace)
+    parts, channel_list = found.parts, tuple(dict.fromkeys((*offered, *found.channels)))
+    key = variant.key(python, archs, compiler=None if parts is None else str(parts.compiler.major))
+    compiler = compiler_of(variant, parts, workspace)
+    sources = locked_sources(variant, key, workspace) if locked is not None else {}
+    beside = locked.records if locked is not None and sources else ()
+    packages = tuple(
+        _package(
+            BuildRequest(
+                recipe.render(name, key, workspace),
+                key,
+                channel_list,
+                *compiler,
+                locked=sources.get(name),
+                beside=beside,
+            ),
+            prefix,
+            workspace,
+            offered,
+        )
+        for name in recipe.PROJECTS
+    )
+    work = Plan(variant, python, archs, prefix, channel_list, packages, parts, trust=rules, locked=locked)
+    return with_needs(work, options.jobs, workspace)
+
+
+def origin(options: Options, workspace: Workspace) -> Origin:
+    """The variant that ``options`` choose and where its parts come from, without planning a build.
+
+    Raises:
+        UsageError, MachineError, NetworkError: as :func:`make`.
+    """
+    choice = choose(options, workspace)
+    return build_origin.origin(choice.variant, choice.python, options.host_compiler, workspace)
+
+
+def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
+    """``.pixi/envs/cu130``, as pixi has it; another Python than that of pixi.toml gets a prefix of its own."""
+    suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
+    return workspace.envs / f"{variant}{suffix}"
+
+
+def manifest_python(variant: str, workspace: Workspace) -> str:
+    """The Python of the variant's environment in pixi.toml; of one that pixi.toml lacks, the usual."""
+    environment = next((e for e in manifest.load(workspace.manifest).environments if e.name == variant), None)
+    return (environment and environment.python) or variants.DEFAULT_PYTHON
+
+
+def locked_environment(variant: Variant, python: str, workspace: Workspace) -> LockedEnvironment | None:
+    """The environment of pixi.lock for a variant from conda, None where it has another Python.
+
+    Raises:
+        UsageError: when there is no lock.
+        VerifyError: when the lock is not what pixi.toml asks for.
+    """
+    if variant.source != "conda" or python != manifest_python(variant.name, workspace):
+        return None
+    problems = lock.check(manifest.load(workspace.manifest), workspace.lock).get(variant.name, [])
+    if problems:
+        raise VerifyError(
+            f"{workspace.lock.name} does not fit {workspace.manifest.name}: environment {problems[0]}.",
+            fix=f"Run '{launcher()} lock'.",
+        )
+    return lock.environment(workspace.lock, variant.name)
+
+
+def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dict[str, SourcePackage]:
+    """What recipes/pixi.lock says that the kernels are built with: package name -> its entry.
+
+    Empty where the lock has not this build, for other GPUs for example, or is out of step, which is said.
+    """
+    if not workspace.source_manifest.exists() or not workspace.source_lock.exists():
+        return {}
+    workspace_of_recipes = manifest.load(workspace.source_manifest)
+    environment = next((e for e in workspace_of_recipes.environments if e.name == variant.name), None)
+    if environment is None:
+        return {}
+    if source_workspace.key(workspace_of_recipes, environment) != key:
+        return {}
+    # Of the others each recipe would be rendered too.
+    asked = replace(workspace_of_recipes, environments=(environment,))
+    problems = lock.check(asked, workspace.source_lock).get(variant.name, [])
+    if problems:
+        note(f"recipes/pixi.lock is out of step ({problems[0]}): the builds are solved anew. See '{launcher()} lock'.")
+        return {}
+    return {source.name: source for source in lock.environment(workspace.source_lock, variant.name).sources}
+
+
+def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:
+    state: State = "to build"
+    found = remote.find(request.filename, offered) if offered else None
+    if found is not None:
+        state = "installed" if _is_installed(request.filename, found.sha256, prefix) else "in channel"
+        return PlannedPackage(state, request, found.channel)
+    held = channels.find(workspace.channel, request.filename)
+    if held is not None and is_current(held, request.project, workspace):
+        state = "installed" if _is_installed(held.name, sha256_of(held), prefix) else "in channel"
+    return PlannedPackage(state, request)
+
+
+def is_current(package: Path, name: str, workspace: Workspace) -> bool:
+    """Whether the package was built from the recipe and patches as they are now."""
+    try:
+        made_from = inspection.provenance(package)
+    except IntegrityError as error:
+        say(f"{error} It is built anew.")
+        return False
+    current = (finalize.FORMAT, recipe.digest(name, workspace))
+    return (made_from.get("format"), made_from.get("recipe_sha256")) == current
+
+
+def _is_installed(filename: str, sha256: str, prefix: Path) -> bool:
+    marker = install.read_marker(prefix)
+    if marker is None or filename not in marker.packages:
+        return False
+    record = next((prefix / "conda-meta").glob(f"{filename.removesuffix('.conda')}.json"), None)
+    if record is None:
+        return False
+    found = install_records.records(prefix)[read_name(Path(filename))]
+    # A package that was built anew keeps its name.
+    if found.sha256 != sha256:
+        return False
+    return all((prefix / entry.path).exists() for entry in found.paths)
+
+
+def read_name(package: Path) -> str:
+    """The package name in a file name ``NAME-VERSION-BUILD.conda``."""
+    return package.name.rsplit("-", 2)[0]

@@ -1,0 +1,63 @@
+"""Package files: whole, and the very bytes that an index or a lock names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rattler import RepoDataRecord
+
+from ssm_forge.errors import IntegrityError
+
+CHUNK_BYTES = 1 << 20
+
+
+_DIGESTS: dict[str, Any] = {"sha256": hashlib.sha256, "md5": hashlib.md5}
+
+
+def require_intact(record: RepoDataRecord, path: Path) -> None:
+    """Compare a file with the lock.
+
+    Raises:
+        IntegrityError: when it is missing, or not the locked bytes; names what was expected and found.
+    """
+    algorithm, expected = digest(record)
+    if not algorithm:
+        raise IntegrityError(f"the lock has no hash of {record.file_name}, so it can't be trusted.")
+    try:
+        found = file_digest(path, algorithm)
+    except OSError as error:
+        raise IntegrityError(f"{path} can't be read ({error.strerror}); {record.file_name} is locked.") from error
+    if found != expected:
+        raise IntegrityError(
+            f"{path} is not the locked package: {algorithm} {expected} is locked, {found} was found. "
+            "Nothing was installed.",
+            fix="Replace the file, or leave the mirror out.",
+        )
+
+
+def require_all_intact(files: Sequence[tuple[RepoDataRecord, Path]]) -> None:
+    """:func:`require_intact` for many files, on all cores; the first problem by name is raised."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda item: require_intact(*item), files))
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Hexadecimal digest of a file: ``sha256``, or ``md5`` for what a channel publishes no better hash of."""
+    state = _DIGESTS[algorithm]()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            state.update(chunk)
+    return str(state.hexdigest())
+
+
+def digest(record: RepoDataRecord) -> tuple[str, str]:
+    """The strongest published hash of a package: ``("sha256", hex)`` or ``("md5", hex)``, or ``("", "")``."""
+    if record.sha256:
+        return "sha256", bytes(record.sha256).hex()
+    if record.md5:
+        return "md5", bytes(record.md5).hex()
+    return "", ""
