@@ -17,9 +17,9 @@ from ssm_forge import lock as locks
 from ssm_forge import locks as file_locks
 from ssm_forge.environment import create
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.install import UNFINISHED
-from ssm_forge.install_records import records
+from ssm_forge.install_marker import UNFINISHED
 from ssm_forge.integrity import verify
+from ssm_forge.package_installed import records
 from ssm_forge.packages import Mirror
 from ssm_forge.paths import Workspace
 

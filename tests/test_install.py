@@ -13,10 +13,10 @@ import pytest
 
 from conda_channel import index, make_package
 from front_door import own_environment
-from ssm_forge import install, install_records
+from ssm_forge import install, install_marker, install_registry, package_installed, solve_prefix
 from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.errors import InstallError, IntegrityError, SolveError
-from ssm_forge.install import MARKER, Installed
+from ssm_forge.install_marker import MARKER, Installed
 from ssm_forge.paths import Workspace
 from ssm_forge.ui import open_log
 
@@ -59,7 +59,7 @@ def installed(*, created: bool = True) -> Installed:
 
 
 def solved(channel: Path, *specs: str, prefix: Path | None = None):  # type: ignore[no-untyped-def]
-    return install.solve_for_prefix(specs, (channel.as_uri(),), prefix=prefix, cuda="13.0")
+    return solve_prefix.solve_for_prefix(specs, (channel.as_uri(),), prefix=prefix, cuda="13.0")
 
 
 def put(place: Workspace, prefix: Path, records, *, created: bool = True) -> None:  # type: ignore[no-untyped-def]
@@ -88,10 +88,10 @@ def names(folder: Path) -> set[str]:
 
 
 def test_a_new_prefix_holds_the_packages_and_says_whose_it_is(own: Path) -> None:
-    assert set(install_records.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
-    assert install_records.records(own)["pytorch"].version == "2.11.0"
-    assert install.read_marker(own) == installed()
-    assert not install.is_foreign(own)
+    assert set(package_installed.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
+    assert package_installed.records(own)["pytorch"].version == "2.11.0"
+    assert install_marker.read_marker(own) == installed()
+    assert not install_marker.is_foreign(own)
     assert (own / "conda-meta/history").exists()
     assert names(own.parent) == {"cu130", ".cu130.lock"}
 
@@ -118,7 +118,7 @@ def failing(*args: object, **kwargs: object) -> None:
 def test_a_failure_leaves_no_new_prefix(channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     records = solved(channel, *OURS)
     prefix = place.envs / "cu130"
-    monkeypatch.setattr(install, "write_marker", failing)
+    monkeypatch.setattr(install_marker, "write_marker", failing)
     with pytest.raises(RuntimeError):
         put(place, prefix, records)
     assert names(prefix.parent) == {".cu130.lock"}
@@ -157,7 +157,7 @@ def test_what_the_engine_writes_after_its_failure_is_removed_too(
             (path / late.pop()).mkdir(parents=True)
 
     monkeypatch.setattr(shutil, "rmtree", written_to_once_more)
-    monkeypatch.setattr(install, "write_marker", failing)
+    monkeypatch.setattr(install_marker, "write_marker", failing)
     with pytest.raises(RuntimeError):
         put(place, place.envs / "cu130", solved(channel, *OURS))
     assert not late
@@ -169,11 +169,11 @@ def test_a_failure_leaves_the_old_prefix_as_it_was(
 ) -> None:
     (own / "mine.txt").write_text("mine\n")
     records = solved(channel, *OURS, "extra")
-    monkeypatch.setattr(install, "write_marker", failing)
+    monkeypatch.setattr(install_marker, "write_marker", failing)
     with pytest.raises(RuntimeError):
         put(place, own, records)
     assert (own / "mine.txt").read_text() == "mine\n"
-    assert "extra" not in install_records.records(own)
+    assert "extra" not in package_installed.records(own)
 
 
 @pytest.mark.skipif(
@@ -192,15 +192,15 @@ def test_the_old_prefix_comes_back_when_the_new_one_can_not_take_its_place(
     monkeypatch.setattr(Path, "rename", refuse_new)
     with pytest.raises(OSError, match="busy"):
         put(place, own, solved(channel, *OURS))
-    assert install.read_marker(own) == installed()
+    assert install_marker.read_marker(own) == installed()
     assert names(own.parent) == {"cu130", ".cu130.lock"}
 
 
 def test_a_foreign_prefix_keeps_its_packages_to_the_version(foreign: Path, channel: Path, place: Workspace) -> None:
-    assert install.is_foreign(foreign)
+    assert install_marker.is_foreign(foreign)
     (foreign / "mine.txt").write_text("mine\n")
     put(place, foreign, solved(channel, *OURS, prefix=foreign), created=False)
-    found = {name: record.version for name, record in install_records.records(foreign).items()}
+    found = {name: record.version for name, record in package_installed.records(foreign).items()}
     # 3.12.9 satisfies the request too; the one that was there stays.
     assert found == {
         "python": "3.12.1",
@@ -211,36 +211,36 @@ def test_a_foreign_prefix_keeps_its_packages_to_the_version(foreign: Path, chann
     }
     assert (foreign / "mine.txt").exists()
     assert (foreign / "share/extra.txt").read_text() == "extra\n"
-    assert install.is_foreign(foreign)
-    marker = install.read_marker(foreign)
+    assert install_marker.is_foreign(foreign)
+    marker = install_marker.read_marker(foreign)
     assert marker is not None
     assert not marker.created
 
 
 def test_a_new_environment_has_the_locked_packages_to_the_version(channel: Path, place: Workspace) -> None:
     locked = solved(channel, "python ==3.12.1", "pytorch", "extra")
-    records = install.solve_for_prefix(OURS, (channel.as_uri(),), prefix=None, cuda="13.0", locked=locked)
+    records = solve_prefix.solve_for_prefix(OURS, (channel.as_uri(),), prefix=None, cuda="13.0", locked=locked)
     put(place, place.envs / "cu130", records)
-    found = {name: record.version for name, record in install_records.records(place.envs / "cu130").items()}
+    found = {name: record.version for name, record in package_installed.records(place.envs / "cu130").items()}
     assert found == {r.name.normalized: str(r.version) for r in locked} | {"causal-conv1d": "1.0", "mamba-ssm": "1.0"}
     assert found["python"] == "3.12.1"
-    assert install.holds(place.envs / "cu130", locked)
-    assert not install.holds(place.envs / "cu130", locked[1:])
-    assert not install.holds(place.envs / "cu999", locked)
+    assert solve_prefix.holds(place.envs / "cu130", locked)
+    assert not solve_prefix.holds(place.envs / "cu130", locked[1:])
+    assert not solve_prefix.holds(place.envs / "cu999", locked)
 
 
 def test_a_package_comes_from_the_first_channel_that_has_it(channel: Path, tmp_path: Path) -> None:
     later = tmp_path / "later"
     make_package(later, "pytorch", {"share/torch.txt": "another ABI\n"}, version="2.11.1")
     index(later)
-    records = install.solve_for_prefix(OURS, (channel.as_uri(), later.as_uri()), prefix=None, cuda="13.0")
+    records = solve_prefix.solve_for_prefix(OURS, (channel.as_uri(), later.as_uri()), prefix=None, cuda="13.0")
     assert [str(r.version) for r in records if r.name.normalized == "pytorch"] == ["2.11.0"]
 
 
 def test_what_the_user_says_of_the_machine_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("CUDA", "12.4"), ("CUDA_ARCH", "8.6"), ("GLIBC", "2.17")):
         monkeypatch.setenv(f"CONDA_OVERRIDE_{name}", value)
-    found = {v.name: v.version for v in install.target_machine("13.0", None)}
+    found = {v.name: v.version for v in solve_prefix.target_machine("13.0", None)}
     assert (found["__cuda"], found["__cuda_arch"], found["__glibc"]) == ("12.4", "8.6", "2.17")
 
 
@@ -255,7 +255,7 @@ def test_a_foreign_prefix_with_another_torch_or_python_is_refused_with_the_reaso
         solved(channel, *OURS, prefix=prefix)
     assert f"no set of packages satisfies {prefix}" in error.value.what
     assert there.split()[0] in error.value.what
-    assert set(install_records.records(prefix)) == {there.split()[0]}
+    assert set(package_installed.records(prefix)) == {there.split()[0]}
 
 
 def test_a_wrong_pin_is_refused_with_the_reason(channel: Path) -> None:
@@ -271,14 +271,14 @@ def test_our_own_packages_in_a_foreign_prefix_are_replaced(foreign: Path, channe
     index(channel)
     put(place, foreign, solved(channel, "mamba-ssm ==2.0", prefix=foreign), created=False)
     assert (foreign / "share/mamba.txt").read_text() == "two\n"
-    assert install_records.records(foreign)["python"].version == "3.12.1"
+    assert package_installed.records(foreign)["python"].version == "3.12.1"
 
 
 def test_leftovers_of_killed_runs_are_swept_and_never_chosen(own: Path, channel: Path, place: Workspace) -> None:
     for name in (".cu130.new-1", ".cu130.old-2"):
         (own.parent / name / "conda-meta").mkdir(parents=True)
-        install.write_marker(own.parent / name, installed())
-    assert install.installed_prefixes(place) == [own]
+        install_marker.write_marker(own.parent / name, installed())
+    assert install_registry.installed_prefixes(place) == [own]
     put(place, own, solved(channel, *OURS))
     assert names(own.parent) == {"cu130", ".cu130.lock"}
 
@@ -291,22 +291,22 @@ def test_killed_between_the_two_renames_the_old_prefix_comes_back_first(
     monkeypatch.setattr(install, "_link", failing)
     with pytest.raises(RuntimeError):
         put(place, own, records)
-    assert install.read_marker(own) == installed()
+    assert install_marker.read_marker(own) == installed()
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"variant": 1, "packages": null}', "[]"])
 def test_a_damaged_marker_is_none(own: Path, text: str) -> None:
     (own / MARKER).write_text(text)
-    assert install.read_marker(own) is None
-    assert install.is_foreign(own)
+    assert install_marker.read_marker(own) is None
+    assert install_marker.is_foreign(own)
 
 
 def test_a_damaged_record_is_one_error(own: Path) -> None:
     (own / "conda-meta/mamba-ssm-1.0-h1_0.json").write_text("{")
     with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
-        install_records.records(own)
+        package_installed.records(own)
     with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
-        install.holds(own, ())
+        solve_prefix.holds(own, ())
 
 
 def test_what_other_installers_leave_out_is_no_damage(own: Path) -> None:
@@ -314,23 +314,23 @@ def test_what_other_installers_leave_out_is_no_damage(own: Path) -> None:
     file = own / "conda-meta/old-1.0-0.json"
     told = {"name": "old", "version": "1.0", "build": "0", "sha256": None, "files": None, "depends": None}
     file.write_text(json.dumps({**told, "paths_data": {"paths": [{"_path": "bin/old"}]}}))
-    found = install_records.records(own)["old"]
+    found = package_installed.records(own)["old"]
     assert (found.filename, found.url, found.sha256, found.depends, found.files) == ("", "", "", (), ())
-    assert found.paths == (install_records.InstalledPath("bin/old", "", "", "", placeholder=False),)
+    assert found.paths == (package_installed.InstalledPath("bin/old", "", "", "", placeholder=False),)
     for path in ("../x", "/etc/passwd"):
         file.write_text(json.dumps({**told, "paths_data": {"paths": [{"_path": path}]}}))
         with pytest.raises(InstallError, match=r"record .*old-1\.0-0\.json can't be read \(its _path is"):
-            install_records.records(own)
+            package_installed.records(own)
 
 
 def test_a_folder_that_is_no_environment_is_refused(tmp_path: Path) -> None:
-    install.check_target(tmp_path / "new")
+    install_marker.check_target(tmp_path / "new")
     (tmp_path / "empty").mkdir()
-    install.check_target(tmp_path / "empty")
+    install_marker.check_target(tmp_path / "empty")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
     with pytest.raises(InstallError, match="is not a conda environment"):
-        install.check_target(tmp_path / "full")
+        install_marker.check_target(tmp_path / "full")
 
 
 def test_prefixes_outside_the_workspace_are_remembered_newest_first(
@@ -340,10 +340,10 @@ def test_prefixes_outside_the_workspace_are_remembered_newest_first(
     put(place, elsewhere, solved(channel, "extra"))
     os.utime(own / MARKER, (1, 1))
     for prefix in (own, elsewhere, elsewhere):
-        install.remember(prefix, place)
-    assert install.installed_prefixes(place) == [elsewhere, own]
+        install_registry.remember(prefix, place)
+    assert install_registry.installed_prefixes(place) == [elsewhere, own]
     (elsewhere / MARKER).unlink()
-    assert install.installed_prefixes(place) == [own]
+    assert install_registry.installed_prefixes(place) == [own]
 
 
 def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channel: Path, place: Workspace) -> None:
@@ -358,7 +358,7 @@ def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channe
     both = [subprocess.Popen(command, env=own_environment(), stderr=subprocess.PIPE) for _ in range(2)]
     errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
-    assert set(install_records.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
+    assert set(package_installed.records(own)) == {"python", "pytorch", "causal-conv1d", "mamba-ssm"}
     assert names(own.parent) == {"cu130", ".cu130.lock"}
 
 
@@ -366,5 +366,5 @@ def test_what_was_added_with_pip_is_named(own: Path) -> None:
     for name in ("einops-0.8.2", "wandb-1.0"):
         (own / SITE / f"{name}.dist-info").mkdir(parents=True)
         (own / SITE / f"{name}.dist-info/METADATA").write_text("Metadata-Version: 2.1\n")
-    assert install_records.added_by_hand(own) == ["einops-0.8.2", "wandb-1.0"]
-    assert install_records.added_by_hand(own.with_name("nothing")) == []
+    assert package_installed.added_by_hand(own) == ["einops-0.8.2", "wandb-1.0"]
+    assert package_installed.added_by_hand(own.with_name("nothing")) == []

@@ -10,7 +10,8 @@ from conda_channel import demo_channel, make_package, served, solve_channel
 from ssm_forge import environment
 from ssm_forge import install as installing
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
-from ssm_forge.install import Installed, install, is_foreign, read_marker
+from ssm_forge.install import install
+from ssm_forge.install_marker import Installed, is_foreign, read_marker
 from ssm_forge.paths import Workspace
 from ssm_forge.solver import Request, solve
 from ssm_forge.ui import open_log

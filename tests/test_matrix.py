@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, inspection, install, matrix, variants
+from ssm_forge import build_origin, inspection, install_marker, matrix, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.bridge import interpreter
 from ssm_forge.paths import Workspace
@@ -67,5 +67,5 @@ def test_installed_prefixes_are_listed(place: Workspace) -> None:
     prefix = place.envs / "cu124"
     (prefix / "conda-meta").mkdir(parents=True)
     names = ("causal-conv1d-1.7.0-x_0.conda", "mamba-ssm-2.3.1-x_0.conda")
-    install.write_marker(prefix, install.Installed("cu124", "3.12", "bridge", names, created=True))
+    install_marker.write_marker(prefix, install_marker.Installed("cu124", "3.12", "bridge", names, created=True))
     assert rows(place)["cu124", "bridge"].installed == (str(prefix),)

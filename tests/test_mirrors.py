@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin, environment, install, install_records, mirrors
+from ssm_forge import build_origin, environment, install, mirrors, package_installed
 from ssm_forge.errors import NetworkError, UsageError
-from ssm_forge.install import Installed
+from ssm_forge.install_marker import Installed
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import virtual_packages
@@ -68,7 +68,7 @@ def test_packages_come_from_the_mirror_and_keep_their_own_address(tmp_path: Path
     environment.create(locked, place.envs / "locked", mirrors=(), workspace=place)
     for name in ("solved", "locked"):
         assert (place.envs / name / "bin/tool").exists()
-        assert install_records.records(place.envs / name)["tool"].url.startswith(CHANNEL)
+        assert package_installed.records(place.envs / name)["tool"].url.startswith(CHANNEL)
 
 
 def test_the_mirror_of_conda_forge_is_asked_instead_of_it(mirror: str, config: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from conda_channel import demo_channel
-from ssm_forge import flow_planning, install, pipeline
+from ssm_forge import flow_planning, pipeline, solve_prefix
 from ssm_forge.errors import NetworkError, SolveError
 from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.paths import Workspace, workspace
@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """This checkout, with a channel and a cache of the test's own, on a machine without a GPU."""
     monkeypatch.setenv("SSM_FORGE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
-    monkeypatch.setattr(install, "machine_virtual_packages", lambda: virtual_packages(glibc="2.36"))
+    monkeypatch.setattr(solve_prefix, "machine_virtual_packages", lambda: virtual_packages(glibc="2.36"))
     monkeypatch.setattr("ssm_forge.machine.gpus", lambda: ())
     # Nothing is downloaded here.
     monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)

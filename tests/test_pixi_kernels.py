@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, elf, flow_planning, install, pixi, pixi_kernels, plan, recipe, source_packages
+from ssm_forge import (
+    build_origin,
+    elf,
+    flow_planning,
+    install_marker,
+    install_registry,
+    pixi,
+    pixi_kernels,
+    plan,
+    recipe,
+    source_packages,
+)
 from ssm_forge.arch import ArchList, Capability
 from ssm_forge.archive import read_json
 from ssm_forge.errors import BuildError, InstallError, NetworkError, VerifyError
@@ -181,8 +192,8 @@ class TestInstall:
             depends = read_json(path, "index.json")["depends"]
             assert depends.count("libgcc >=14") == 1
             assert any(spec.startswith("__glibc >=") for spec in depends)
-        assert install.installed_prefixes(place) == [kept.prefix]
-        assert install.is_foreign(kept.prefix)
+        assert install_registry.installed_prefixes(place) == [kept.prefix]
+        assert install_marker.is_foreign(kept.prefix)
 
     @pytest.mark.usefixtures("built")
     def test_a_second_time_nothing_is_taken(self, kept: Kept, place: Workspace) -> None:

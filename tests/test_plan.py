@@ -12,7 +12,7 @@ from front_door import assert_one_line_error, run, run_here
 from ssm_forge import build_origin, flow_needs, flow_planning, machine, plan, variants
 from ssm_forge.arch import Capability
 from ssm_forge.errors import NetworkError, VerifyError
-from ssm_forge.install import Installed, write_marker
+from ssm_forge.install_marker import Installed, write_marker
 from ssm_forge.machine import Gpu
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.variants import Matrix, Variant

@@ -20,7 +20,17 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import elf, install, pipeline, pixi, pixi_export, pixi_kernels, variants
+from ssm_forge import (
+    elf,
+    install_marker,
+    install_registry,
+    pipeline,
+    pixi,
+    pixi_export,
+    pixi_kernels,
+    solve_prefix,
+    variants,
+)
 from ssm_forge import lock as locks
 from ssm_forge.arch import ArchList
 from ssm_forge.build_request import BuildRequest
@@ -237,7 +247,7 @@ def test_what_it_built_gets_into_the_channel_finished_and_a_second_folder_gives_
         packages = sorted((folder.parent / "channel/linux-64").glob("*.conda"))
         made.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages})
         assert len(packages) == 2
-        assert install.installed_prefixes(place) == [prefix]
+        assert install_registry.installed_prefixes(place) == [prefix]
     assert made[0] == made[1]
 
 
@@ -317,7 +327,7 @@ def test_without_a_driver_its_environment_is_made_all_the_same(place: Workspace,
         assert pixi.make_environment("cu130", "13.0", place, log)
     assert (place.envs / "cu130/share/torch.txt").exists()
     assert pixi.made(place.envs / "cu130")
-    assert install.is_foreign(place.envs / "cu130")
+    assert install_marker.is_foreign(place.envs / "cu130")
 
 
 @pytest.mark.timeout(120)
@@ -358,7 +368,7 @@ def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_th
     with open_log(place.logs, "test") as log:
         put(log)
         assert kernels()
-        assert install.holds(prefix, locked.records)
+        assert solve_prefix.holds(prefix, locked.records)
         # Nothing that pixi does by itself before it runs a program takes them out.
         told = {**os.environ, "CONDA_OVERRIDE_CUDA": "13.0"}
         subprocess.run(["pixi", "run", "-x", "-e", "cu130", "true"], cwd=place.root, env=told, check=True)

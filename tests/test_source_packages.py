@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import environment, export, inspection, install, integrity, materials, pack, recipe, source_packages
+from ssm_forge import (
+    environment,
+    export,
+    inspection,
+    install_marker,
+    integrity,
+    materials,
+    pack,
+    recipe,
+    source_packages,
+)
 from ssm_forge import lock as locks
 from ssm_forge.errors import SolveError, UsageError
 from ssm_forge.lock import LockedEnvironment
@@ -87,7 +97,7 @@ def test_an_environment_is_made_verified_and_packed_with_it(
     assert made.kernels == ("mamba-ssm-1.0-h1_0.conda",)
     target, _ = pack.unpack(tmp_path / "pack.tar", tmp_path / "unpacked", workspace=place)
     assert (target / "share/kernels.txt").exists()
-    assert not install.is_foreign(target / "nowhere")
+    assert not install_marker.is_foreign(target / "nowhere")
 
 
 def test_what_the_channel_lacks_is_named_with_what_builds_it(locked: LockedEnvironment, place: Workspace) -> None:

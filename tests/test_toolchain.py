@@ -8,7 +8,7 @@ import pytest
 
 from ssm_forge import toolchain, variants
 from ssm_forge.errors import InstallError
-from ssm_forge.verify import Check
+from ssm_forge.verify_report import Check
 
 _ROOT = Path(__file__).parents[1]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from ssm_forge import cli, matrix, ui, verify
+from ssm_forge import cli, matrix, ui, verify_report
 from ssm_forge.errors import InstallError
 from ssm_forge.matrix import Row
 from ssm_forge.paths import Workspace
-from ssm_forge.verify import Check, Report
+from ssm_forge.verify_report import Check, Report
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "ssm_forge"
 
@@ -69,7 +69,7 @@ def test_tables_and_progress_are_printed_as_they_are(shown: io.StringIO, text: s
 
 def test_reports_keep_their_brackets(shown: io.StringIO, tmp_path: Path) -> None:
     prefix = tmp_path / "mamba[gpu]"
-    verify.show(Report(prefix, (Check("a [check]", "fail", "no [/such] thing"),)))
+    verify_report.show(Report(prefix, (Check("a [check]", "fail", "no [/such] thing"),)))
     words = ("1",) * 8
     row = Row(
         "cu130",

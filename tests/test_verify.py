@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge import elf, machine, verify
+from ssm_forge import elf, machine, verify, verify_report
 from ssm_forge.arch import Capability
 from ssm_forge.errors import InstallError
-from ssm_forge.install import MARKER, Installed, write_marker
-from ssm_forge.install_records import InstalledPath
+from ssm_forge.install_marker import MARKER, Installed, write_marker
 from ssm_forge.machine import Gpu
+from ssm_forge.package_installed import InstalledPath
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{PYTHON}/site-packages"
@@ -260,7 +260,7 @@ def test_a_python_that_can_not_be_started_fails_every_import(prefix: Path) -> No
 
 
 def test_the_report_is_shown_without_reading_markup_in_it(prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verify.show(verify.Report(Path("/[bold]x"), (verify.Check("a", "fail", "[/red] [b]"),)))
+    verify_report.show(verify_report.Report(Path("/[bold]x"), (verify_report.Check("a", "fail", "[/red] [b]"),)))
     said = capsys.readouterr().out
     assert "/[bold]x" in said
     assert "[/red] [b]" in said

@@ -16,9 +16,9 @@ from rattler_build import assemble_package
 from fake_environment import make_venv, site_of, tree
 from ssm_forge import wheel
 from ssm_forge.archive import dump_json, read_info, rewrite_info
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import BuildError
 from ssm_forge.existing import install, reader
-from ssm_forge.fetch import sha256_of
 
 SITE = "lib/python3.11/site-packages"
 INFO = "mamba_ssm-2.3.1.dist-info"

@@ -19,11 +19,13 @@ from ssm_forge import (
     channel,
     flow_planning,
     install,
+    install_marker,
     patching,
     plan,
     process_tree,
     recipe,
     sdists,
+    solve_prefix,
     toolchain,
 )
 from ssm_forge.activation import activated_environment
@@ -61,9 +63,9 @@ def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log)
     variant = origin.variant
     channel.ensure_indexed(place.channel)
     specs = [*toolchain.specs(variant), f"python {origin.python}.*", variant.torch_spec, *_TOOLS]
-    records = install.solve_for_prefix(specs, origin.channels, prefix=None, cuda=variant.cuda)
+    records = solve_prefix.solve_for_prefix(specs, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
-    made = install.Installed(variant.name, origin.python, variant.source, names, created=True)
+    made = install_marker.Installed(variant.name, origin.python, variant.source, names, created=True)
     install.install(records, prefix, made, place, log)
     return prefix
 

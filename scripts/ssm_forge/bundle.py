@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import archive, channel, foreign, gpu, install_records, owners
+from ssm_forge import archive, channel, foreign, gpu, owners, package_installed
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import InstallError, IntegrityError, UsageError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.ui import human_bytes
@@ -102,7 +102,7 @@ def installed_packages(prefix: Path, place: Workspace) -> list[Path]:
     Raises:
         InstallError: when one is not installed, or its file is no longer in the channel.
     """
-    records = install_records.records(prefix)
+    records = package_installed.records(prefix)
     found = []
     for project in PROJECTS:
         name = records[project].filename if project in records else ""

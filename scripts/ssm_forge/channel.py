@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssm_forge import locks, owners, repodata
+from ssm_forge.base_files import flush, sha256_of, write_whole
 from ssm_forge.errors import IntegrityError, MachineError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.inspection import SUBDIRS
 from ssm_forge.paths import launcher
 
@@ -154,15 +154,6 @@ def different(filename: str, where: str) -> IntegrityError:
     )
 
 
-def flush(path: Path) -> None:
-    """Have a file or folder on the disk before anything refers to it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def ensure_indexed(channel: Path) -> None:
     """Make the index list exactly the files that are there; a damaged one is written anew from them."""
     (channel / SUBDIR).mkdir(parents=True, exist_ok=True)
@@ -285,19 +276,6 @@ def _write_run_exports(folder: Path) -> None:
     if index_file.exists():
         told = repodata.document(index_file.read_bytes(), str(index_file))
         write_whole(folder / "run_exports.json", repodata.run_exports(told))
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all; an unchanged one is left alone."""
-    if path.exists() and path.read_bytes() == data:
-        return
-    partial = path.with_name(f".{path.name}.{owners.mark()}.part")
-    try:
-        partial.write_bytes(data)
-        flush(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def receiving(channel: Path) -> IO[str]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssm_forge import base_files, foreign, owners, repodata
 from ssm_forge import channel as channels
-from ssm_forge import foreign, owners, repodata
+from ssm_forge.base_files import sha256_of
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, read_index, records
 from ssm_forge.errors import IntegrityError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.repodata import Records
 from ssm_forge.trust import about, bundles_of
@@ -313,8 +313,8 @@ def _repair_statements(channel: Path, package: Path) -> Iterator[str]:
         elif os.path.lexists(path):
             yield _set_aside(channel, path, "it is no statement about a package that is here")
     if sound is not None:
-        channels.write_whole(newest, sound)
-        channels.write_whole(package.with_name(f"{name}.sigs.{hashlib.sha256(sound).hexdigest()}"), sound)
+        base_files.write_whole(newest, sound)
+        base_files.write_whole(package.with_name(f"{name}.sigs.{hashlib.sha256(sound).hexdigest()}"), sound)
 
 
 def _statement(path: Path) -> bytes | None:

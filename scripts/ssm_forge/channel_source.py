@@ -173,3 +173,18 @@ class WebSource:
 def _body(answer: httpx.Response, connection: ExitStack) -> Iterator[bytes]:
     with connection:
         yield from answer.iter_bytes(_CHUNK)
+
+
+def records_at(client: Client, subdir: str) -> repodata.Records:
+    """What a channel's index lists; nothing when it has no index for ``subdir`` yet.
+
+    Raises:
+        DamagedIndexError: when it is no index.
+    """
+    path = f"{subdir}/repodata.json"
+    answer = client.send("GET", path)
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        return {}
+    if answer.status_code != httpx.codes.OK:
+        raise NetworkError(redact(f"{client.url}/{path} answered {answer.status_code}."))
+    return repodata.records(answer.content, redact(f"{client.url}/{path}"))

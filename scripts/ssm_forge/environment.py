@@ -12,7 +12,7 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
-from ssm_forge import install, policy
+from ssm_forge import install, install_marker, install_swap, policy
 from ssm_forge.credentials import for_engine, redact
 from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.integrity import Report, verify
@@ -34,7 +34,7 @@ def create(
     mirrors: Sequence[Mirror],
     workspace: Workspace,
     force: bool = False,
-    installed: install.Installed | None = None,
+    installed: install_marker.Installed | None = None,
     rules: Sequence[policy.Rule] | None = None,
 ) -> Report:
     """Make ``prefix`` exactly the locked environment and verify it.
@@ -59,19 +59,19 @@ def create(
     require_all_intact(files)
     _require_hashes(locked)
     admitted = policy.admit(locked.records, workspace, rules, beside=lambda record: local_file(record, mirrors))
-    with install.locked(prefix):
+    with install_swap.locked(prefix):
         # Again: a run that this one waited for may have made it.
         _check_free(prefix, force)
-        with install.replacing(prefix):
+        with install_swap.replacing(prefix):
             report = _install_and_verify(locked, admitted, prefix, mirrors, workspace)
             if installed is not None:
-                install.write_marker(prefix, installed)
+                install_marker.write_marker(prefix, installed)
             return report
 
 
 def _check_free(prefix: Path, force: bool) -> None:
-    install.check_target(prefix)
-    finished = prefix.exists() and not (prefix / install.UNFINISHED).exists()
+    install_marker.check_target(prefix)
+    finished = prefix.exists() and not (prefix / install_marker.UNFINISHED).exists()
     if finished and any(prefix.iterdir()) and not force:
         raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import httpx
 from rich.progress import Progress, TaskID
 
 from ssm_forge import locks, owners
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError
 from ssm_forge.paths import Workspace, launcher
 from ssm_forge.ui import download_progress, human_bytes
@@ -44,18 +44,6 @@ class Artifact:
     sha256: str
     size: int
     name: str
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return _digest(stream)
-
-
-def _digest(stream: object) -> str:
-    digest = hashlib.sha256()
-    while chunk := stream.read(_CHUNK):  # type: ignore[attr-defined]
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def cached_path(artifact: Artifact, workspace: Workspace) -> Path:

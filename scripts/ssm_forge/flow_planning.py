@@ -9,11 +9,11 @@ from ssm_forge import (
     build_origin,
     finalize,
     inspection,
-    install,
-    install_records,
+    install_marker,
     lock,
     machine,
     manifest,
+    package_installed,
     policy,
     recipe,
     remote,
@@ -21,11 +21,11 @@ from ssm_forge import (
     variants,
 )
 from ssm_forge import channel as channels
+from ssm_forge.base_files import sha256_of
 from ssm_forge.build_key import BuildKey
 from ssm_forge.build_origin import Origin, choose_source, compiler_of, default_python
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.errors import IntegrityError, VerifyError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
@@ -73,7 +73,7 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
         else None,
     )
     prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
-    install.check_target(prefix)
+    install_marker.check_target(prefix)
     locked = locked_environment(variant, python, workspace)
 
     offered = remote.channel_urls(options.channels)
@@ -190,13 +190,13 @@ def is_current(package: Path, name: str, workspace: Workspace) -> bool:
 
 
 def _is_installed(filename: str, sha256: str, prefix: Path) -> bool:
-    marker = install.read_marker(prefix)
+    marker = install_marker.read_marker(prefix)
     if marker is None or filename not in marker.packages:
         return False
     record = next((prefix / "conda-meta").glob(f"{filename.removesuffix('.conda')}.json"), None)
     if record is None:
         return False
-    found = install_records.records(prefix)[read_name(Path(filename))]
+    found = package_installed.records(prefix)[read_name(Path(filename))]
     # A package that was built anew keeps its name.
     if found.sha256 != sha256:
         return False

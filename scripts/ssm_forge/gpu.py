@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import install_records, recipe, sdists
+from ssm_forge import package_installed, recipe, sdists
 from ssm_forge.activation import activated_environment
 from ssm_forge.errors import InstallError, UsageError, VerifyError
 from ssm_forge.fetch import checked, fetch_all
@@ -114,7 +114,7 @@ def upstream(prefix: Path) -> Document:
     Raises:
         InstallError: when one of the packages is not in the environment.
     """
-    records = install_records.records(prefix)
+    records = package_installed.records(prefix)
     missing = [project for project in recipe.PROJECTS if project not in records]
     if missing:
         msg = f"{', '.join(missing)} not installed in {prefix}."

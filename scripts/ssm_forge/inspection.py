@@ -15,8 +15,8 @@ from typing import Any, cast
 import zstandard
 
 from ssm_forge.archive import MOST_INFO_BYTES, ZIP_DAMAGE, read_json
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import IntegrityError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.foreign import json_from
 from ssm_forge.unpacking import Member
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import build_origin, inspection, install, recipe, variants
+from ssm_forge import build_origin, inspection, install_marker, install_registry, recipe, variants
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
@@ -121,8 +121,8 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
 
 def _installed(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
     found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
-    for prefix in install.installed_prefixes(workspace):
-        marker = install.read_marker(prefix)
+    for prefix in install_registry.installed_prefixes(workspace):
+        marker = install_marker.read_marker(prefix)
         if marker is not None and any(read.startswith(recipe.PROJECTS) for read in marker.packages):
             found[marker.variant, marker.source] += (str(prefix),)
     return found

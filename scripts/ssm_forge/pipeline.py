@@ -18,14 +18,18 @@ from ssm_forge import (
     flow_needs,
     flow_planning,
     install,
-    install_records,
+    install_marker,
+    install_registry,
+    package_installed,
     pixi,
     pixi_kernels,
     policy,
     remote,
     solve_only,
+    solve_prefix,
     toolchain,
     verify,
+    verify_report,
 )
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build
@@ -99,7 +103,7 @@ def _install_kept(kept: pixi_kernels.Kept, options: Options, place: Workspace, a
         told = {"variant": kept.variant, "python": kept.python, "cuda_arch": str(kept.archs)}
         out.print_json(json.dumps({**told, "prefix": str(kept.prefix), "verify": report.as_dict()}))
     else:
-        verify.show(report)
+        verify_report.show(report)
     _require_passed(len(report.failed), kept.prefix)
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {kept.variant} in {kept.prefix}"))
@@ -168,7 +172,7 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     require_reachable(work.channels)
     # What recipes/pixi.lock has is not solved.
     rendered = [package.request.rendered for package in work.to_build if package.request.locked is None]
-    machine = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
+    machine = [v for v in solve_prefix.machine_virtual_packages() if not v.name.startswith("__cuda")]
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
     what = f"for {work.variant.name} with Python {work.python}"
@@ -207,10 +211,10 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
     Raises:
         InstallError: when pixi fails.
     """
-    foreign = install.is_foreign(work.prefix)
+    foreign = install_marker.is_foreign(work.prefix)
     if work.locked is not None and work.prefix == place.envs / work.locked.name:
         # pixi makes its own environment, so that it knows it again.
-        current = pixi.made(work.prefix) and install.holds(work.prefix, work.locked.records)
+        current = pixi.made(work.prefix) and solve_prefix.holds(work.prefix, work.locked.records)
         may = not current and (not foreign or pixi.made(work.prefix))
         if may:
             # pixi links what the lock says by its hashes, and knows no policy.
@@ -249,7 +253,7 @@ def solve_environment(
         package.spec + ("" if package in pending else f"[channel='{package.channel or local}']")
         for package in work.packages
     ]
-    return install.solve_for_prefix(
+    return solve_prefix.solve_for_prefix(
         [*specs, f"python {work.python}.*", *base.specs],
         work.channels,
         prefix=work.prefix if base.in_place else None,
@@ -268,10 +272,10 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
     urls = {r.file_name: r.url for r in records}
     for package in work.packages:
         remote.require_origin(package.filename, urls.get(package.filename, ""), package.channel)
-    lost = [] if base.in_place else install_records.added_by_hand(work.prefix)
+    lost = [] if base.in_place else package_installed.added_by_hand(work.prefix)
     if lost:
         note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
-    installed = install.Installed(
+    installed = install_marker.Installed(
         variant=work.variant.name,
         python=work.python,
         source=work.variant.source,
@@ -279,7 +283,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
         created=not base.in_place,
     )
     install.install(records, work.prefix, installed, place, log, work.trust)
-    install.remember(work.prefix, place)
+    install_registry.remember(work.prefix, place)
     say(f"Installed {len(records)} packages into {work.prefix}")
 
 
@@ -290,7 +294,7 @@ def _verify(work: Plan, place: Workspace, log: Log, as_json: bool) -> int:
     if as_json:
         out.print_json(json.dumps({**work.as_dict(), "changed": True, "verify": report.as_dict()}))
     else:
-        verify.show(report)
+        verify_report.show(report)
     return len(report.failed)
 
 

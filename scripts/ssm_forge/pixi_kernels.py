@@ -18,12 +18,13 @@ from ssm_forge import (
     channel,
     compile_cache,
     flow_planning,
-    install,
-    install_records,
+    install_marker,
+    install_registry,
     lock,
     machine,
     manifest,
     materials,
+    package_installed,
     pixi,
     policy,
     source_packages,
@@ -161,16 +162,16 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
     packages = [source_packages.rendered(source, place.source_lock) for source in kept.locked.sources]
     for source, package in zip(kept.locked.sources, packages, strict=True):
         _take(kept, source, package, place)
-    made = install.Installed(
+    made = install_marker.Installed(
         variant=kept.variant,
         python=kept.python,
         source="conda",
         packages=tuple(package.filename for package in packages),
         created=False,
     )
-    if install.read_marker(kept.prefix) != made:
-        install.write_marker(kept.prefix, made)
-    install.remember(kept.prefix, place)
+    if install_marker.read_marker(kept.prefix) != made:
+        install_marker.write_marker(kept.prefix, made)
+    install_registry.remember(kept.prefix, place)
     return True
 
 
@@ -194,7 +195,7 @@ def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace
 
 def _artifact(prefix: Path, package: Rendered) -> Path:
     """The package that pixi built and installed."""
-    record = install_records.records(prefix).get(package.name)
+    record = package_installed.records(prefix).get(package.name)
     url = record.url if record is not None else ""
     path = Path(unquote(urlparse(url).path))
     if path.name != package.filename or not path.is_file():

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ssm_forge.channel_source import records_at
 from ssm_forge.credentials import Credential, find, redact
 from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.inspection import Package
-from ssm_forge.publish_http import records
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
 from ssm_forge.web import Client, TransientError
 
@@ -117,7 +117,7 @@ class HostedTarget:
             self._reader.use(Credential("", key, hosted.takes[0], hosted.variable))
 
     def present(self, package: Package) -> str | None:
-        return compare(package, records(self._reader, package.subdir).get(package.filename))
+        return compare(package, records_at(self._reader, package.subdir).get(package.filename))
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
         from rattler_build import RattlerBuildError

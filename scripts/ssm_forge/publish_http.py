@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from ssm_forge import repodata
+from ssm_forge.channel_source import records_at
 from ssm_forge.credentials import redact
 from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.inspection import Package
@@ -37,21 +37,6 @@ def target(url: str) -> Target:
     )
 
 
-def records(client: Client, subdir: str) -> repodata.Records:
-    """What a channel's index lists; nothing when it has no index for ``subdir`` yet.
-
-    Raises:
-        DamagedIndexError: when it is no index.
-    """
-    path = f"{subdir}/repodata.json"
-    answer = client.send("GET", path)
-    if answer.status_code == httpx.codes.NOT_FOUND:
-        return {}
-    if answer.status_code != httpx.codes.OK:
-        raise NetworkError(redact(f"{client.url}/{path} answered {answer.status_code}."))
-    return repodata.records(answer.content, redact(f"{client.url}/{path}"))
-
-
 class ServeTarget:
     """Our own server: it resumes, checks and indexes by itself."""
 
@@ -59,7 +44,7 @@ class ServeTarget:
         self._client = client
 
     def present(self, package: Package) -> str | None:
-        return compare(package, records(self._client, package.subdir).get(package.filename))
+        return compare(package, records_at(self._client, package.subdir).get(package.filename))
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
         package = parcel.package
@@ -76,7 +61,7 @@ class ServeTarget:
     def attach(self, parcel: Parcel) -> bool:
         package = parcel.package
         sha256 = hashlib.sha256(parcel.statements).hexdigest()
-        if records(self._client, package.subdir).get(package.filename, {}).get("attestations_sha256") == sha256:
+        if records_at(self._client, package.subdir).get(package.filename, {}).get("attestations_sha256") == sha256:
             return True
         path = f"{package.subdir}/{package.filename}.sigs"
         digest = {"Repr-Digest": _digest(sha256)}

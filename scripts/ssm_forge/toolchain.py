@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ssm_forge import channel, install, install_records, machine
+from ssm_forge import channel, install, install_marker, machine, package_installed, solve_prefix
 from ssm_forge.activation import activated_environment
 from ssm_forge.build_origin import Origin
 from ssm_forge.errors import BuildError, ForgeError, InstallError
@@ -17,7 +17,7 @@ from ssm_forge.paths import Workspace, launcher
 from ssm_forge.torch_patch import read_host_config
 from ssm_forge.ui import Log, say
 from ssm_forge.variants import Variant
-from ssm_forge.verify import Check, Report
+from ssm_forge.verify_report import Check, Report
 
 _TIMEOUT = 120
 
@@ -69,12 +69,12 @@ def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
     # Not among the environments: those are what `verify` and `python` choose from.
     prefix = workspace.state / "toolchains" / f"{variant.name}-py{python.replace('.', '')}"
     wanted = (*specs(variant), f"python {python}.*", variant.torch_spec)
-    records = install.solve_for_prefix(wanted, origin.channels, prefix=None, cuda=variant.cuda)
+    records = solve_prefix.solve_for_prefix(wanted, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
-    present = install.read_marker(prefix)
+    present = install_marker.read_marker(prefix)
     if present is None or present.packages != names:
         say(f"Making {prefix}")
-        made = install.Installed(variant.name, python, variant.source, names, created=True)
+        made = install_marker.Installed(variant.name, python, variant.source, names, created=True)
         install.install(records, prefix, made, workspace, log)
     return prefix
 
@@ -113,7 +113,7 @@ def _answer(name: str, ask: Callable[[], str]) -> Check:
 
 def _glibc(prefix: Path) -> str:
     here = machine.glibc()
-    record = install_records.records(prefix).get("sysroot_linux-64")
+    record = package_installed.records(prefix).get("sysroot_linux-64")
     sysroot = record.version if record is not None else ""
     if not here:
         raise BuildError("this machine's C library does not tell its version")

@@ -18,8 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from ssm_forge import channel as channels
 from ssm_forge import locks
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import IntegrityError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.foreign import json_from
 from ssm_forge.inspection import inspect
 

@@ -5,25 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from rich.text import Text
-
-from ssm_forge import elf, install, machine
+from ssm_forge import elf, install_marker, install_registry, machine
 from ssm_forge.activation import activated_environment
 from ssm_forge.arch import ArchList
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import ForgeError, InstallError
-from ssm_forge.fetch import sha256_of
-from ssm_forge.install_records import InstalledPath, InstalledRecord
-from ssm_forge.install_records import records as installed_records
+from ssm_forge.package_installed import InstalledPath, InstalledRecord
+from ssm_forge.package_installed import records as installed_records
 from ssm_forge.paths import launcher, workspace
 from ssm_forge.recipe import EXTENSIONS
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import out
-
-Status = Literal["pass", "fail", "not-run"]
+from ssm_forge.verify_report import Check, Report
 
 _IMPORT_TIMEOUT = 300
 _GPU_TIMEOUT = 900
@@ -47,35 +40,6 @@ print("\\n" + json.dumps(found))
 """
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question and its answer.
-
-    Attributes:
-        name: what was asked.
-        status: ``pass``, ``fail`` or ``not-run``.
-        detail: what was found, or why it was not run.
-    """
-
-    name: str
-    status: Status
-    detail: str
-
-
-@dataclass(frozen=True)
-class Report:
-    prefix: Path
-    checks: tuple[Check, ...]
-
-    @property
-    def failed(self) -> tuple[Check, ...]:
-        return tuple(check for check in self.checks if check.status == "fail")
-
-    def as_dict(self) -> dict[str, Any]:
-        counts = {status: sum(c.status == status for c in self.checks) for status in ("pass", "fail", "not-run")}
-        return {"prefix": str(self.prefix), "counts": counts, "checks": [asdict(check) for check in self.checks]}
-
-
 def choose_prefix(prefix: Path | None) -> Path:
     """The prefix named, or the one installed last.
 
@@ -84,7 +48,7 @@ def choose_prefix(prefix: Path | None) -> Path:
     """
     place = workspace()
     if prefix is None:
-        known = install.installed_prefixes(place)
+        known = install_registry.installed_prefixes(place)
         if not known:
             raise InstallError(
                 "nothing is installed yet in this workspace.", fix=f"Run '{launcher()} install-mamba' first."
@@ -131,7 +95,7 @@ def checked(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
 
 def _packages(records: Mapping[str, InstalledRecord], prefix: Path) -> Check:
     """The files of both packages are those that were installed, unchanged."""
-    marker = install.read_marker(prefix)
+    marker = install_marker.read_marker(prefix)
     missing = [project for project in EXTENSIONS if project not in records]
     if missing:
         detail = f"{', '.join(missing)} not installed in {prefix}"
@@ -257,14 +221,3 @@ def gpu_checks(python: Path, activated: dict[str, str]) -> list[Check]:
         return [Check("kernels on the GPU", "fail", f"could not be started ({error})")]
     except (ValueError, KeyError, TypeError) as error:
         return [Check("kernels on the GPU", "fail", f"no answer ({error}): {done.stderr.strip()[-300:]}")]
-
-
-def show(report: Report) -> None:
-    """Print a report for people."""
-    colours = {"pass": "green", "fail": "red", "not-run": "yellow"}
-    table = FoldingTable("check", "result", "detail", title=f"{report.prefix}", wraps=["check", "detail"])
-    for check in report.checks:
-        table.add_row(check.name, Text(check.status, style=colours[check.status]), check.detail)
-    out.print(table)
-    counts = report.as_dict()["counts"]
-    out.print(f"{counts['pass']} passed, {counts['fail']} failed, {counts['not-run']} not run")

@@ -29,12 +29,21 @@ from killed_publisher import Steps, end_after
 from lab import serving
 
 from ssm_forge import build as builds
-from ssm_forge import build_request, channel_tasks, install, install_records, variants
+from ssm_forge import (
+    build_request,
+    channel_prune,
+    install,
+    install_marker,
+    install_swap,
+    package_installed,
+    variants,
+)
 from ssm_forge import channel as channels
 from ssm_forge.arch import ArchList
+from ssm_forge.base_files import sha256_of
 from ssm_forge.build_key import BuildKey
 from ssm_forge.errors import ForgeError
-from ssm_forge.fetch import Artifact, fetch_all, sha256_of
+from ssm_forge.fetch import Artifact, fetch_all
 from ssm_forge.paths import Workspace, workspace
 from ssm_forge.publish import publish
 from ssm_forge.recipe import Rendered
@@ -89,7 +98,7 @@ class Machine:
         publish([self.made("sent", number)], self.server if number % 2 else str(self.channel))
 
     def prune(self, number: int) -> None:
-        channel_tasks.prune(self.channel, keep=2, dry_run=False)
+        channel_prune.prune(self.channel, keep=2, dry_run=False)
 
     def fetch(self, number: int) -> None:
         path = self.made("sent", number)
@@ -100,7 +109,7 @@ class Machine:
         names = sorted({record["name"] for record in channels.records(self.channel).values()})
         prefix = self.folder / "envs" / ("all" if number % 3 else self.name)
         records = solve(Request(specs=tuple(names), channels=(self.channel.as_uri(),)))
-        made = install.Installed("", "", "conda", tuple(record.file_name for record in records), created=True)
+        made = install_marker.Installed("", "", "conda", tuple(record.file_name for record in records), created=True)
         try:
             with open_log(self.folder / "logs" / self.name, "install") as log:
                 install.install(records, prefix, made, self.place, log)
@@ -109,7 +118,7 @@ class Machine:
             if all((self.channel / "linux-64" / record.file_name).exists() for record in records):
                 raise
             os._exit(3)
-        with install.locked(prefix):
+        with install_swap.locked(prefix):
             require_right(prefix)
 
 
@@ -117,9 +126,9 @@ def require_right(prefix: Path) -> None:
     """An environment holds exactly what its records say, and the right bytes of each package."""
     if not prefix.exists():
         return
-    told = install.read_marker(prefix)
+    told = install_marker.read_marker(prefix)
     assert told is not None, f"{prefix} has no marker"
-    records = install_records.records(prefix)
+    records = package_installed.records(prefix)
     assert {record.filename for record in records.values()} == set(told.packages), f"{prefix} has other packages"
     texts = {path.stem: path.read_text() for path in (prefix / "share").glob("*.txt")}
     assert texts == {name: f"{name} {record.version}\n" for name, record in records.items()}, f"{prefix}: {texts}"

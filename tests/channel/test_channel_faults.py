@@ -25,8 +25,8 @@ from lab import Lab, check_folder, environment, make_package, read_channel, serv
 from real_servers import free_port
 
 from ssm_forge import channel as channels
+from ssm_forge.base_files import sha256_of
 from ssm_forge.errors import MachineError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.publish import publish
 from ssm_forge.tokens import TokenStore
 

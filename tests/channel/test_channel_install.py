@@ -12,7 +12,7 @@ from lab import Lab, auth_file, environment, make_package
 from rattler import RepoDataRecord
 
 from ssm_forge import channel as channels
-from ssm_forge import install, remote
+from ssm_forge import install, install_marker, remote
 from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
@@ -36,7 +36,7 @@ def folder_channel(folder: Path, name: str, text: str) -> str:
 def link(records: list[RepoDataRecord], prefix: Path, folder: Path) -> None:
     """Install as ``install-mamba`` does."""
     place = Workspace(root=folder, cache=folder / "cache")
-    installed = install.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
+    installed = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
     with open_log(folder / "logs", "install") as log:
         install.install(records, prefix, installed, place, log)
 

@@ -14,6 +14,8 @@ import pytest
 from lab import make_package
 from real_servers import asked, nginx, quetz, recorder, s3
 
+from ssm_forge import install_marker
+
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import publish_hosted, remote, repodata, trust
@@ -43,7 +45,7 @@ def install(url: str, folder: Path) -> str:
     from ssm_forge.ui import open_log
 
     place = Workspace(root=folder, cache=folder / "cache")
-    told = installing.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
+    told = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
     with open_log(folder / "logs", "install") as log:
         installing.install(solve(Request(specs=("tool",), channels=(url,))), folder / "prefix", told, place, log)
     return (folder / "prefix" / "share" / "tool.txt").read_text()

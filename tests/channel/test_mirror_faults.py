@@ -12,7 +12,7 @@ from lab import make_package
 
 from ssm_forge import channel as channels
 from ssm_forge import web
-from ssm_forge.channel_tasks import mirror
+from ssm_forge.channel_mirror import mirror
 from ssm_forge.errors import ForgeError, IntegrityError, NetworkError
 from ssm_forge.web import TransientError
 

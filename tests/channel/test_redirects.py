@@ -14,7 +14,7 @@ import pytest
 from lab import make_package
 
 from ssm_forge import channel as channels
-from ssm_forge import channel_check, channel_tasks, pack, policy, publish_hosted, trust, web
+from ssm_forge import channel_check, channel_mirror, pack, policy, publish_hosted, trust, web
 from ssm_forge.channel_source import open_source
 from ssm_forge.errors import NetworkError
 from ssm_forge.inspection import inspect
@@ -119,7 +119,7 @@ def test_check_and_mirror(front: str, tmp_path: Path, folder: Path) -> None:
     sha256 = inspect(folder / "linux-64" / NAME).sha256
     (target / ".uploads").mkdir(parents=True)
     (target / ".uploads" / f"{sha256}.part").write_bytes((folder / "linux-64" / NAME).read_bytes()[:50_000])
-    assert channel_tasks.mirror(open_source(front), target, log=lambda line: None) == (1, 0)
+    assert channel_mirror.mirror(open_source(front), target, log=lambda line: None) == (1, 0)
     assert channels.records(target)[NAME]["attestations_sha256"]
     assert channel_check.check(open_source(str(target))) == ([], 1)
 

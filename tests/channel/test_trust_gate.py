@@ -10,6 +10,8 @@ import pytest
 from lab import make_package
 from rattler import RepoDataRecord
 
+from ssm_forge import install_marker
+
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import environment, install, pack, policy, trust
@@ -101,7 +103,7 @@ def test_a_policy_that_is_named_must_be_about_the_lock(place: Workspace, mirror:
 
 def test_what_is_solved_and_linked_passes_the_same_gate(place: Workspace, mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "keys" / "trust.toml").write_text(f'[[channel]]\nurl = "{mirror}"\nkeys = ["lab.pub"]\n')
-    made = install.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
+    made = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
 
     def link() -> None:
         records = solve(Request(specs=("tool",), channels=(mirror.as_uri(),)))

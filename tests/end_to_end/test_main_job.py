@@ -20,7 +20,18 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline, elf, install, install_records, lock, plan, sass, ui
+from ssm_forge import (
+    build_baseline,
+    elf,
+    install,
+    install_marker,
+    lock,
+    package_installed,
+    plan,
+    sass,
+    solve_prefix,
+    ui,
+)
 from ssm_forge.arch import ArchList
 from ssm_forge.channel import index
 from ssm_forge.errors import SolveError
@@ -171,9 +182,9 @@ def test_the_environment_is_the_locked_one_and_the_lock_fits(job: Job, forge: Fo
     done = forge("lock", "--check")
     assert done.returncode == 0, done.stderr
     locked = lock.environment(forge.workspace.lock, row.variant).records
-    assert install.holds(job.prefix, locked)
+    assert solve_prefix.holds(job.prefix, locked)
     # Not one of conda-forge's own, which has another ABI than pytorch.org's.
-    torch = install_records.records(job.prefix)["pytorch"]
+    torch = package_installed.records(job.prefix)["pytorch"]
     assert torch.channel.rstrip("/").endswith("pytorch" if row.variant == "cu118" else "conda-forge")
 
 
@@ -246,14 +257,14 @@ def test_the_packages_work_elsewhere(job: Job, forge: Forge, row: Row, tmp_path:
     gone = job.prefix.rename(forge.folder / "gone-prefix")
     prefix = forge.folder / "another prefix"
     try:
-        records = install.solve_for_prefix(
+        records = solve_prefix.solve_for_prefix(
             ["mamba-ssm", f"python {row.python}.*", "pip"],
             (elsewhere.as_uri(), *forge.channels),
             prefix=None,
             cuda=job.first.json["cuda"],
             archs=ArchList.parse(row.arch),
         )
-        marker = install.Installed(row.variant, row.python, row.source, (), created=True)
+        marker = install_marker.Installed(row.variant, row.python, row.source, (), created=True)
         with ui.open_log(tmp_path, "elsewhere") as log:
             install.install(records, prefix, marker, forge.workspace, log)
         done = forge("verify", "--prefix", str(prefix), "--json")
@@ -270,7 +281,7 @@ def test_beside_a_wrong_torch_python_or_cuda_the_solver_refuses(job: Job, forge:
     other = {"pytorch": f"<{plan_of_it['torch']}", "python": "3.9.*", "cuda-version": f"<{plan_of_it['cuda']}"}[named]
     channels = (forge.channel.as_uri(), *forge.channels)
     with pytest.raises(SolveError, match=named):
-        install.solve_for_prefix(
+        solve_prefix.solve_for_prefix(
             ["mamba-ssm", f"{named} {other}"],
             channels,
             prefix=None,

@@ -11,8 +11,8 @@ import pytest
 import real_pixi
 from forge_run import ROWS, Forge, Outcome, all_pass_but_the_gpu, fresh_forge
 from real_pixi import needs_pixi
-from ssm_forge import install, lock, pixi
-from ssm_forge.fetch import sha256_of
+from ssm_forge import lock, pixi, solve_prefix
+from ssm_forge.base_files import sha256_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(3600), needs_pixi]
 
@@ -40,7 +40,7 @@ def test_for_a_named_gpu_it_ends_in_verified_kernels_on_top_of_pixis_environment
     prefix = forge.workspace.envs / ROW.variant
     assert first.json["prefix"] == str(prefix)
     assert pixi.made(prefix)
-    assert install.holds(prefix, lock.environment(forge.workspace.lock, ROW.variant).records)
+    assert solve_prefix.holds(prefix, lock.environment(forge.workspace.lock, ROW.variant).records)
 
 
 def test_its_lock_is_ours(first: Outcome, forge: Forge) -> None:

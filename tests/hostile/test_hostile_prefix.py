@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 
 from hostile import hostile, json_files, judge
-from ssm_forge import install_records, integrity
+from ssm_forge import integrity, package_installed
 from ssm_forge import pack as packing
 from ssm_forge.errors import InstallError, IntegrityError
 from ssm_forge.packages import require_plain_names
@@ -65,13 +65,13 @@ def test_a_record_is_read_or_called_damaged_and_its_files_are_looked_for_inside(
 @hostile()
 @given(json_files(RECORD))
 def test_records_have_the_fields_that_are_used(tmp_path: Path, data: bytes) -> None:
-    def use(records: dict[str, install_records.InstalledRecord]) -> None:
+    def use(records: dict[str, package_installed.InstalledRecord]) -> None:
         for record in records.values():
             f"{record} {record.filename} {record.url} {record.depends}".encode()
             assert all(".." not in Path(path.path).parts for path in record.paths)
 
     prefix = _prefix(tmp_path, data)
-    judge(lambda: install_records.records(prefix), InstallError, then=use)
+    judge(lambda: package_installed.records(prefix), InstallError, then=use)
 
 
 @hostile(0.5)

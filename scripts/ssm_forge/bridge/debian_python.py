@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge import elf, machine
+from ssm_forge.base_files import sha256_of
 from ssm_forge.bridge import debian
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import hash_text
 from ssm_forge.errors import BuildError, MachineError
-from ssm_forge.fetch import sha256_of
 from ssm_forge.folders import give_place
 from ssm_forge.paths import Workspace
 

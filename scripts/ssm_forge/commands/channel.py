@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import channel_check, channel_tasks, trust, variants
+from ssm_forge import channel_check, channel_mirror, channel_prune, trust, variants
 from ssm_forge import coverage as covering
 from ssm_forge.channel_source import ChannelSource, FolderSource, open_source
 from ssm_forge.coverage import Row, pythons
@@ -86,7 +86,7 @@ def check(channel: str | None, repair: bool, as_json: bool) -> None:
 def prune(channel: Path | None, keep: int, dry_run: bool, as_json: bool) -> None:
     """Remove superseded packages, old shards and unfinished uploads from a channel folder."""
 
-    result = channel_tasks.prune(_folder(channel), keep=keep, dry_run=dry_run)
+    result = channel_prune.prune(_folder(channel), keep=keep, dry_run=dry_run)
     if as_json:
         out.print_json(json.dumps({**asdict(result), "dry_run": dry_run}))
         return
@@ -107,7 +107,7 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
 
     opened = open_source(source)
     with open_log(workspace().logs, "mirror") as log:
-        copied, there = channel_tasks.mirror(opened, target.absolute(), only=only, log=log)
+        copied, there = channel_mirror.mirror(opened, target.absolute(), only=only, log=log)
     if as_json:
         out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
     use = f"--channel {shlex.quote(str(target))}"

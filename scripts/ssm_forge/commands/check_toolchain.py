@@ -10,7 +10,8 @@ from ssm_forge.bridge.assemble import assemble
 from ssm_forge.errors import VerifyError
 from ssm_forge.paths import workspace
 from ssm_forge.ui import open_log, out, say
-from ssm_forge.verify import choose_prefix, show
+from ssm_forge.verify import choose_prefix
+from ssm_forge.verify_report import show
 
 
 @click.command("check-toolchain")

@@ -12,7 +12,7 @@ import click
 from ssm_forge import environment, integrity, lock, policy, source_packages
 from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.errors import VerifyError
-from ssm_forge.install import read_marker
+from ssm_forge.install_marker import read_marker
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.packages import Mirror

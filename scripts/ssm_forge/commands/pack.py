@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import install, lock, machine, packtools, source_packages
+from ssm_forge import install_marker, lock, machine, packtools, source_packages
 from ssm_forge import pack as packing
 from ssm_forge.arch import Capability
 from ssm_forge.commands.install_mamba import trust_option
@@ -57,7 +57,7 @@ def pack(
     installed = None
     if prefix is not None:
         locked = packing.of_prefix(prefix.resolve())
-        installed = install.read_marker(prefix)
+        installed = install_marker.read_marker(prefix)
     else:
         assert name is not None
         path = lock_file or place.lock

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import advice, gpu
+from ssm_forge import advice, gpu, verify_report
 from ssm_forge import verify as checks
 from ssm_forge.errors import VerifyError
 from ssm_forge.existing import check
@@ -36,7 +36,7 @@ def verify(
     if as_json:
         out.print_json(json.dumps(report.as_dict() | ({"gpu": more} if more else {})))
     else:
-        checks.show(report)
+        verify_report.show(report)
         if more:
             gpu.show(more, "kernels")
     if report.failed:

@@ -11,7 +11,7 @@ from ssm_forge.existing import install, torch
 from ssm_forge.existing.reader import Distribution, Existing
 from ssm_forge.paths import launcher
 from ssm_forge.recipe import EXTENSIONS
-from ssm_forge.verify import Check, Report
+from ssm_forge.verify_report import Check, Report
 
 # Of the system, where an environment brings none.
 _SYSTEMS = ("libstdc++.so.6", "libgcc_s.so.1")

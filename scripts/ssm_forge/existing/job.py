@@ -21,7 +21,7 @@ from ssm_forge.pipeline import build_missing, prepare
 from ssm_forge.plan import Options
 from ssm_forge.tables import FoldingTable
 from ssm_forge.ui import Log, human_bytes, human_seconds, note, open_log, out, say
-from ssm_forge.verify import show
+from ssm_forge.verify_report import show
 
 
 def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_run: bool, as_json: bool) -> None:

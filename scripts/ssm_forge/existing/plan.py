@@ -10,6 +10,7 @@ from packaging.tags import Tag
 
 from ssm_forge import channel as channels
 from ssm_forge import machine, recipe, variants
+from ssm_forge.base_files import sha256_of
 from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.build_origin import compiler_of
@@ -20,10 +21,9 @@ from ssm_forge.existing.needs import Needs
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.rows import Row
 from ssm_forge.existing.torch import Torch
-from ssm_forge.fetch import sha256_of
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.flow_planning import is_current
-from ssm_forge.install import is_foreign as foreign_conda
+from ssm_forge.install_marker import is_foreign as foreign_conda
 from ssm_forge.paths import Workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage, State
 from ssm_forge.variants import Matrix

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from rattler import PrefixRecord, RepoDataRecord
+from rattler import PrefixRecord
 
 from ssm_forge import foreign
 from ssm_forge.errors import InstallError
-from ssm_forge.recipe import PROJECTS
 
 
 class InstalledPath(NamedTuple):
@@ -89,15 +88,6 @@ def engine_records(prefix: Path) -> tuple[PrefixRecord, ...]:
         InstallError: when the engine can't read a record; names its file.
     """
     return tuple(_engine_record(path) for path in sorted((prefix / "conda-meta").glob("*.json")))
-
-
-def present(prefix: Path) -> tuple[RepoDataRecord, ...]:
-    """The packages of an existing environment but ours; empty where there is none.
-
-    Raises:
-        InstallError: as :func:`engine_records`.
-    """
-    return tuple(r for r in engine_records(prefix) if r.name.normalized not in PROJECTS)
 
 
 def added_by_hand(prefix: Path) -> list[str]:

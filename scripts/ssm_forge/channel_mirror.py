@@ -1,0 +1,138 @@
+"""A copy of a channel in a folder: each package and statement compared with what the index says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from ssm_forge import base_files
+from ssm_forge import channel as channels
+from ssm_forge.base_files import sha256_of
+from ssm_forge.channel_source import ChannelSource, records
+from ssm_forge.errors import IntegrityError, NetworkError
+from ssm_forge.inspection import FILENAME, inspect
+from ssm_forge.ui import step_progress
+from ssm_forge.web import TransientError, retrying
+
+
+def mirror(
+    source: ChannelSource, target: Path, *, only: Sequence[str] = (), log: Callable[[str], None]
+) -> tuple[int, int]:
+    """Copy a channel's packages and their statements into a folder, each compared with the index's hash.
+
+    Args:
+        only: file name patterns; all packages when empty.
+
+    Returns:
+        How many were copied, and how many were there.
+
+    Raises:
+        IntegrityError: when the source's bytes are not what its index says, or ``target`` has another file of
+            the same name. What was copied before stays, listed.
+        MachineError: when the disk is full.
+    """
+    copied = there = 0
+    in_use = channels.receiving(target)
+    wanted = {
+        (subdir, name): record
+        for subdir in source.subdirs()
+        for name, record in records(source, subdir).items()
+        if not only or any(fnmatch(name, pattern) for pattern in only)
+    }
+    try:
+        with step_progress() as progress:
+            task = progress.add_task("copying packages", total=len(wanted))
+            for (subdir, name), record in wanted.items():
+                new = _copy_package(source, target, subdir, name, record, log)
+                _copy_statement(source, target, subdir, name, record.get("attestations_sha256"))
+                log(f"{subdir}/{name}: {'copied' if new else 'was there'}")
+                copied, there = copied + new, there + (not new)
+                progress.advance(task)
+    except OSError as error:
+        raise channels.full(target, error) from error
+    finally:
+        in_use.close()
+        channels.ensure_indexed(target)
+    return copied, there
+
+
+def _copy_package(
+    source: ChannelSource, target: Path, subdir: str, name: str, record: Mapping[str, Any], log: Callable[[str], None]
+) -> bool:
+
+    if not FILENAME.fullmatch(name):
+        raise IntegrityError(f"{source.name} lists '{name}', which is no name of a package; it was not copied.")
+    sha256 = record.get("sha256")
+    if not isinstance(sha256, str):
+        raise IntegrityError(f"{source.name} lists {name} without a sha256; it was not copied.")
+    file = target / subdir / name
+    if file.exists():
+        if sha256_of(file) != sha256:
+            raise channels.different(name, str(target))
+        return False
+    partial = target / ".uploads" / f"{sha256}.part"
+    adopted = partial.exists()
+    _download(source, f"{subdir}/{name}", partial, log)
+    found = sha256_of(partial)
+    if found != sha256 and adopted:
+        # What an earlier run left may be what is wrong, not the source.
+        partial.unlink()
+        _download(source, f"{subdir}/{name}", partial, log)
+        found = sha256_of(partial)
+    if found != sha256:
+        partial.unlink()
+        raise IntegrityError(
+            f"{source.name}/{subdir}/{name} has sha256 {found}, but is listed with {sha256}; it was not copied.",
+            fix=f"See what else is wrong with 'channel check {source.name}'.",
+        )
+    try:
+        inspect(partial, filename=name)
+    except IntegrityError:
+        partial.unlink()
+        raise
+    with channels.locked(target):
+        return channels.place(target, partial, subdir, name, sha256)
+
+
+def _download(source: ChannelSource, path: str, partial: Path, log: Callable[[str], None] = lambda line: None) -> None:
+    """Get a file, going on after a cut, from this run or an earlier one; it is whole afterwards.
+
+    Raises:
+        NetworkError: when it isn't to be had, after some attempts.
+        IntegrityError: when the source lists it and has it not.
+    """
+
+    def attempt() -> None:
+        try:
+            _append(source, path, partial)
+        except TransientError:
+            raise
+        except NetworkError:
+            if not partial.exists():
+                raise
+            partial.unlink()  # What was there did not fit; from the start, then.
+            _append(source, path, partial)
+
+    retrying(attempt, log)
+
+
+def _append(source: ChannelSource, path: str, partial: Path) -> None:
+    chunks = source.chunks(path, partial.stat().st_size if partial.exists() else 0)
+    if chunks is None:
+        raise IntegrityError(f"{source.name} lists {path}, but does not have it.")
+    with partial.open("ab") as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+
+
+def _copy_statement(source: ChannelSource, target: Path, subdir: str, name: str, digest: object) -> None:
+    if not isinstance(digest, str):
+        return
+    data = source.read(f"{subdir}/{name}.sigs.{digest}")
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        raise IntegrityError(f"{source.name}: the signed statement of {name} is missing or changed.")
+    base_files.write_whole(target / subdir / f"{name}.sigs.{digest}", data)
+    base_files.write_whole(target / subdir / f"{name}.sigs", data)

@@ -1,0 +1,34 @@
+"""Which environments of this workspace hold the kernels."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssm_forge.install_marker import MARKER, read_marker
+from ssm_forge.paths import Workspace
+
+if TYPE_CHECKING:
+    pass
+
+
+def installed_prefixes(workspace: Workspace) -> list[Path]:
+    """Prefixes of this workspace that hold the kernels, the newest first; others are remembered by path."""
+    # Names that start with a dot are what killed installations left.
+    found = [path.parent.parent for path in workspace.envs.glob(f"[!.]*/{MARKER}")]
+    with contextlib.suppress(OSError):
+        found += [Path(line) for line in (workspace.state / "prefixes").read_text().splitlines()]
+    unique = [path for path in dict.fromkeys(found) if read_marker(path)]
+    return sorted(unique, key=lambda path: (path / MARKER).stat().st_mtime, reverse=True)
+
+
+def remember(prefix: Path, workspace: Workspace) -> None:
+    """Keep the path of a prefix outside the workspace, for ``verify`` and ``python`` without --prefix."""
+    if prefix.is_relative_to(workspace.envs):
+        return
+    file = workspace.state / "prefixes"
+    known = file.read_text().splitlines() if file.exists() else []
+    if str(prefix) not in known:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join([*known, str(prefix)]) + "\n")
