@@ -13,7 +13,6 @@ MODULES = {
     ".".join(path.relative_to(SCRIPTS).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((SCRIPTS / "ssm_forge").rglob("*.py"))
 }
-# They run where torch is, and say so themselves where it is not: their modules need it as soon as they are imported.
 KERNELS = "ssm_forge.kernels"
 
 
@@ -36,7 +35,6 @@ def test_our_own_modules_are_imported_at_the_top_of_a_file() -> None:
     hidden = {
         f"{name}, line {node.lineno}, imports {target}"
         for name, tree in TREES.items()
-        if not name.startswith(KERNELS)
         for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         for target in imported(node)

@@ -16,6 +16,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ssm_forge.kernels import bench as benchmarks
+from ssm_forge.kernels import (
+    blocks,
+    checks,
+    extensions,
+    first_use,
+    large,
+    machine,
+    plans,
+    plot,
+    sanitizer,
+    tolerance,
+)
+from ssm_forge.kernels import selftest as selftests
+from ssm_forge.kernels import upstream as upstream_tests
+from ssm_forge.kernels.backends import installed
+from ssm_forge.kernels.checks import FAIL, NOT_RUN, Check
+
 EXIT_FAIL, EXIT_NOT_RUN = 9, 3
 
 Document = dict[str, Any]
@@ -35,8 +55,6 @@ def _deadline(options: argparse.Namespace) -> float | None:
 
 def _blocked() -> tuple[str, str]:
     """Why nothing can run here: status and reason, both empty when something can."""
-    from ssm_forge.kernels import machine
-    from ssm_forge.kernels.checks import FAIL, NOT_RUN
 
     reason = machine.missing_gpu()
     if reason:
@@ -47,7 +65,6 @@ def _blocked() -> tuple[str, str]:
 
 def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
     """What is checked, and what it is called."""
-    from ssm_forge.kernels import blocks, large, machine, plans
 
     device = machine.gpu()
     if options.large:
@@ -59,7 +76,6 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
 
 def check(options: argparse.Namespace) -> Document:
     """Compare the kernels with float64 references."""
-    from ssm_forge.kernels import blocks, checks, machine, tolerance
 
     seed = options.seed if options.seed is not None else int.from_bytes(os.urandom(4), "little")
     name, extent = _extent(options)
@@ -74,10 +90,6 @@ def check(options: argparse.Namespace) -> Document:
     if status:
         results = [checks.Check(p.name, status, reason) for p in chosen]
     else:
-        import torch
-
-        from ssm_forge.kernels.backends import installed
-
         _say(f"seed {seed}")
         done: list[checks.Check] = []
 
@@ -96,15 +108,12 @@ def check(options: argparse.Namespace) -> Document:
 
 def selftest(options: argparse.Namespace) -> Document:
     """Test the references and the checks themselves on the CPU, with faults injected."""
-    from ssm_forge.kernels import machine, selftest
 
-    return {**machine.header(), "checks": [c.as_dict() for c in selftest.run(_tell)]}
+    return {**machine.header(), "checks": [c.as_dict() for c in selftests.run(_tell)]}
 
 
 def bench(options: argparse.Namespace) -> Document:
     """Measure speed against this GPU's memory, plain PyTorch, and other builds."""
-    from ssm_forge.kernels import bench, extensions, first_use, machine, plot
-    from ssm_forge.kernels.checks import Check
 
     status, reason = _blocked()
     if status:
@@ -116,7 +125,7 @@ def bench(options: argparse.Namespace) -> Document:
         waits.append(first_use.measure(label, folder, limit=options.first_use))
         _say(f"first use of {label}: {waits[-1]}")
     others = [extensions.load(label, folder) for label, folder in named]
-    document = bench.run(
+    document = benchmarks.run(
         extensions.installed(),
         others,
         small=options.small,
@@ -136,12 +145,10 @@ def bench(options: argparse.Namespace) -> Document:
 
 def upstream(options: argparse.Namespace) -> Document:
     """Run upstream's own tests against the installed packages."""
-    from ssm_forge.kernels import machine, upstream
-    from ssm_forge.kernels.checks import FAIL, NOT_RUN, Check
 
     folders = {name: Path(folder) for name, _, folder in (t.partition("=") for t in options.tests)}
     status, reason = _blocked()
-    reason = reason or upstream.missing()
+    reason = reason or upstream_tests.missing()
     if reason:
         stopped = [Check(f"{name} upstream tests", status or NOT_RUN, reason) for name in folders]
         return {**machine.header(), "checks": [c.as_dict() for c in stopped]}
@@ -149,7 +156,7 @@ def upstream(options: argparse.Namespace) -> Document:
     if absent:
         wrong = Check("upstream tests", FAIL, f"no such folder: {', '.join(absent)}")
         return {**machine.header(), "checks": [wrong.as_dict()]}
-    checks, every = upstream.run_projects(folders, limit=options.limit, select=options.select)
+    checks, every = upstream_tests.run_projects(folders, limit=options.limit, select=options.select)
     for one in checks:
         _tell(one)
     tests = {
@@ -161,8 +168,6 @@ def upstream(options: argparse.Namespace) -> Document:
 
 def sanitize(options: argparse.Namespace) -> Document:
     """Watch the kernels with compute-sanitizer: memcheck, racecheck, initcheck."""
-    from ssm_forge.kernels import machine, sanitizer
-    from ssm_forge.kernels.checks import Check
 
     status, reason = _blocked()
     if status:
@@ -255,11 +260,8 @@ def _publish(document: Document, options: argparse.Namespace) -> None:
 def _work(options: argparse.Namespace) -> int:
     """What another command starts in a process of its own."""
     if options.command == "sanitize-worker":
-        from ssm_forge.kernels import sanitizer
-
         sanitizer.worker()
         return 0
-    from ssm_forge.kernels import first_use
 
     for step in first_use.worker(options.folder):
         print(json.dumps(step), flush=True)

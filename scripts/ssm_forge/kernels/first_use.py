@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ssm_forge.kernels import extensions
+
 STEPS = ("conv forward", "conv backward", "scan forward", "scan backward")
 
 
 def worker(folder: Path | None) -> Iterator[tuple[str, float]]:
     """Time the first call of each kernel in this process: step and seconds, as each is done."""
-    import torch
-
-    from ssm_forge.kernels import extensions
-
     started = time.monotonic()
     build = extensions.installed() if folder is None else extensions.load("other", folder)
     torch.zeros(1, device="cuda")

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ssm_forge.kernels import extensions
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
@@ -39,10 +42,6 @@ def worker() -> None:
     Only the compiled modules run, on memory that is fully written before: what torch itself leaves
     uninitialized would drown what the kernels do.
     """
-    import torch
-
-    from ssm_forge.kernels import extensions
-
     build = extensions.installed()
     for dtype in (torch.float32, torch.bfloat16):
         for last, length in ((False, 131), (True, 131), (False, 64), (False, 1025)):
@@ -61,8 +60,6 @@ def worker() -> None:
 
 def _sequences(module: Any, dtype: Any) -> None:
     """Channel-last with seq_idx, and with states before and after, forward and backward."""
-    import torch
-
     batch, dim, length, width = 2, 40, 131, 4
 
     def plane(tokens: int) -> Any:
@@ -82,8 +79,6 @@ def _sequences(module: Any, dtype: Any) -> None:
 
 def _complex(module: Any, dtype: Any) -> None:
     """A complex A with two groups, without gate, forward and backward."""
-    import torch
-
     batch, dim, length, states, groups = 2, 4, 131, 3, 2
 
     def normal(*shape: int) -> Any:
@@ -98,8 +93,6 @@ def _complex(module: Any, dtype: Any) -> None:
 
 
 def _update(module: Any, dtype: Any) -> None:
-    import torch
-
     x = torch.randn(2, 40, 1, device="cuda").to(dtype)
     state = torch.randn(2, 40, 4, device="cuda").to(dtype)
     weight, bias = torch.randn(40, 4, device="cuda"), torch.randn(40, device="cuda")
