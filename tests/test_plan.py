@@ -10,8 +10,8 @@ import pytest
 
 from front_door import assert_one_line_error, run, run_here
 from ssm_forge import build_origin, flow_needs, flow_planning, machine, plan, variants
-from ssm_forge.arch import Capability
-from ssm_forge.errors import NetworkError, VerifyError
+from ssm_forge.arch import ArchList, Capability
+from ssm_forge.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.install_marker import Installed, write_marker
 from ssm_forge.machine import Gpu
 from ssm_forge.paths import Workspace, workspace
@@ -175,8 +175,6 @@ def test_architectures_and_jobs_reach_the_plan(tmp_path: Path) -> None:
 
 
 def planned(archs: str) -> plan.Plan:
-    from ssm_forge.arch import ArchList
-
     row = matrix(("cu130", "bridge")).variants[0]
     return plan.Plan(row, "3.12", ArchList.parse(archs), Path("/p"), (), (), None, 1, 0, 0, 0)
 
@@ -188,3 +186,28 @@ def test_waiting_for_the_jit_is_told_before_it_happens(monkeypatch: pytest.Monke
     monkeypatch.setattr(machine, "gpus", lambda: ())
     assert "native on 8.x, 9.x" in flow_needs.jit_note(planned("8.0;9.0+PTX"))
     assert flow_needs.jit_note(planned("9.0")) == ""
+
+
+def chosen(requested: str | None, gpus: tuple[Gpu, ...], instead: str | None) -> str:
+    row = variants.load(workspace().variants).get("cu130", "bridge")
+    return str(flow_needs.choose_archs(row, requested, gpus, require=lambda archs: None, instead=instead))
+
+
+def test_a_gpu_that_can_not_run_the_kernels_is_refused_unless_they_are_for_another_machine() -> None:
+    hopper = Gpu("H100", Capability(9, 0), "580")
+    assert chosen("9.0", (hopper,), "x") == "9.0"
+    assert chosen("8.0+PTX", (hopper,), "x") == "8.0+PTX", "its driver compiles the PTX"
+    assert chosen("8.0", (hopper,), None) == "8.0", "it is not for this machine"
+    with pytest.raises(UsageError, match=r"H100 \(9\.0\) can't run kernels made for 8\.0\.") as error:
+        chosen("8.0", (hopper,), "Use --cuda-arch native.")
+    assert error.value.fix == "Use --cuda-arch native."
+
+
+def test_what_the_toolkit_lacks_is_said_before_what_the_gpu_lacks() -> None:
+    def lacks(archs: ArchList) -> None:
+        raise UsageError(f"no nvcc makes {archs}.")
+
+    row = variants.load(workspace().variants).get("cu130", "bridge")
+    gpu = Gpu("H100", Capability(9, 0), "580")
+    with pytest.raises(UsageError, match=r"no nvcc makes 8\.0"):
+        flow_needs.choose_archs(row, "8.0", (gpu,), require=lacks, instead="x")

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import (
-    manifest,
-    variants,
-)
+from ssm_forge import manifest, variants
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.gcc import BundledCompiler

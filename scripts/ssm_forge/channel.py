@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ssm_forge import locks, owners, repodata
 from ssm_forge.base_files import flush, sha256_of, write_whole
@@ -62,7 +62,7 @@ def records(channel: Path, subdir: str = SUBDIR, needed: Sequence[str] = ()) -> 
     return repodata.records(index.read_bytes(), str(index), needed) if index.exists() else {}
 
 
-def record(channel: Path, subdir: str, filename: str) -> dict[str, Any] | None:
+def record(channel: Path, subdir: str, filename: str) -> repodata.IndexRecord | None:
     """What the index says of a file; None when it does not list it, or can't be read: indexing mends both."""
     try:
         return records(channel, subdir).get(filename)
@@ -138,7 +138,8 @@ def place_sidecar(channel: Path, subdir: str, package: str, data: bytes) -> bool
     """
     digest = hashlib.sha256(data).hexdigest()
     folder = channel / subdir
-    fresh = (record(channel, subdir, package) or {}).get("attestations_sha256") != digest
+    known = record(channel, subdir, package)
+    fresh = known is None or known.attestations_sha256 != digest
     write_whole(folder / f"{package}.sigs.{digest}", data)
     write_whole(folder / f"{package}.sigs", data)
     if fresh:
@@ -180,7 +181,7 @@ def in_step(channel: Path) -> bool:
         folder = channel / subdir
         found = {path.name: _alias_digest(path) for path in folder.glob("*.conda")}
         listed = records(channel, subdir)
-        told = {name: record.get("attestations_sha256") for name, record in listed.items()}
+        told = {name: record.attestations_sha256 for name, record in listed.items()}
         if found != told or not all((folder / name).exists() for name in INDEX_FILES):
             return False
         # Not what is in the shards: that needs msgpack, which pixi's environment may lack.
@@ -212,7 +213,7 @@ def differing_forms(
         return repodata.decompress(data, f"{folder}/repodata.json.zst") == read("repodata.json")
 
     def exports_agree(data: bytes) -> bool:
-        found = repodata.records(data, f"{folder}/run_exports.json")
+        found = repodata.published_exports(data, f"{folder}/run_exports.json")
         return found == repodata.exports_of(told) if exact else set(found) == set(told)
 
     found = {}
@@ -325,4 +326,5 @@ def locked(channel: Path) -> Iterator[None]:
 
 
 def channel_urls(folders: Sequence[Path]) -> tuple[str, ...]:
+    """Folders as the engine takes them: ``file://`` URLs, in their order."""
     return tuple(folder.resolve().as_uri() for folder in folders)

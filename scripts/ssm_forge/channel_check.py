@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ssm_forge.base_files import sha256_of
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, read_index, records
 from ssm_forge.errors import IntegrityError
 from ssm_forge.inspection import Package, inspect
-from ssm_forge.repodata import Records
+from ssm_forge.repodata import IndexRecord, Records
 from ssm_forge.trust import about, bundles_of
 from ssm_forge.ui import step_progress
 
@@ -94,17 +94,16 @@ def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterat
             progress.advance(task)
 
 
-def _check_package(source: ChannelSource, subdir: str, name: str, record: Mapping[str, Any]) -> Iterator[Problem]:
+def _check_package(source: ChannelSource, subdir: str, name: str, record: IndexRecord) -> Iterator[Problem]:
     file = f"{subdir}/{name}"
     found = measure(source, file)
     if found is None:
         yield Problem("missing", file, "the index lists it, and it is not there as a file")
-    elif found != (record.get("sha256"), record.get("size")):
+    elif found != (record.sha256, record.size):
         yield Problem(
             "changed",
             file,
-            f"the index says sha256 {record.get('sha256')} and {record.get('size')} bytes, "
-            f"found {found[0]} and {found[1]}",
+            f"the index says sha256 {record.sha256} and {record.size} bytes, found {found[0]} and {found[1]}",
         )
     elif isinstance(source, FolderSource) and name.endswith(".conda"):
         try:
@@ -113,18 +112,24 @@ def _check_package(source: ChannelSource, subdir: str, name: str, record: Mappin
             yield Problem("package", file, error.what)
             return
         for field in _TOLD:
-            if (record.get(field) or None) != (package.index.get(field) or None):
-                what = f"its {field} is {record.get(field)!r:.80} there, and {package.index.get(field)!r:.80} in {name}"
+            told = _plain(getattr(record, field))
+            if (told or None) != (package.index.get(field) or None):
+                what = f"its {field} is {told!r:.80} there, and {package.index.get(field)!r:.80} in {name}"
                 yield Problem("index", file, what)
 
 
-def _check_statement(source: ChannelSource, file: str, name: str, record: Mapping[str, Any]) -> Iterator[Problem]:
-    digest = record.get("attestations_sha256")
+def _plain(told: object) -> object:
+    """A field as JSON has it, to compare with a package's own."""
+    return list(told) if isinstance(told, tuple) else told
+
+
+def _check_statement(source: ChannelSource, file: str, name: str, record: IndexRecord) -> Iterator[Problem]:
+    digest = record.attestations_sha256
     if digest:
         sidecar = source.read(f"{file}.sigs.{digest}")
         if sidecar is None or hashlib.sha256(sidecar).hexdigest() != digest:
             yield Problem("statement", file, "its signed statement is missing or changed")
-        elif not _is_about(sidecar, name, str(record.get("sha256"))):
+        elif not _is_about(sidecar, name, str(record.sha256)):
             yield Problem("statement", file, "its signed statement is about something else")
     if isinstance(source, FolderSource):
         newest = source.read(f"{file}.sigs")
@@ -162,7 +167,9 @@ def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[
 
 def _essence(told: Records) -> dict[str, tuple[Any, ...]]:
     """File name -> what all forms of the index must agree in; one form leaves out what another has as null or empty."""
-    return {name: tuple(record.get(field) or None for field in (*_TOLD, *_HASHES)) for name, record in told.items()}
+    return {
+        name: tuple(getattr(record, field) or None for field in (*_TOLD, *_HASHES)) for name, record in told.items()
+    }
 
 
 def _sharded(source: ChannelSource, subdir: str, index: bytes) -> Records:
@@ -252,8 +259,8 @@ def _hashes(folder: Path) -> dict[str, set[str]]:
         except repodata.DamagedIndexError:
             continue
         for name, record in told.items():
-            if record.get("sha256"):
-                found.setdefault(name, set()).add(record["sha256"])
+            if record.sha256:
+                found.setdefault(name, set()).add(record.sha256)
     return found
 
 

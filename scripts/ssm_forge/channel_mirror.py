@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from ssm_forge import base_files
 from ssm_forge import channel as channels
@@ -14,6 +13,7 @@ from ssm_forge.base_files import sha256_of
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.inspection import FILENAME, inspect
+from ssm_forge.repodata import IndexRecord
 from ssm_forge.ui import step_progress
 from ssm_forge.web import TransientError, retrying
 
@@ -47,7 +47,7 @@ def mirror(
             task = progress.add_task("copying packages", total=len(wanted))
             for (subdir, name), record in wanted.items():
                 new = _copy_package(source, target, subdir, name, record, log)
-                _copy_statement(source, target, subdir, name, record.get("attestations_sha256"))
+                _copy_statement(source, target, subdir, name, record.attestations_sha256)
                 log(f"{subdir}/{name}: {'copied' if new else 'was there'}")
                 copied, there = copied + new, there + (not new)
                 progress.advance(task)
@@ -60,13 +60,13 @@ def mirror(
 
 
 def _copy_package(
-    source: ChannelSource, target: Path, subdir: str, name: str, record: Mapping[str, Any], log: Callable[[str], None]
+    source: ChannelSource, target: Path, subdir: str, name: str, record: IndexRecord, log: Callable[[str], None]
 ) -> bool:
 
     if not FILENAME.fullmatch(name):
         raise IntegrityError(f"{source.name} lists '{name}', which is no name of a package; it was not copied.")
-    sha256 = record.get("sha256")
-    if not isinstance(sha256, str):
+    sha256 = record.sha256
+    if sha256 is None:
         raise IntegrityError(f"{source.name} lists {name} without a sha256; it was not copied.")
     file = target / subdir / name
     if file.exists():

@@ -17,7 +17,7 @@ from ssm_forge import base_files, owners, repodata
 from ssm_forge import channel as channels
 from ssm_forge.channel_check import check as check
 from ssm_forge.channel_check import repair as repair
-from ssm_forge.repodata import Records
+from ssm_forge.repodata import IndexRecord, Records
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
 
@@ -75,11 +75,11 @@ def _replaced(told: Records, keep: int) -> set[str]:
 
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, record in told.items():
-        groups[record["name"], _BUILD_TAIL.sub("", record["build"])].append(name)
+        groups[record.name, _BUILD_TAIL.sub("", record.build)].append(name)
 
     def age(name: str) -> tuple[Any, int, int]:
         record = told[name]
-        return Version(record["version"]), record["build_number"], record.get("timestamp") or 0
+        return Version(record.version), record.build_number or 0, record.timestamp or 0
 
     kept = {name for names in groups.values() for name in sorted(names, key=age)[-keep:]}
     while needed := {name for name in set(told) - kept if _is_needed(told[name], [told[k] for k in kept])}:
@@ -87,20 +87,20 @@ def _replaced(told: Records, keep: int) -> set[str]:
     return set(told) - kept
 
 
-def _is_needed(record: dict[str, Any], kept: Sequence[dict[str, Any]]) -> bool:
+def _is_needed(record: IndexRecord, kept: Sequence[IndexRecord]) -> bool:
     """Whether a kept package depends on this name and no kept package of the name satisfies it."""
     from rattler import MatchSpec
     from rattler.version import Version, VersionSpec
 
-    def satisfies(spec: MatchSpec, candidate: dict[str, Any]) -> bool:
-        return spec.version is None or VersionSpec(str(spec.version)).matches(Version(candidate["version"]))
+    def satisfies(spec: MatchSpec, candidate: IndexRecord) -> bool:
+        return spec.version is None or VersionSpec(str(spec.version)).matches(Version(candidate.version))
 
     for other in kept:
-        for text in other.get("depends") or ():
-            if text.split()[:1] != [record["name"]]:
+        for text in other.depends or ():
+            if text.split()[:1] != [record.name]:
                 continue
             spec = MatchSpec(text)
-            alternatives = [k for k in kept if k["name"] == record["name"]]
+            alternatives = [k for k in kept if k.name == record.name]
             if satisfies(spec, record) and not any(satisfies(spec, a) for a in alternatives):
                 return True
     return False
@@ -115,7 +115,7 @@ def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:
         found += [f"{subdir}/{path.name}" for path in sorted(folder.glob(".*.part"))]
         for path in sorted(folder.glob("*.conda.sigs*")):
             package, _, digest = path.name.partition(".sigs")
-            current = told.get(package, {}).get("attestations_sha256")
+            current = told[package].attestations_sha256 if package in told else None
             if package not in told or (digest and digest[1:] != current):
                 found.append(f"{subdir}/{path.name}")
         index = folder / "repodata_shards.msgpack.zst"

@@ -15,7 +15,7 @@ from ssm_forge.arch import ArchList
 from ssm_forge.base_files import write_whole
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.recipe import PROJECTS
-from ssm_forge.repodata import COMPLETE
+from ssm_forge.repodata import COMPLETE, IndexRecord
 from ssm_forge.variants import Matrix
 
 _BUILD = re.compile(r"cuda(\d+?)(\d)_py(\d)(\d+)_((?:sm|compute).*)_h[0-9a-f]+_\d+$")
@@ -127,22 +127,22 @@ def page(table: list[Row], channel: str) -> str:
     return _PAGE.format(**names, head=head, body=body, have=have, wanted=wanted, day=day, style=_STYLE)
 
 
-def _item(filename: str, record: Mapping[str, Any]) -> Item | None:
-    found = _BUILD.search(record.get("build", ""))
-    if record.get("name") not in PROJECTS or not found:
+def _item(filename: str, record: IndexRecord) -> Item | None:
+    found = _BUILD.search(record.build)
+    if record.name not in PROJECTS or not found:
         return None
     major, minor, python_major, python_minor, tag = found.groups()
-    torch = next((m.group(1) for spec in record.get("depends") or () if (m := _TORCH.match(spec))), "")
+    torch = next((m.group(1) for spec in record.depends or () if (m := _TORCH.match(spec))), "")
     return Item(
         filename=filename,
-        name=record["name"],
-        version=record["version"],
+        name=record.name,
+        version=record.version,
         cuda=f"{major}.{minor}",
         torch=torch,
         python=f"{python_major}.{python_minor}",
         archs=str(ArchList.from_tag(tag)),
-        size=int(record.get("size") or 0),
-        signed=bool(record.get("attestations_sha256")),
+        size=record.size or 0,
+        signed=bool(record.attestations_sha256),
     )
 
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ssm_forge import (
-    compile_costs,
-    disks,
-    machine,
-)
+from ssm_forge import compile_costs, disks, machine
 from ssm_forge.arch import ArchList, resolve
 from ssm_forge.build_jobs import choose_jobs, memory_needed
 from ssm_forge.errors import MachineError, UsageError

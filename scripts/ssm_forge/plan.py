@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssm_forge import (
-    policy,
-    variants,
-)
+from ssm_forge import policy, variants
 from ssm_forge.arch import ArchList
 from ssm_forge.bridge import assemble
 from ssm_forge.build_request import BuildRequest

@@ -61,7 +61,8 @@ class ServeTarget:
     def attach(self, parcel: Parcel) -> bool:
         package = parcel.package
         sha256 = hashlib.sha256(parcel.statements).hexdigest()
-        if records_at(self._client, package.subdir).get(package.filename, {}).get("attestations_sha256") == sha256:
+        listed = records_at(self._client, package.subdir).get(package.filename)
+        if listed is not None and listed.attestations_sha256 == sha256:
             return True
         path = f"{package.subdir}/{package.filename}.sigs"
         digest = {"Repr-Digest": _digest(sha256)}

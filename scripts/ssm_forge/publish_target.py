@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ssm_forge.errors import ForgeError
 from ssm_forge.inspection import Package
+from ssm_forge.repodata import IndexRecord
 from ssm_forge.web import TransientError as TransientError  # What targets raise.
 
 Outcome = Literal["added", "was there"]
@@ -49,7 +50,7 @@ class Target(Protocol):
         ...
 
 
-def compare(package: Package, record: Mapping[str, object] | None) -> str | None:
+def compare(package: Package, record: IndexRecord | None) -> str | None:
     """sha256 that an index tells of a package; None when it does not list it.
 
     Raises:
@@ -57,7 +58,6 @@ def compare(package: Package, record: Mapping[str, object] | None) -> str | None
     """
     if record is None:
         return None
-    sha256 = record.get("sha256")
-    if not isinstance(sha256, str):
+    if record.sha256 is None:
         raise ForgeError(f"the channel lists {package.filename} without a sha256, so it can't be compared.")
-    return sha256
+    return record.sha256

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -27,12 +28,46 @@ from ssm_forge.foreign import (
 )
 from ssm_forge.paths import launcher
 
-Records = dict[str, dict[str, Any]]
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """What a channel's index says of one package file; None for what it does not say.
+
+    Not py-rattler's ``RepoDataRecord``, which drops the hash of the signed statement, and of a damaged index says
+    neither the file nor the record.
+
+    Attributes:
+        size: bytes of the file.
+        timestamp: of the build, milliseconds since 1970.
+        sha256, md5: of the file, hex.
+        attestations_sha256: of the signed statements beside the file, hex.
+        run_exports: as in the package's own run_exports.json.
+    """
+
+    name: str
+    version: str
+    build: str
+    build_number: int | None = None
+    subdir: str | None = None
+    depends: tuple[str, ...] | None = None
+    constrains: tuple[str, ...] | None = None
+    size: int | None = None
+    timestamp: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+    attestations_sha256: str | None = None
+    run_exports: Mapping[str, Any] | None = field(default=None, hash=False)
+
+
+Records = dict[str, IndexRecord]
 
 # What ranking packages by age, or telling what they are, needs of each record.
 COMPLETE = ("name", "version", "build", "build_number")
 
 _PARTS = ("packages", "packages.conda")
+_AS_THEY_ARE = (
+    *("build_number", "subdir", "size", "timestamp", "sha256", "md5", "attestations_sha256", "run_exports"),
+)
 # serde's words for a position: how the engine's errors about a damaged index end.
 _POSITION = re.compile(r"at line \d+ column \d+")
 
@@ -92,17 +127,34 @@ def records(data: bytes, where: str, needed: Sequence[str] = ()) -> Records:
     Raises:
         DamagedIndexError: when it is no index.
     """
-    found = listed_in(document(data, where))
-    for name, record in found.items():
-        for field in needed:
-            if record.get(field) is None:
-                raise DamagedIndexError(where, f"lists {name} without its {field}")
-    return found
+    told = _entries(document(data, where))
+    for name, entry in told.items():
+        for key in needed:
+            if entry.get(key) is None:
+                raise DamagedIndexError(where, f"lists {name} without its {key}")
+    return {name: _record(entry) for name, entry in told.items()}
 
 
 def listed_in(index: Mapping[str, Any]) -> Records:
     """What a checked :func:`document` lists: file name -> record."""
+    return {name: _record(entry) for name, entry in _entries(index).items()}
+
+
+def _entries(index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {**index.get("packages", {}), **index.get("packages.conda", {})}
+
+
+def _record(entry: Mapping[str, Any]) -> IndexRecord:
+    """A checked entry as a record."""
+    depends, constrains = (entry.get(key) for key in ("depends", "constrains"))
+    return IndexRecord(
+        name=entry.get("name") or "",
+        version=entry.get("version") or "",
+        build=entry.get("build") or "",
+        depends=None if depends is None else tuple(depends),
+        constrains=None if constrains is None else tuple(constrains),
+        **{key: entry.get(key) for key in _AS_THEY_ARE},
+    )
 
 
 def shard_digests(data: bytes, where: str) -> dict[str, str]:
@@ -156,13 +208,22 @@ def run_exports(repodata: Mapping[str, Any]) -> bytes:
     """run_exports.json (CEP-12) from a repodata.json, where the engine keeps them in the records."""
 
     info = {"subdir": repodata.get("info", {}).get("subdir"), "version": 1}
-    parts = {part: exports_of(repodata.get(part, {})) for part in _PARTS}
+    parts = {part: exports_of(listed_in({part: repodata.get(part, {})})) for part in _PARTS}
     return json.dumps({"info": info, **parts}, sort_keys=True).encode()
 
 
-def exports_of(listed: Records) -> Records:
+def exports_of(listed: Records) -> dict[str, dict[str, Any]]:
     """What run_exports.json says of these packages."""
-    return {name: {"run_exports": record.get("run_exports") or {}} for name, record in listed.items()}
+    return {name: {"run_exports": record.run_exports or {}} for name, record in listed.items()}
+
+
+def published_exports(data: bytes, where: str) -> dict[str, dict[str, Any]]:
+    """What a ``run_exports.json`` says: file name -> its entry.
+
+    Raises:
+        DamagedIndexError: when it is not one.
+    """
+    return _entries(document(data, where))
 
 
 def damage_in(message: str) -> str:
@@ -200,7 +261,7 @@ def _check_record(name: object, record: object, where: str) -> None:
         raise DamagedIndexError(where, f"lists {name!r}, which is no name of a package")
     if not isinstance(record, dict):
         raise DamagedIndexError(where, f"lists {name} with a {type(record).__name__} instead of a record")
-    for field, fits in _FIELDS.items():
-        value = record.get(field)
+    for key, fits in _FIELDS.items():
+        value = record.get(key)
         if value is not None and not fits(value):
-            raise DamagedIndexError(where, f"lists {name} with {field} {value!r:.80}")
+            raise DamagedIndexError(where, f"lists {name} with {key} {value!r:.80}")

@@ -85,7 +85,7 @@ def _read(exported: Mapping[str, Any], where: str) -> RunExports:
 
 
 @functools.lru_cache
-def _published(base: str, snapshot: Path | None) -> repodata.Records:
+def _published(base: str, snapshot: Path | None) -> dict[str, dict[str, Any]]:
     """The exports of one subdir of a channel: file name -> entry; nothing where the channel does not publish them."""
     address = urlparse(base)
     folder = None
@@ -98,7 +98,7 @@ def _published(base: str, snapshot: Path | None) -> repodata.Records:
         data = _bytes_in(folder / name) if folder else _bytes_at(f"{base}/{name}")
         if data is not None:
             content = repodata.decompress(data, where) if name.endswith(".zst") else data
-            return repodata.records(content, where)
+            return repodata.published_exports(content, where)
     return {}
 
 

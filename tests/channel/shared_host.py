@@ -106,7 +106,7 @@ class Machine:
         assert sha256_of(fetch_all([wanted], self.place)[wanted]) == wanted.sha256
 
     def install(self, number: int) -> None:
-        names = sorted({record["name"] for record in channels.records(self.channel).values()})
+        names = sorted({record.name for record in channels.records(self.channel).values()})
         prefix = self.folder / "envs" / ("all" if number % 3 else self.name)
         records = solve(Request(specs=tuple(names), channels=(self.channel.as_uri(),)))
         made = install_marker.Installed("", "", "conda", tuple(record.file_name for record in records), created=True)

@@ -286,4 +286,4 @@ def test_an_index_update_opens_no_package_that_is_listed(tmp_path: Path) -> None
     fresh = make_package(tmp_path / "made", "fresh")
     publish([fresh], str(channel))
     digests[fresh.name] = sha256_of(fresh)
-    assert {name: record["sha256"] for name, record in channels.records(channel).items()} == digests
+    assert {name: record.sha256 for name, record in channels.records(channel).items()} == digests

@@ -183,7 +183,7 @@ def test_a_mirror_is_a_whole_channel(request: pytest.FixtureRequest, channel: Pa
     assert channel_mirror.mirror(open_source(source), target, log=ignore) == (2, 0)
     assert channel_mirror.mirror(open_source(source), target, log=ignore) == (0, 2)
     assert problems(target) == {}
-    assert channels.records(target)[NAME]["attestations_sha256"]
+    assert channels.records(target)[NAME].attestations_sha256
     only = tmp_path / "some"
     assert channel_mirror.mirror(open_source(source), only, only=("tool-*",), log=ignore) == (1, 0)
     assert check_folder(only) == {NAME}

@@ -48,7 +48,7 @@ def test_the_first_channel_that_has_a_package_wins(tmp_path: Path) -> None:
     found = remote.find(NAME, (empty, first, second))
     assert found is not None
     assert found.channel == first + "/"
-    assert found.sha256 == channels.records(tmp_path / "first")[NAME]["sha256"]
+    assert found.sha256 == channels.records(tmp_path / "first")[NAME].sha256
     assert remote.find("tool-1.0-h2_0.conda", (empty, first, second)) is None
 
 

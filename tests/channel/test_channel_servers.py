@@ -82,8 +82,8 @@ def test_s3(bucket: str, tmp_path: Path) -> None:
     assert (done[0].outcome, done[0].statement) == ("added", True)
     assert stored(NAME) == package.read_bytes()
     record = repodata.records(stored("repodata.json"), "repodata.json")[NAME]
-    assert record["sha256"] == done[0].sha256
-    assert stored(f"{NAME}.sigs.{record['attestations_sha256']}") == stored(f"{NAME}.sigs")
+    assert record.sha256 == done[0].sha256
+    assert stored(f"{NAME}.sigs.{record.attestations_sha256}") == stored(f"{NAME}.sigs")
     assert json.loads(stored("run_exports.json"))["packages.conda"] == {NAME: {"run_exports": {}}}
     assert publish([package], bucket)[0].outcome == "was there"
     with pytest.raises(IntegrityError, match="different file under the name"):

@@ -399,8 +399,8 @@ def test_every_kind_of_damage_is_found_and_what_can_be_is_repaired(tmp_path: Pat
         aside = channel / channel_check.ASIDE / damage.where / sites[kind].package
         assert os.path.lexists(aside) == (damage.lost == "package" and kind != "a package is missing"), kind
         assert any(sites[kind].package in line for line in done) or damage.lost != "package" or "missing" in kind
-        signed = channels.record(channel, damage.where, sites[kind].package) or {}
-        assert bool(signed.get("attestations_sha256")) == (not damage.lost), kind
+        signed = channels.record(channel, damage.where, sites[kind].package)
+        assert bool(signed and signed.attestations_sha256) == (not damage.lost), kind
     print(
         f"{count} packages, {len(KINDS)} kinds: checked in {checked - started:.1f} s, repaired in "
         f"{repaired - repairing:.1f} s, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB "

@@ -120,7 +120,7 @@ def test_check_and_mirror(front: str, tmp_path: Path, folder: Path) -> None:
     (target / ".uploads").mkdir(parents=True)
     (target / ".uploads" / f"{sha256}.part").write_bytes((folder / "linux-64" / NAME).read_bytes()[:50_000])
     assert channel_mirror.mirror(open_source(front), target, log=lambda line: None) == (1, 0)
-    assert channels.records(target)[NAME]["attestations_sha256"]
+    assert channels.records(target)[NAME].attestations_sha256
     assert channel_check.check(open_source(str(target))) == ([], 1)
 
 
