@@ -6,9 +6,9 @@ import base64
 import hashlib
 import zipfile
 
+from ssm_forge.base.fetch import Artifact, cached_path
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.pylock import LockedWheel
-from ssm_forge.fetch import Artifact, cached_path
-from ssm_forge.paths import Workspace
 
 
 def add_wheel(place: Workspace, filename: str, files: dict[str, str]) -> LockedWheel:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run, run_here
-from ssm_forge.activation import activated_environment
+from ssm_forge.base.activation import activated_environment
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from rattler import VersionSpec
 from rattler.version import Version
 
-from ssm_forge.arch import ArchList, Capability, families, resolve
-from ssm_forge.errors import UsageError
+from ssm_forge.base.arch import ArchList, Capability, families, resolve
+from ssm_forge.base.errors import UsageError
 
 CUDA_118 = "3.5;3.7;5.0;5.2;5.3;6.0;6.1;6.2;7.0;7.2;7.5;8.0;8.6;8.7;8.9;9.0"
 CUDA_124 = "5.0;5.2;5.3;6.0;6.1;6.2;7.0;7.2;7.5;8.0;8.6;8.7;8.9;9.0"

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from ssm_forge.archive import InfoFiles, dump_json, read_info, read_json, repack, rewrite_info
-from ssm_forge.errors import IntegrityError
+from ssm_forge.base.errors import IntegrityError
 
 PAYLOAD = b"payload, whatever it is" * 1000
 

@@ -15,16 +15,17 @@ import psutil
 import pytest
 
 from ssm_forge import build as builds
-from ssm_forge import build_jobs, machine, owners, variants
-from ssm_forge.arch import ArchList
+from ssm_forge import build_jobs, variants
+from ssm_forge.base import machine, owners
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import BuildError, MachineError
+from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build_jobs import MEMORY_BASE, MEMORY_MARGIN, choose_jobs, memory_needed
 from ssm_forge.build_leftovers import sweep
 from ssm_forge.build_request import BuildRequest
-from ssm_forge.errors import BuildError, MachineError
-from ssm_forge.paths import Workspace, workspace
 from ssm_forge.recipe import Rendered
 from ssm_forge.schedule import Job
-from ssm_forge.ui import Log, open_log
 
 GB = 1_000_000_000
 

@@ -11,11 +11,11 @@ import pytest
 from packaging.version import Version
 
 from ssm_forge import bump, bump_parts, sdists, variants
-from ssm_forge.errors import BuildError, IntegrityError, UsageError
-from ssm_forge.fetch import Artifact
+from ssm_forge.base.errors import BuildError, IntegrityError, UsageError
+from ssm_forge.base.fetch import Artifact
+from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.package_index import Release
 from ssm_forge.patching import HunkResult, patched, reapply
-from ssm_forge.paths import Workspace, workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.torch_patch import MEMBER, read_bounds
 

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 
 from ssm_forge import bundle, bundle_main, gpu
-from ssm_forge.errors import UsageError
-from ssm_forge.paths import Workspace, workspace
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import Workspace, workspace
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARY = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}

@@ -15,7 +15,7 @@ import pytest
 from conda_channel import make_package, solve_channel
 from front_door import own_environment
 from ssm_forge import channel as channels
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base.files import sha256_of
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ import pytest
 
 import fake_pixi
 from front_door import ROOT, assert_one_line_error, run
-from ssm_forge import build_jobs, cli, errors
-from ssm_forge.errors import ForgeError
-from ssm_forge.paths import Workspace
+from ssm_forge import build_jobs, cli
+from ssm_forge.base import errors
+from ssm_forge.base.errors import ForgeError
+from ssm_forge.base.paths import Workspace
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import elf
-from ssm_forge.arch import ArchList
-from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import IntegrityError, MachineError
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc on this machine to make libraries with")
 

@@ -14,14 +14,14 @@ import pytest
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package, served
 from ssm_forge import environment
 from ssm_forge import lock as locks
-from ssm_forge import locks as file_locks
+from ssm_forge.base import locks as file_locks
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.environment import create
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.install_marker import UNFINISHED
 from ssm_forge.integrity import verify
 from ssm_forge.package_installed import records
 from ssm_forge.packages import Mirror
-from ssm_forge.paths import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import pytest
 
 from front_door import own_environment
-from ssm_forge import fetch, locks, owners
-from ssm_forge.errors import IntegrityError, MachineError, NetworkError
-from ssm_forge.fetch import Artifact, cached_path, checked, fetch_all, mirrored, missing
-from ssm_forge.paths import Workspace
+from ssm_forge.base import fetch, locks, owners
+from ssm_forge.base.errors import IntegrityError, MachineError, NetworkError
+from ssm_forge.base.fetch import Artifact, cached_path, checked, fetch_all, mirrored, missing
+from ssm_forge.base.paths import Workspace
 
 DATA = {f"file{i}.whl": bytes([i]) * (3 * (1 << 20) + i) for i in range(4)}
 
@@ -343,7 +343,7 @@ def test_two_processes_at_once_both_get_the_file(server: Server, place: Workspac
     target.parent.mkdir(parents=True)
     target.with_name(f"{target.name}.{ended()}.part").write_bytes(DATA["file3.whl"][:5000])
     script = (
-        "import sys; from pathlib import Path; from ssm_forge.fetch import *; from ssm_forge.paths import Workspace\n"
+        "import sys; from pathlib import Path; from ssm_forge.base.fetch import *; from ssm_forge.base.paths import Workspace\n"
         f"a = Artifact({wanted.url!r}, {wanted.sha256!r}, {wanted.size}, {wanted.name!r})\n"
         f"fetch_all([a], Workspace(Path({str(place.root)!r}), Path({str(place.cache)!r})))"
     )

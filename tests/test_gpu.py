@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ssm_forge import gpu
-from ssm_forge.errors import InstallError, UsageError, VerifyError
-from ssm_forge.paths import Workspace, workspace
+from ssm_forge.base.errors import InstallError, UsageError, VerifyError
+from ssm_forge.base.paths import Workspace, workspace
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from conda_channel import index, make_package
 from front_door import own_environment
 from ssm_forge import install, install_marker, install_registry, package_installed, solve_prefix
 from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
-from ssm_forge.errors import InstallError, IntegrityError, SolveError
+from ssm_forge.base.errors import InstallError, IntegrityError, SolveError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.install_marker import MARKER, Installed
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import open_log
 
 SITE = "lib/python3.12/site-packages"
 OURS = ("mamba-ssm", "python 3.12.*")
@@ -349,7 +349,7 @@ def test_prefixes_outside_the_workspace_are_remembered_newest_first(
 def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channel: Path, place: Workspace) -> None:
     script = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import test_install as t\n"
-        "from ssm_forge.paths import Workspace\n"
+        "from ssm_forge.base.paths import Workspace\n"
         "place = Workspace(Path(sys.argv[2]), Path(sys.argv[2]) / 'cache')\n"
         "channel = Path(sys.argv[3])\n"
         "t.put(place, place.envs / 'cu130', t.solved(channel, *t.OURS)); import os; os._exit(0)\n"

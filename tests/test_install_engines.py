@@ -9,12 +9,12 @@ import pytest
 from conda_channel import demo_channel, make_package, served, solve_channel
 from ssm_forge import environment
 from ssm_forge import install as installing
-from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
+from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.install import install
 from ssm_forge.install_marker import Installed, is_foreign, read_marker
-from ssm_forge.paths import Workspace
 from ssm_forge.solver import Request, solve
-from ssm_forge.ui import open_log
 
 OURS = Installed(variant="cu130", python="3.12", source="conda", packages=("tool-1.0-h1_0.conda",), created=True)
 

@@ -17,9 +17,9 @@ from conda_channel import demo_channel
 from ssm_forge import lock as locks
 from ssm_forge import lockdiff, package_intact
 from ssm_forge import manifest as manifests
+from ssm_forge.base.errors import ForgeError, SolveError, UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.cli import COMMANDS
-from ssm_forge.errors import ForgeError, SolveError, UsageError
-from ssm_forge.paths import Workspace
 from ssm_forge.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]

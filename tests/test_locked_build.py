@@ -11,9 +11,9 @@ from rattler_build import ToolConfiguration
 
 from conda_channel import index, make_package
 from ssm_forge import flow_planning, lock, locked_build, recipe, variants
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.paths import Workspace, workspace
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, solve
 

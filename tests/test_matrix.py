@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import build_origin, inspection, install_marker, matrix, variants
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import interpreter
-from ssm_forge.paths import Workspace
 
 _ROOT = Path(__file__).parents[1]
 

@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin, environment, install, mirrors, package_installed
-from ssm_forge.errors import NetworkError, UsageError
+from ssm_forge import build_origin, environment, install, package_installed
+from ssm_forge.base import mirrors
+from ssm_forge.base.errors import NetworkError, UsageError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.install_marker import Installed
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace
 from ssm_forge.solver import Request, require_reachable, solve
-from ssm_forge.ui import open_log
 
 # Reserved: no name server knows it.
 CHANNEL = "https://conda.invalid/lab"

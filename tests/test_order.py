@@ -12,8 +12,8 @@ from typing import cast
 import pytest
 
 from ssm_forge import compile_costs
-from ssm_forge.errors import BuildError
-from ssm_forge.paths import Workspace, workspace
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.schedule import Job
 

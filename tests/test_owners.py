@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import base_files, owners
+from ssm_forge.base import files, owners
 
 
 def test_a_living_process_is_known_by_its_number_and_its_start() -> None:
@@ -49,5 +49,5 @@ def test_two_machines_with_one_process_number_write_into_files_of_their_own(
     monkeypatch.setattr(Path, "replace", lambda self, target: written.append(self.name))
     for machine in ("0123456789ab", "ba9876543210"):
         monkeypatch.setattr(owners, "_machine", lambda name=machine: name)
-        base_files.write_whole(tmp_path / "repodata.json", b"{}")
+        files.write_whole(tmp_path / "repodata.json", b"{}")
     assert len(set(written)) == 2

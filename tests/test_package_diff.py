@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from ssm_forge import elf
-from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.package_diff import LINES, Comparison, Difference, compare
 
 needs_gcc = pytest.mark.skipif(

@@ -15,12 +15,12 @@ import zstandard
 
 from conda_channel import demo_channel
 from ssm_forge import flow_planning, pipeline, solve_prefix
-from ssm_forge.errors import NetworkError, SolveError
+from ssm_forge.base.errors import NetworkError, SolveError
+from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace, workspace
 from ssm_forge.pipeline import Base
 from ssm_forge.plan import Options, Plan
-from ssm_forge.ui import open_log
 
 SNAPSHOT = workspace().root.parent / "shared" / "conda-snapshot"
 
@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("SSM_FORGE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
     monkeypatch.setattr(solve_prefix, "machine_virtual_packages", lambda: virtual_packages(glibc="2.36"))
-    monkeypatch.setattr("ssm_forge.machine.gpus", lambda: ())
+    monkeypatch.setattr("ssm_forge.base.machine.gpus", lambda: ())
     # Nothing is downloaded here.
     monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)
     return workspace()

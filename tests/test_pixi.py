@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import pixi
-from ssm_forge.errors import ForgeError, InstallError, NetworkError
+from ssm_forge.base.errors import ForgeError, InstallError, NetworkError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import open_log
 
 REFUSED = """\
  WARN something
@@ -104,8 +104,8 @@ def test_in_a_terminal_it_has_a_terminal(place: Workspace, tmp_path: Path, monke
     """Its progress bars are seen, and the log is free of what moves them."""
     fake(tmp_path, monkeypatch, '[ -t 2 ] && printf "\\e[32mbar\\e[0m\\rdone\\n" >&2')
     code = (
-        "from pathlib import Path; from ssm_forge import pixi; from ssm_forge.paths import Workspace\n"
-        "from ssm_forge.ui import open_log\n"
+        "from pathlib import Path; from ssm_forge import pixi; from ssm_forge.base.paths import Workspace\n"
+        "from ssm_forge.base.ui import open_log\n"
         f"place = Workspace(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}))\n"
         "with open_log(place.logs, 'test') as log: pixi.make_environment('cu130', '13.0', place, log)\n"
     )

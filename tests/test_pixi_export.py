@@ -11,8 +11,8 @@ import pytest
 
 from conda_channel import index
 from ssm_forge import lock, manifest, pixi_export, source_packages
-from ssm_forge.errors import SolveError, UsageError
-from ssm_forge.paths import Workspace
+from ssm_forge.base.errors import SolveError, UsageError
+from ssm_forge.base.paths import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

@@ -23,17 +23,17 @@ from ssm_forge import (
     recipe,
     source_packages,
 )
-from ssm_forge.arch import ArchList, Capability
 from ssm_forge.archive import read_json
-from ssm_forge.errors import BuildError, InstallError, NetworkError, VerifyError
+from ssm_forge.base.arch import ArchList, Capability
+from ssm_forge.base.errors import BuildError, InstallError, NetworkError, VerifyError
+from ssm_forge.base.machine import Gpu
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.inspection import provenance
-from ssm_forge.machine import Gpu
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace
 from ssm_forge.pixi_kernels import Kept
 from ssm_forge.plan import Options
 from ssm_forge.recipe import PROJECTS
-from ssm_forge.ui import open_log
 
 ROOT = Path(__file__).resolve().parents[1]
 

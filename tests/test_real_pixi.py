@@ -32,14 +32,14 @@ from ssm_forge import (
     variants,
 )
 from ssm_forge import lock as locks
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import InstallError, NetworkError
+from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build_request import BuildRequest
-from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace, workspace
 from ssm_forge.plan import Plan, PlannedPackage
 from ssm_forge.recipe import EXTENSIONS, PROJECTS, Rendered
-from ssm_forge.ui import Log, open_log
 from ssm_forge.variants import Variant
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,11 +32,11 @@ from ssm_forge import (
     variants,
 )
 from ssm_forge import build as builds
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
+from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.commands import reproduce as command
-from ssm_forge.errors import IntegrityError, MachineError, UsageError
-from ssm_forge.paths import Workspace, workspace
 
 ROW = variants.load(workspace().variants).get("cu130", "bridge")
 ARCHS = ArchList.parse("9.0")

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from ssm_forge import elf, sass
-from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.sass import Code, Comparison, compare, normalised, parse
 
 # As cuobjdump prints it, the width of its columns included.

@@ -13,9 +13,9 @@ import pytest
 
 from ssm_forge import lock as locks
 from ssm_forge import variants
-from ssm_forge.arch import ArchList
-from ssm_forge.errors import SolveError
-from ssm_forge.paths import workspace
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import SolveError
+from ssm_forge.base.paths import workspace
 from ssm_forge.solve_only import KINDS, SolvedEnvironment, solve_recipes
 from ssm_forge.solver import Request, solve
 

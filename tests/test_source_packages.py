@@ -21,12 +21,12 @@ from ssm_forge import (
     source_packages,
 )
 from ssm_forge import lock as locks
-from ssm_forge.errors import SolveError, UsageError
+from ssm_forge.base.errors import SolveError, UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace
 from ssm_forge.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]

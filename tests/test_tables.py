@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from front_door import run
-from ssm_forge.tables import FoldingTable
+from ssm_forge.base.tables import FoldingTable
 
 ROOT = Path(__file__).resolve().parents[1]
 

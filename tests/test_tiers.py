@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import tiers
-from ssm_forge.errors import UsageError
+from ssm_forge.base.errors import UsageError
 from ssm_forge.tiers import Step
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import variants
-from ssm_forge.arch import ArchList
-from ssm_forge.errors import SolveError
-from ssm_forge.paths import workspace
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import SolveError
+from ssm_forge.base.paths import workspace
 from ssm_forge.recipe import PROJECTS, render
 from ssm_forge.solver import Request, solve
 from ssm_forge.variants import Variant

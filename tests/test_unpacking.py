@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge.errors import IntegrityError
-from ssm_forge.unpacking import unpack_tar
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.unpacking import unpack_tar
 
 _TIME = 1_000_000_000
 

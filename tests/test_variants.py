@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge.arch import ArchList
-from ssm_forge.errors import UsageError
-from ssm_forge.paths import workspace
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import workspace
 from ssm_forge.variants import DEFAULT_VARIANT, Matrix, Variant, load
 
 MATRIX: Matrix = load(workspace().variants)

@@ -16,8 +16,8 @@ from rattler_build import assemble_package
 from fake_environment import make_venv, site_of, tree
 from ssm_forge import wheel
 from ssm_forge.archive import dump_json, read_info, rewrite_info
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import BuildError
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.files import sha256_of
 from ssm_forge.existing import install, reader
 
 SITE = "lib/python3.11/site-packages"

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ssm_forge.base.paths import workspace
 from ssm_forge.doctor import diagnosis, report
 from ssm_forge.doctor.findings import Target
-from ssm_forge.paths import workspace
 
 _SECONDS = 4.5
 # Of an environment of tools alone: that the kernels are not in it is no failure.

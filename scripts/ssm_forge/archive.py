@@ -19,10 +19,10 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from ssm_forge import owners
-from ssm_forge.errors import IntegrityError
-from ssm_forge.foreign import from_zstd, json_from
-from ssm_forge.unpacking import DAMAGE, Member
+from ssm_forge.base import owners
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.foreign import from_zstd, json_from
+from ssm_forge.base.unpacking import DAMAGE, Member
 
 InfoFiles = dict[str, bytes]
 

@@ -15,15 +15,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from ssm_forge import channel as channels
-from ssm_forge import compile_cache, locked_build, materials, mirrors, owners
+from ssm_forge import compile_cache, locked_build, materials
+from ssm_forge.base import mirrors, owners
+from ssm_forge.base.credentials import for_engine
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, say
 from ssm_forge.build_leftovers import kill_session, staging_folder, sweep
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.channel import channel_urls
-from ssm_forge.credentials import for_engine
-from ssm_forge.errors import BuildError
 from ssm_forge.finalize import finalize
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import Log, console, human_bytes, human_seconds, say
 
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _SOURCE = re.compile(r"([\w./-]+\.(?:cu|cpp))\b(?! *:)")

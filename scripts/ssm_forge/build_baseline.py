@@ -28,11 +28,11 @@ from ssm_forge import (
     solve_prefix,
     toolchain,
 )
-from ssm_forge.activation import activated_environment
-from ssm_forge.errors import BuildError
-from ssm_forge.paths import Workspace
+from ssm_forge.base.activation import activated_environment
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import Log, say
 from ssm_forge.process_tree import Usage
-from ssm_forge.ui import Log, say
 
 Kind = Literal["default", "same capability"]
 KINDS: tuple[Kind, ...] = ("default", "same capability")

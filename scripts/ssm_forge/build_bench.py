@@ -18,15 +18,16 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge import build_baseline, build_tools, channel, flow_planning, machine, plan, process_tree, recipe, sass
+from ssm_forge import build_baseline, build_tools, channel, flow_planning, plan, process_tree, recipe, sass
 from ssm_forge.archive import read_json
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base import machine
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bridge.assemble import assemble
-from ssm_forge.errors import BuildError
-from ssm_forge.paths import Workspace
 from ssm_forge.process_tree import Group, Usage
 from ssm_forge.schedule import Job, longest_first, simulate
-from ssm_forge.ui import Log, human_seconds, say
 
 Document = dict[str, Any]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssm_forge.arch import ArchList
-from ssm_forge.errors import UsageError
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from ssm_forge import owners
-from ssm_forge.paths import Workspace
+from ssm_forge.base import owners
+from ssm_forge.base.paths import Workspace
 
 
 def sweep(workspace: Workspace) -> None:

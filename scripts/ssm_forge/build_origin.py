@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from ssm_forge import manifest, variants
+from ssm_forge.base.errors import NetworkError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import say
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.gcc import BundledCompiler
 from ssm_forge.channel import channel_urls
-from ssm_forge.errors import NetworkError
-from ssm_forge.paths import Workspace
 from ssm_forge.solver import require_reachable
-from ssm_forge.ui import say
 from ssm_forge.variants import Source, Variant
 
 

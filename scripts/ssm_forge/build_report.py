@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Group
 
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import human_bytes, human_seconds
 from ssm_forge.build_tools import COMPILERS
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import human_bytes, human_seconds
 
 Document = dict[str, Any]
 

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.base.paths import workspace
 from ssm_forge.build_key import BuildKey
-from ssm_forge.paths import workspace
 from ssm_forge.recipe import render
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from ssm_forge import owners, sdists
-from ssm_forge.errors import BuildError, UsageError
-from ssm_forge.fetch import Artifact
+from ssm_forge import sdists
+from ssm_forge.base import owners
+from ssm_forge.base.errors import BuildError, UsageError
+from ssm_forge.base.fetch import Artifact
+from ssm_forge.base.paths import Workspace
 from ssm_forge.package_index import Release, releases
 from ssm_forge.patching import HunkResult, reapply
-from ssm_forge.paths import Workspace
 from ssm_forge.recipe import EXTENSIONS
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 from packaging.version import Version
 
+from ssm_forge.base.errors import NetworkError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import say
+from ssm_forge.base.web import session
 from ssm_forge.bump import Update
 from ssm_forge.doctor import binary
-from ssm_forge.errors import NetworkError
 from ssm_forge.package_index import Release, releases
-from ssm_forge.paths import Workspace
 from ssm_forge.remote_zip import RemoteFile
-from ssm_forge.ui import say
-from ssm_forge.web import session
 
 _OLDEST = Version("2.0")
 _LIBRARIES = ("libc10.so", "libc10_cuda.so", "libtorch_python.so", "libtorch_cpu.so")

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import archive, channel, foreign, gpu, owners, package_installed
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import InstallError, IntegrityError, UsageError
-from ssm_forge.paths import Workspace, launcher
+from ssm_forge import archive, channel, gpu, package_installed
+from ssm_forge.base import foreign, owners
+from ssm_forge.base.errors import InstallError, IntegrityError, UsageError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import human_bytes
 from ssm_forge.recipe import EXTENSIONS, PROJECTS
-from ssm_forge.ui import human_bytes
 
 SIZE_LIMIT = 64 << 20
 # Of a package's files, which are read one by one; machine code for many GPUs is compressed to a tenth.

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import base_files, foreign, owners, repodata
 from ssm_forge import channel as channels
-from ssm_forge.base_files import sha256_of
+from ssm_forge import repodata
+from ssm_forge.base import files, foreign, owners
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.ui import step_progress
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, read_index, records
-from ssm_forge.errors import IntegrityError
 from ssm_forge.inspection import Package, inspect
 from ssm_forge.repodata import IndexRecord, Records
 from ssm_forge.trust import about, bundles_of
-from ssm_forge.ui import step_progress
 
 # Hidden, so that neither the engine nor our server takes it for a part of the channel.
 ASIDE = ".damaged"
@@ -320,8 +321,8 @@ def _repair_statements(channel: Path, package: Path) -> Iterator[str]:
         elif os.path.lexists(path):
             yield _set_aside(channel, path, "it is no statement about a package that is here")
     if sound is not None:
-        base_files.write_whole(newest, sound)
-        base_files.write_whole(package.with_name(f"{name}.sigs.{hashlib.sha256(sound).hexdigest()}"), sound)
+        files.write_whole(newest, sound)
+        files.write_whole(package.with_name(f"{name}.sigs.{hashlib.sha256(sound).hexdigest()}"), sound)
 
 
 def _statement(path: Path) -> bytes | None:

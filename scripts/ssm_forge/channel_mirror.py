@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ssm_forge import base_files
 from ssm_forge import channel as channels
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base import files
+from ssm_forge.base.errors import IntegrityError, NetworkError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.ui import step_progress
+from ssm_forge.base.web import TransientError, retrying
 from ssm_forge.channel_source import ChannelSource, records
-from ssm_forge.errors import IntegrityError, NetworkError
 from ssm_forge.inspection import FILENAME, inspect
 from ssm_forge.repodata import IndexRecord
-from ssm_forge.ui import step_progress
-from ssm_forge.web import TransientError, retrying
 
 
 def mirror(
@@ -134,5 +134,5 @@ def _copy_statement(source: ChannelSource, target: Path, subdir: str, name: str,
     data = source.read(f"{subdir}/{name}.sigs.{digest}")
     if data is None or hashlib.sha256(data).hexdigest() != digest:
         raise IntegrityError(f"{source.name}: the signed statement of {name} is missing or changed.")
-    base_files.write_whole(target / subdir / f"{name}.sigs.{digest}", data)
-    base_files.write_whole(target / subdir / f"{name}.sigs", data)
+    files.write_whole(target / subdir / f"{name}.sigs.{digest}", data)
+    files.write_whole(target / subdir / f"{name}.sigs", data)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import base_files, owners, repodata
 from ssm_forge import channel as channels
+from ssm_forge import repodata
+from ssm_forge.base import files, owners
 from ssm_forge.channel_check import check as check
 from ssm_forge.channel_check import repair as repair
 from ssm_forge.repodata import IndexRecord, Records
@@ -149,7 +150,7 @@ def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
             told = repodata.document((new / "repodata.json").read_bytes(), str(new / "repodata.json"))
             (new / "run_exports.json").write_bytes(repodata.run_exports(told))
             for name in channels.INDEX_FILES:
-                base_files.flush(new / name)
+                files.flush(new / name)
                 (new / name).replace(live / name)
 
 

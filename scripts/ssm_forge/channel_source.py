@@ -14,11 +14,11 @@ import httpx
 
 from ssm_forge import channel as channels
 from ssm_forge import repodata
-from ssm_forge.credentials import redact, require_clean
-from ssm_forge.errors import NetworkError, UsageError
-from ssm_forge.foreign import MOST_BYTES, read_bytes
+from ssm_forge.base.credentials import redact, require_clean
+from ssm_forge.base.errors import NetworkError, UsageError
+from ssm_forge.base.foreign import MOST_BYTES, read_bytes
+from ssm_forge.base.web import Client, whole
 from ssm_forge.inspection import SUBDIRS
-from ssm_forge.web import Client, whole
 
 _CHUNK = 1 << 20
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import click
 
-from ssm_forge.credentials import redact
-from ssm_forge.errors import ForgeError, MachineError, did_you_mean
-from ssm_forge.locks import NOT_THERE
-from ssm_forge.paths import launcher, workspace
-from ssm_forge.toolbox import require
-from ssm_forge.ui import console
+from ssm_forge.base.credentials import redact
+from ssm_forge.base.errors import ForgeError, MachineError, did_you_mean
+from ssm_forge.base.locks import NOT_THERE
+from ssm_forge.base.own_tools import require
+from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.ui import console
 
 # Task -> (module under commands, one line of help). The same names as the tasks of pixi.toml.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -14,11 +14,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ssm_forge.base.errors import ForgeError
+from ssm_forge.base.folders import give_place
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import note
 from ssm_forge.bridge import debian
-from ssm_forge.errors import ForgeError
-from ssm_forge.folders import give_place
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import note
 
 _LOCK = "debs.ccache.toml"
 _SIZE = "10G"

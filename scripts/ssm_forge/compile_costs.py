@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge import owners
-from ssm_forge.errors import BuildError
-from ssm_forge.paths import Workspace
+from ssm_forge.base import owners
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.schedule import Job, longest_first
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.arch import ArchList
-from ssm_forge.base_files import write_whole
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.files import write_whole
 from ssm_forge.channel_source import ChannelSource, records
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.repodata import COMPLETE, IndexRecord

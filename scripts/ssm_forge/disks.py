@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge import lock
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.machine import device, free_disk
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import human_bytes
 from ssm_forge.bridge import assemble
-from ssm_forge.errors import MachineError
-from ssm_forge.machine import device, free_disk
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import human_bytes
 from ssm_forge.variants import Variant
 
 # Seen with one capability: work folder, objects and the package of one project, times the list's length.

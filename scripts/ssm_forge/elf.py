@@ -21,8 +21,8 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.hash import ELFHashSection, GNUHashSection
 from elftools.elf.sections import SymbolTableSection
 
-from ssm_forge.arch import ArchList, Capability
-from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.base.arch import ArchList, Capability
+from ssm_forge.base.errors import IntegrityError, MachineError
 
 # The C library is the system's, as everywhere in conda.
 GLIBC_LIBRARIES = frozenset(

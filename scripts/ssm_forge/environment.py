@@ -13,16 +13,16 @@ import rattler.exceptions
 from rattler import RepoDataRecord
 
 from ssm_forge import install, install_marker, install_swap, policy
-from ssm_forge.credentials import for_engine, redact
-from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
+from ssm_forge.base.credentials import for_engine, redact
+from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
+from ssm_forge.base.mirrors import client as channel_client
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest_virtual import subdir_type
-from ssm_forge.mirrors import client as channel_client
 from ssm_forge.package_intact import require_all_intact
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_plain_names
-from ssm_forge.paths import Workspace
-from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 

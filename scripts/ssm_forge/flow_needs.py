@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ssm_forge import compile_costs, disks, machine
-from ssm_forge.arch import ArchList, resolve
+from ssm_forge import compile_costs, disks
+from ssm_forge.base import machine
+from ssm_forge.base.arch import ArchList, resolve
+from ssm_forge.base.errors import MachineError, UsageError
+from ssm_forge.base.machine import Gpu
+from ssm_forge.base.paths import Workspace
 from ssm_forge.build_jobs import choose_jobs, memory_needed
-from ssm_forge.errors import MachineError, UsageError
-from ssm_forge.machine import Gpu
-from ssm_forge.paths import Workspace
 from ssm_forge.plan import Plan
 from ssm_forge.variants import Variant
 

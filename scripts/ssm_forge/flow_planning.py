@@ -11,7 +11,6 @@ from ssm_forge import (
     inspection,
     install_marker,
     lock,
-    machine,
     manifest,
     package_installed,
     policy,
@@ -21,17 +20,18 @@ from ssm_forge import (
     variants,
 )
 from ssm_forge import channel as channels
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base import machine
+from ssm_forge.base.errors import IntegrityError, VerifyError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import note, say
 from ssm_forge.build_key import BuildKey
 from ssm_forge.build_origin import Origin, choose_source, compiler_of, default_python
 from ssm_forge.build_request import BuildRequest
-from ssm_forge.errors import IntegrityError, VerifyError
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.paths import Workspace, launcher
 from ssm_forge.plan import Choice, Options, Plan, PlannedPackage, State
-from ssm_forge.ui import note, say
 from ssm_forge.variants import Variant
 
 

@@ -19,13 +19,13 @@ from typing import Any
 from rich.text import Text
 
 from ssm_forge import package_installed, recipe, sdists
-from ssm_forge.activation import activated_environment
-from ssm_forge.errors import InstallError, UsageError, VerifyError
-from ssm_forge.fetch import checked, fetch_all
-from ssm_forge.folders import give_place
-from ssm_forge.paths import Workspace, launcher, workspace
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import human_bytes, open_log, out, say
+from ssm_forge.base.activation import activated_environment
+from ssm_forge.base.errors import InstallError, UsageError, VerifyError
+from ssm_forge.base.fetch import checked, fetch_all
+from ssm_forge.base.folders import give_place
+from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import human_bytes, open_log, out, say
 
 Document = dict[str, Any]
 

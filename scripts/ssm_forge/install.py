@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge import locks, mirrors, owners, policy
-from ssm_forge.credentials import for_engine
-from ssm_forge.errors import ForgeError, InstallError, IntegrityError, NetworkError
+from ssm_forge import policy
+from ssm_forge.base import locks, mirrors, owners
+from ssm_forge.base.credentials import for_engine
+from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import Log, step_progress
+from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.install_marker import Installed, check_target, write_marker
 from ssm_forge.install_swap import discard, locked, replacing, swap, sweep
 from ssm_forge.package_intact import require_all_intact
 from ssm_forge.packages import local_file
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import Log, step_progress
-from ssm_forge.web import HOW_TO_LOG_IN
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord

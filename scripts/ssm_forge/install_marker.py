@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ssm_forge import foreign
-from ssm_forge.errors import InstallError
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import InstallError
 
 if TYPE_CHECKING:
     pass

@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssm_forge.base.paths import Workspace
 from ssm_forge.install_marker import MARKER, read_marker
-from ssm_forge.paths import Workspace
 
 if TYPE_CHECKING:
     pass

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssm_forge import locks, owners
+from ssm_forge.base import locks, owners
 from ssm_forge.install_marker import UNFINISHED, check_target
 
 if TYPE_CHECKING:

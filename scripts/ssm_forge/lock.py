@@ -12,13 +12,13 @@ from typing import Any
 from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord
 
 from ssm_forge import lock_sources, source_solve
-from ssm_forge.errors import UsageError, did_you_mean
-from ssm_forge.foreign import read_bytes
+from ssm_forge.base.errors import UsageError, did_you_mean
+from ssm_forge.base.foreign import read_bytes
+from ssm_forge.base.paths import launcher
 from ssm_forge.lock_sources import Kind, SourcePackage
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest_virtual import VirtualPackage, subdir_type, virtual_packages
 from ssm_forge.package_intact import digest
-from ssm_forge.paths import launcher
 from ssm_forge.run_exports import RunExports
 from ssm_forge.solver import Request, solve
 

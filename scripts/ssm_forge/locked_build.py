@@ -17,9 +17,9 @@ from rattler import RepoDataRecord
 from rattler_build import assemble_package
 
 from ssm_forge import channel as channels
-from ssm_forge import mirrors
+from ssm_forge.base import mirrors
+from ssm_forge.base.paths import Workspace
 from ssm_forge.lock_sources import KINDS, SourcePackage
-from ssm_forge.paths import Workspace
 
 _PINS = "ssm-forge-locked-"
 

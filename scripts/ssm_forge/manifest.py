@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import foreign
-from ssm_forge.errors import ForgeError, UsageError, did_you_mean
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import ForgeError, UsageError, did_you_mean
 from ssm_forge.manifest_virtual import VirtualPackage, channel_url, virtual_packages
 
 Table = Mapping[str, Any]

@@ -10,13 +10,13 @@ from typing import Any
 from rich.text import Text
 
 from ssm_forge import build_origin, inspection, install_marker, install_registry, recipe, variants
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
-from ssm_forge.errors import IntegrityError
-from ssm_forge.paths import Workspace
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import out
 from ssm_forge.variants import Source, Variant
 
 

@@ -23,11 +23,14 @@ from pathlib import Path
 
 from rattler import RepoDataRecord
 
-from ssm_forge import base_files, environment, foreign, owners, policy
 from ssm_forge import channel as channels
-from ssm_forge.arch import Capability
+from ssm_forge import environment, policy
 from ssm_forge.archive import EPOCH
-from ssm_forge.errors import InstallError, IntegrityError, SolveError, UsageError
+from ssm_forge.base import files, foreign, owners
+from ssm_forge.base.arch import Capability
+from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.unpacking import DAMAGE, Member, is_damage
 from ssm_forge.install_marker import Installed, installed_from
 from ssm_forge.install_registry import remember
 from ssm_forge.integrity import Report
@@ -36,10 +39,8 @@ from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import VirtualPackage, virtual_packages
 from ssm_forge.package_installed import engine_records
 from ssm_forge.packages import Mirror, collect, local_file, require_plain_names
-from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, solve
-from ssm_forge.unpacking import DAMAGE, Member, is_damage
 
 FORMAT = 1
 
@@ -175,8 +176,8 @@ def _add_statements(
         data = policy.statement_for(record, rules, local_file(record, mirrors))
         if data is not None:
             target = channel / record.subdir / f"{record.file_name}.sigs"
-            base_files.write_whole(target, data)
-            base_files.write_whole(target.with_name(f"{target.name}.{hashlib.sha256(data).hexdigest()}"), data)
+            files.write_whole(target, data)
+            files.write_whole(target.with_name(f"{target.name}.{hashlib.sha256(data).hexdigest()}"), data)
 
 
 def _portable(locked: LockedEnvironment) -> LockedEnvironment:

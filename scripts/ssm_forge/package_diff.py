@@ -25,8 +25,8 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from ssm_forge import elf
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import IntegrityError, MachineError
+from ssm_forge.base.errors import IntegrityError, MachineError
+from ssm_forge.base.files import sha256_of
 
 OLD, NEW = "package", "rebuilt"
 

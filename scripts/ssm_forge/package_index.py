@@ -12,10 +12,10 @@ import httpx
 from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sdist_filename, parse_wheel_filename
 from packaging.version import Version
 
-from ssm_forge import foreign, web
-from ssm_forge.errors import NetworkError
-from ssm_forge.fetch import Artifact, mirrored
-from ssm_forge.paths import Workspace
+from ssm_forge.base import foreign, web
+from ssm_forge.base.errors import NetworkError
+from ssm_forge.base.fetch import Artifact, mirrored
+from ssm_forge.base.paths import Workspace
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 
 from rattler import PrefixRecord
 
-from ssm_forge import foreign
-from ssm_forge.errors import InstallError
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import InstallError
 
 
 class InstalledPath(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from rattler import RepoDataRecord
 
-from ssm_forge.errors import IntegrityError
+from ssm_forge.base.errors import IntegrityError
 
 CHUNK_BYTES = 1 << 20
 

@@ -16,14 +16,14 @@ from urllib.parse import unquote, urlparse
 import httpx
 from rattler import RepoDataRecord
 
-from ssm_forge.credentials import redact
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.fetch import Artifact, checked, fetch_all
+from ssm_forge.base.credentials import redact
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.fetch import Artifact, checked, fetch_all
+from ssm_forge.base.mirrors import mirrored
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.web import HOW_TO_LOG_IN, refused, session
 from ssm_forge.manifest_virtual import channel_url
-from ssm_forge.mirrors import mirrored
 from ssm_forge.package_intact import CHUNK_BYTES, digest, require_intact
-from ssm_forge.paths import Workspace
-from ssm_forge.web import HOW_TO_LOG_IN, refused, session
 
 _SUBDIR = re.compile(r"[a-z0-9]+(-[a-z0-9_]+)?")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*")

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssm_forge.errors import MachineError, NetworkError
-from ssm_forge.paths import Workspace
+from ssm_forge.base.errors import MachineError, NetworkError
+from ssm_forge.base.paths import Workspace
 
 # What ./run needs to install a pack.
 _PARTS = ("run", "pixi.toml", "pixi.lock", "scripts", "recipes", "patches", "LICENSE", "README.md")

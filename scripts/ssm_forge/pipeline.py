@@ -31,18 +31,18 @@ from ssm_forge import (
     verify,
     verify_report,
 )
+from ssm_forge.base.credentials import for_engine
+from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build
 from ssm_forge.build_leftovers import sweep
-from ssm_forge.credentials import for_engine
-from ssm_forge.errors import VerifyError
 from ssm_forge.manifest_virtual import channel_url, virtual_packages
-from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve_only import solve_builds
 from ssm_forge.solver import require_reachable
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.variants import Variant
 
 

@@ -13,10 +13,10 @@ import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge.errors import ForgeError, InstallError, NetworkError
-from ssm_forge.paths import Workspace
+from ssm_forge.base.errors import ForgeError, InstallError, NetworkError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import Log
 from ssm_forge.solve_prefix import machine_virtual_packages
-from ssm_forge.ui import Log
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
 _FRAME = re.compile(r"^[\s×│├╰─▶]+")

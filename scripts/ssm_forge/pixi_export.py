@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import lock, manifest, source_packages, source_workspace
-from ssm_forge.errors import UsageError
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest_virtual import channel_url
-from ssm_forge.paths import Workspace
 from ssm_forge.pixi_identity import identity
 from ssm_forge.recipe import PROJECTS
 

@@ -21,7 +21,6 @@ from ssm_forge import (
     install_marker,
     install_registry,
     lock,
-    machine,
     manifest,
     materials,
     package_installed,
@@ -30,17 +29,18 @@ from ssm_forge import (
     source_packages,
     source_workspace,
 )
-from ssm_forge.arch import ArchList
+from ssm_forge.base import machine
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import BuildError, InstallError, VerifyError
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import Log, note, say
 from ssm_forge.build import hint
 from ssm_forge.build_key import BuildKey
-from ssm_forge.errors import BuildError, InstallError, VerifyError
 from ssm_forge.finalize import finalize
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.paths import Workspace, launcher
 from ssm_forge.plan import Choice, Options
 from ssm_forge.recipe import Rendered
-from ssm_forge.ui import Log, note, say
 
 # What pixi says, without its spaces and line ends, where it can't build at all: it is older than the manifest asks for,
 # has no pixi-build, or can't have the program that builds recipes.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge import policy, variants
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
 from ssm_forge.bridge import assemble
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.lock import LockedEnvironment

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ssm_forge import foreign
-from ssm_forge.credentials import redact
-from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.base import foreign
+from ssm_forge.base.credentials import redact
+from ssm_forge.base.errors import IntegrityError, UsageError
+from ssm_forge.base.own_tools import require
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import say
+from ssm_forge.base.urls import canonical, is_under, local_path
+from ssm_forge.base.web import Client, whole
 from ssm_forge.manifest_virtual import channel_url
 from ssm_forge.package_intact import require_intact
-from ssm_forge.paths import Workspace
-from ssm_forge.toolbox import require
 from ssm_forge.trust import PublicKey, load_public, verify
-from ssm_forge.ui import say
-from ssm_forge.urls import canonical, is_under, local_path
-from ssm_forge.web import Client, whole
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord
@@ -49,7 +49,7 @@ class Rule:
     """What one channel's packages need.
 
     Attributes:
-        url: the channel in its one spelling (:func:`ssm_forge.urls.canonical`); everything under it is meant.
+        url: the channel in its one spelling (:func:`ssm_forge.base.urls.canonical`); everything under it is meant.
         require: ``signature`` by one of ``keys``, or ``sigstore`` for a bundle of an identity.
         keys: trusted public keys.
         identity: for sigstore: certificate identity, ``*`` allowed.

@@ -13,16 +13,16 @@ from urllib.parse import unquote, urlsplit
 
 from ssm_forge import channel as channels
 from ssm_forge import publish_hosted, publish_http
-from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import UsageError, did_you_mean
+from ssm_forge.base.credentials import for_engine, redact, require_clean
+from ssm_forge.base.errors import UsageError, did_you_mean
+from ssm_forge.base.paths import launcher
+from ssm_forge.base.ui import download_progress
+from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
+from ssm_forge.base.web import retrying
 from ssm_forge.inspection import Package, inspect
-from ssm_forge.paths import launcher
 from ssm_forge.publish_s3 import S3Target
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target
 from ssm_forge.publish_to_folder import FolderTarget
-from ssm_forge.ui import download_progress
-from ssm_forge.web import TransientError as TransientError  # What targets raise.
-from ssm_forge.web import retrying
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from ssm_forge.base.credentials import Credential, find, redact
+from ssm_forge.base.errors import NetworkError, UsageError
+from ssm_forge.base.web import Client, TransientError
 from ssm_forge.channel_source import records_at
-from ssm_forge.credentials import Credential, find, redact
-from ssm_forge.errors import NetworkError, UsageError
 from ssm_forge.inspection import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
-from ssm_forge.web import Client, TransientError
 
 Upload = Callable[[list[str], str | None], None]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import httpx
 
+from ssm_forge.base.credentials import redact
+from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
+from ssm_forge.base.web import Client, TransientError, reason
 from ssm_forge.channel_source import records_at
-from ssm_forge.credentials import redact
-from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.inspection import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
-from ssm_forge.web import Client, TransientError, reason
 
 _CHUNK = 1 << 18
 

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 from ssm_forge import channel as channels
 from ssm_forge import repodata
-from ssm_forge.credentials import redact
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.credentials import redact
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.web import TransientError
 from ssm_forge.inspection import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, compare
-from ssm_forge.web import TransientError
 
 # More than this needs a multipart upload, which can't be conditional everywhere.
 _MOST_BYTES = 5_000_000_000

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ssm_forge.errors import ForgeError
+from ssm_forge.base.errors import ForgeError
+from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.inspection import Package
 from ssm_forge.repodata import IndexRecord
-from ssm_forge.web import TransientError as TransientError  # What targets raise.
 
 Outcome = Literal["added", "was there"]
 

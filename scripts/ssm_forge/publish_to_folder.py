@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssm_forge import channel as channels
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import IntegrityError
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.inspection import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel
-from ssm_forge.web import TransientError as TransientError  # What targets raise.
 
 
 class FolderTarget:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.build_key import BuildKey
-from ssm_forge.errors import BuildError
-from ssm_forge.paths import Workspace
 
 if TYPE_CHECKING:
     from rattler_build import RenderedVariant

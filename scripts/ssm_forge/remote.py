@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge import mirrors, repodata
-from ssm_forge.credentials import for_engine, redact, require_clean
-from ssm_forge.errors import ForgeError, IntegrityError, NetworkError
+from ssm_forge import repodata
+from ssm_forge.base import mirrors
+from ssm_forge.base.credentials import for_engine, redact, require_clean
+from ssm_forge.base.errors import ForgeError, IntegrityError, NetworkError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.urls import is_under
+from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.manifest_virtual import channel_url, subdir_type
-from ssm_forge.paths import workspace
 from ssm_forge.solver import require_readable
-from ssm_forge.urls import is_under
-from ssm_forge.web import HOW_TO_LOG_IN
 
 _TIMEOUT_SECONDS = 60
 

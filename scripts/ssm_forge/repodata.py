@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from ssm_forge.errors import IntegrityError
-from ssm_forge.foreign import (
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.foreign import (
     MOST_BYTES,
     from_zstd,
     is_file_name,
@@ -26,7 +26,7 @@ from ssm_forge.foreign import (
     is_text,
     json_from,
 )
-from ssm_forge.paths import launcher
+from ssm_forge.base.paths import launcher
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,12 @@ from ssm_forge import (
     variants,
 )
 from ssm_forge.archive import read_json
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, UsageError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import Log, note, open_log, say
 from ssm_forge.build_key import BuildKey
-from ssm_forge.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.package_diff import Comparison, Difference
-from ssm_forge.paths import Workspace, launcher
-from ssm_forge.ui import Log, note, open_log, say
 
 # Commits looked at for one that has a package's inputs.
 _HISTORY = 200

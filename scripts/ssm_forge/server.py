@@ -11,11 +11,11 @@ from pathlib import Path
 
 import uvicorn
 
-from ssm_forge.errors import MachineError, UsageError
-from ssm_forge.paths import Workspace, launcher
+from ssm_forge.base.errors import MachineError, UsageError
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import open_log, say
 from ssm_forge.serve import create_app
 from ssm_forge.tokens import TokenStore
-from ssm_forge.ui import open_log, say
 
 _BACKLOG = 2048
 _STOP_SECONDS = 20

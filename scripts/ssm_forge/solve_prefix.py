@@ -9,8 +9,8 @@ from typing import Any
 
 from rattler import RepoDataRecord
 
-from ssm_forge.arch import ArchList
-from ssm_forge.machine import glibc, gpus
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.machine import glibc, gpus
 from ssm_forge.manifest_virtual import VirtualPackage, virtual_packages
 from ssm_forge.package_installed import engine_records
 from ssm_forge.recipe import PROJECTS

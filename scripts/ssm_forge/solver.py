@@ -24,12 +24,13 @@ import rattler
 import rattler.exceptions
 from rattler import Channel, ChannelPriority, MatchSpec, RepoDataRecord, SparseRepoData
 
-from ssm_forge import mirrors, owners, repodata
-from ssm_forge.credentials import for_engine, redact
-from ssm_forge.errors import ForgeError, NetworkError, SolveError, UsageError
+from ssm_forge import repodata
+from ssm_forge.base import mirrors, owners
+from ssm_forge.base.credentials import for_engine, redact
+from ssm_forge.base.errors import ForgeError, NetworkError, SolveError, UsageError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.web import HOW_TO_LOG_IN, session
 from ssm_forge.manifest_virtual import VirtualPackage, channel_url, subdir_type, virtual_packages
-from ssm_forge.paths import workspace
-from ssm_forge.web import HOW_TO_LOG_IN, session
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
 _MOST_LINES = 14

@@ -12,11 +12,11 @@ from rattler.package import PackageName
 
 from ssm_forge import channel as channels
 from ssm_forge import recipe
-from ssm_forge.errors import SolveError, UsageError
+from ssm_forge.base.errors import SolveError, UsageError
+from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest_virtual import channel_url
-from ssm_forge.paths import Workspace, launcher
 from ssm_forge.recipe import Rendered
 
 

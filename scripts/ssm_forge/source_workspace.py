@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge import variants
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.build_key import BuildKey
-from ssm_forge.errors import UsageError
 from ssm_forge.manifest import EnvironmentSpec, Manifest
-from ssm_forge.paths import Workspace
 from ssm_forge.recipe import PROJECTS
 
 if sys.version_info >= (3, 11):

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from ssm_forge.base.errors import MachineError, UsageError
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import human_seconds, out, say
 from ssm_forge.bridge import interpreter
-from ssm_forge.errors import MachineError, UsageError
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import human_seconds, out, say
 
 FAST, MIDDLE, ALL = "fast", "middle", "all"
 # What the main job is run for in the middle tier: every other day a variant from the bridge, each in turn, and between

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import foreign, locks
-from ssm_forge.errors import UsageError, did_you_mean
+from ssm_forge.base import foreign, locks
+from ssm_forge.base.errors import UsageError, did_you_mean
 
 Right = Literal["read", "write"]
 

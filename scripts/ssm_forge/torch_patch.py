@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge.errors import BuildError
+from ssm_forge.base.errors import BuildError
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ssm_forge import channel as channels
-from ssm_forge import locks
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import IntegrityError
-from ssm_forge.foreign import json_from
+from ssm_forge.base import locks
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.foreign import json_from
 from ssm_forge.inspection import inspect
 
 MOST_BYTES = 20_000_000_000

@@ -9,10 +9,10 @@ from typing import Literal
 
 import yaml
 
-from ssm_forge.arch import ArchList, Capability, code_for
+from ssm_forge.base.arch import ArchList, Capability, code_for
+from ssm_forge.base.errors import UsageError, did_you_mean
+from ssm_forge.base.paths import launcher
 from ssm_forge.build_key import BuildKey
-from ssm_forge.errors import UsageError, did_you_mean
-from ssm_forge.paths import launcher
 
 Source = Literal["conda", "bridge"]
 SOURCES: tuple[Source, ...] = ("conda", "bridge")

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from rich.text import Text
 
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import out
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import out
 
 Status = Literal["pass", "fail", "not-run"]
 

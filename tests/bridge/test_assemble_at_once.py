@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from front_door import own_environment
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.bridge import assemble as bridge
 from ssm_forge.bridge.package import BridgePackage
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import open_log
 
 PATIENCE_SECONDS = 600
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import debian
 from ssm_forge.bridge.debian import Deb
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.paths import Workspace
 
 _HELLO = "usr/share/hello/hello.txt"
 

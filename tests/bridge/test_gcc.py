@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import variants
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.bridge import assemble, debian
 from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.gcc import BundledCompiler, bundled_packages
 from ssm_forge.bridge.package import write
-from ssm_forge.errors import MachineError
-from ssm_forge.paths import Workspace, workspace
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "x86_64-conda-linux-gnu"

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.paths import workspace
 from ssm_forge.bridge import debian_python
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.interpreter import Interpreter
-from ssm_forge.errors import MachineError
-from ssm_forge.paths import workspace
 
 GOOD = {
     "version": [3, 12, 1],

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.fetch import Artifact
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
-from ssm_forge.errors import IntegrityError
-from ssm_forge.fetch import Artifact
-from ssm_forge.paths import Workspace
 
 _DEBIAN = "usr/lib/nvidia-cuda-toolkit"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ssm_forge.base.errors import BuildError
 from ssm_forge.bridge.package import BridgePackage, write
-from ssm_forge.errors import BuildError
 from ssm_forge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
 
 _ROOT = Path(__file__).parents[2]

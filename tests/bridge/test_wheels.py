@@ -10,13 +10,13 @@ import pytest
 
 from bridge_wheels import add_wheel
 from ssm_forge.archive import read_json
+from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.fetch import cached_path
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import package as packages
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode, distributions, wheel_package
-from ssm_forge.errors import IntegrityError
-from ssm_forge.fetch import cached_path
-from ssm_forge.paths import Workspace
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{PYTHON}/site-packages"

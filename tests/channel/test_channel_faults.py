@@ -25,8 +25,8 @@ from lab import Lab, check_folder, environment, make_package, read_channel, serv
 from real_servers import free_port
 
 from ssm_forge import channel as channels
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import MachineError
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.files import sha256_of
 from ssm_forge.publish import publish
 from ssm_forge.tokens import TokenStore
 
@@ -88,7 +88,7 @@ def test_a_server_killed_at_random_moments(tmp_path: Path, monkeypatch: pytest.M
     packages = made(tmp_path / "made", KILLS)
     store = TokenStore(tmp_path / "tokens.json")
     monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", f"127.0.0.1={store.add('writer', 'write', 1)}")
-    monkeypatch.setattr("ssm_forge.web.ATTEMPTS", 1)
+    monkeypatch.setattr("ssm_forge.base.web.ATTEMPTS", 1)
     channel, port, chance = tmp_path / "channel", free_port(), random.Random(7)
     for number in range(KILLS):
         with serving(channel, store, tmp_path / "home", port=port) as server:

@@ -20,9 +20,9 @@ pytest.importorskip("cryptography", reason="cryptography is not in this environm
 
 from ssm_forge import channel as channels
 from ssm_forge import channel_check, channel_mirror, coverage, trust, variants
+from ssm_forge.base.errors import IntegrityError, UsageError
+from ssm_forge.base.paths import workspace
 from ssm_forge.channel_source import open_source
-from ssm_forge.errors import IntegrityError, UsageError
-from ssm_forge.paths import workspace
 from ssm_forge.publish import publish
 from ssm_forge.repodata import DamagedIndexError
 

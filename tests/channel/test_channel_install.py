@@ -13,11 +13,11 @@ from rattler import RepoDataRecord
 
 from ssm_forge import channel as channels
 from ssm_forge import install, install_marker, remote
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.paths import Workspace
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
-from ssm_forge.ui import open_log
 
 NAME = "tool-1.0-h1_0.conda"
 

@@ -13,12 +13,12 @@ from rattler_build import RenderConfig, Stage0Recipe, VariantConfig
 
 from conda_channel import demo_channel
 from ssm_forge import build_origin, inspection, materials, variants
-from ssm_forge.arch import ArchList
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import workspace
 from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.gcc import BundledCompiler
-from ssm_forge.errors import BuildError
-from ssm_forge.paths import workspace
 from ssm_forge.recipe import render
 
 INDEX = {

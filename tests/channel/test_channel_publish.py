@@ -11,7 +11,7 @@ from lab import Lab, check_folder, make_package, read_channel
 
 from ssm_forge import publish as publishing
 from ssm_forge import publish_target
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.publish import publish
 
 
@@ -115,14 +115,14 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(
         return stream(self, method, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(httpx.Client, "stream", flaky)
-    monkeypatch.setattr("ssm_forge.web.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("ssm_forge.base.web.time.sleep", lambda seconds: None)
     lines: list[str] = []
     assert publish([file], lab.url, log=lines.append)[0].outcome == "added"
     assert [line[:14] for line in lines[:2]] == ["attempt 1 of 5", "attempt 2 of 5"]
 
 
 def test_a_server_that_stays_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssm_forge.web.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("ssm_forge.base.web.time.sleep", lambda seconds: None)
     with pytest.raises(NetworkError, match=r"127.0.0.1:9/ could not be reached.*goes on where it was"):
         publish([make_package(tmp_path)], "http://127.0.0.1:9")
 

@@ -19,7 +19,7 @@ from ssm_forge import install_marker
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import publish_hosted, remote, repodata, trust
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
 
@@ -41,8 +41,8 @@ def login(folder: Path, monkeypatch: pytest.MonkeyPatch, **entry: Any) -> None:
 def install(url: str, folder: Path) -> str:
     """Install ``tool`` from a channel as ``install-mamba`` does; returns what it holds."""
     from ssm_forge import install as installing
-    from ssm_forge.paths import Workspace
-    from ssm_forge.ui import open_log
+    from ssm_forge.base.paths import Workspace
+    from ssm_forge.base.ui import open_log
 
     place = Workspace(root=folder, cache=folder / "cache")
     told = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
@@ -125,7 +125,7 @@ def test_s3_errors_name_the_cause_and_no_secret(bucket: str, tmp_path: Path, mon
     package = make_package(tmp_path / "made")
     with pytest.raises(UsageError, match="no bucket 'elsewhere'"):
         publish([package], "s3://elsewhere/x")
-    monkeypatch.setattr("ssm_forge.web.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("ssm_forge.base.web.time.sleep", lambda seconds: None)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(NetworkError, match="could not be reached") as caught:
         publish([package], bucket)

@@ -17,13 +17,13 @@ pytest.importorskip("cryptography", reason="cryptography is not in this environm
 
 from ssm_forge import channel as channels
 from ssm_forge import pipeline, plan, policy, remote, trust
-from ssm_forge.arch import ArchList
-from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import IntegrityError, UsageError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.urls import is_under
 from ssm_forge.inspection import inspect
-from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
-from ssm_forge.urls import is_under
 from ssm_forge.variants import Variant
 
 

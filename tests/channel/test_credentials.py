@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from lab import environment
 
-from ssm_forge import credentials
-from ssm_forge.credentials import find, for_engine, redact
-from ssm_forge.errors import UsageError
-from ssm_forge.ui import open_log
+from ssm_forge.base import credentials
+from ssm_forge.base.credentials import find, for_engine, redact
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.ui import open_log
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_the_engine_gets_environment_tokens_in_a_private_file_that_goes_away(
 RESTART = """
 import importlib.util, os, signal, sys
 from pathlib import Path
-from ssm_forge import paths, toolbox
-from ssm_forge.credentials import for_engine
+from ssm_forge.base import paths, own_tools as toolbox
+from ssm_forge.base.credentials import for_engine
 toolbox.workspace = lambda: paths.Workspace(Path(sys.argv[1]), Path(sys.argv[1]))
 with for_engine(), for_engine():
     if sys.argv[2] == "killed":

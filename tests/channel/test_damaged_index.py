@@ -16,9 +16,9 @@ from lab import make_package, serving
 
 from ssm_forge import channel as channels
 from ssm_forge import channel_check, channel_mirror, channel_prune, coverage, remote, trust
-from ssm_forge.base_files import sha256_of
+from ssm_forge.base.errors import ForgeError
+from ssm_forge.base.files import sha256_of
 from ssm_forge.channel_source import open_source
-from ssm_forge.errors import ForgeError
 from ssm_forge.publish import publish
 from ssm_forge.repodata import DamagedIndexError
 from ssm_forge.solver import Request, solve

@@ -22,8 +22,8 @@ pytest.importorskip("cryptography", reason="cryptography is not in this environm
 from ssm_forge import channel as channels
 from ssm_forge import channel_check, trust
 from ssm_forge.archive import dump_json, json_of, rewrite_info
+from ssm_forge.base.foreign import from_zstd
 from ssm_forge.channel_source import open_source
-from ssm_forge.foreign import from_zstd
 from ssm_forge.inspection import SUBDIRS, inspect
 from ssm_forge.repodata import run_exports
 

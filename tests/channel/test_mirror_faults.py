@@ -11,10 +11,10 @@ import pytest
 from lab import make_package
 
 from ssm_forge import channel as channels
-from ssm_forge import web
+from ssm_forge.base import web
+from ssm_forge.base.errors import ForgeError, IntegrityError, NetworkError
+from ssm_forge.base.web import TransientError
 from ssm_forge.channel_mirror import mirror
-from ssm_forge.errors import ForgeError, IntegrityError, NetworkError
-from ssm_forge.web import TransientError
 
 NAME = "tool-1.0-h1_0.conda"
 

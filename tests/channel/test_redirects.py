@@ -14,14 +14,15 @@ import pytest
 from lab import make_package
 
 from ssm_forge import channel as channels
-from ssm_forge import channel_check, channel_mirror, pack, policy, publish_hosted, trust, web
+from ssm_forge import channel_check, channel_mirror, pack, policy, publish_hosted, trust
+from ssm_forge.base import web
+from ssm_forge.base.errors import NetworkError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.channel_source import open_source
-from ssm_forge.errors import NetworkError
 from ssm_forge.inspection import inspect
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import virtual_packages
-from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
 

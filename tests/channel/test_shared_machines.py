@@ -26,7 +26,8 @@ from ssm_forge import channel_prune
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import channel_check, owners
+from ssm_forge import channel_check
+from ssm_forge.base import owners
 from ssm_forge.channel_source import open_source
 
 HERE = Path(__file__).parent

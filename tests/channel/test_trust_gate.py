@@ -15,15 +15,15 @@ from ssm_forge import install_marker
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import environment, install, pack, policy, trust
-from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.base.errors import IntegrityError, UsageError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import open_log
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import virtual_packages
 from ssm_forge.packages import Mirror
-from ssm_forge.paths import Workspace
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
-from ssm_forge.ui import open_log
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNEL = "https://conda.lab.example/"

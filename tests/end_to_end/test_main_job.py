@@ -20,21 +20,11 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import (
-    build_baseline,
-    elf,
-    install,
-    install_marker,
-    lock,
-    package_installed,
-    plan,
-    sass,
-    solve_prefix,
-    ui,
-)
-from ssm_forge.arch import ArchList
+from ssm_forge import build_baseline, elf, install, install_marker, lock, package_installed, plan, sass, solve_prefix
+from ssm_forge.base import ui
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import SolveError
 from ssm_forge.channel import index
-from ssm_forge.errors import SolveError
 from ssm_forge.recipe import EXTENSIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from ssm_forge.errors import ForgeError
+from ssm_forge.base.errors import ForgeError
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hostile import DEEP_JSON, as_json, changed, damaged, hostile, judge, memory_below, values, zstd_bomb
 from ssm_forge import archive, bundle, bundle_main
-from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.inspection import inspect
 
 STEM = "mamba-ssm-2.2.5-py312_0"

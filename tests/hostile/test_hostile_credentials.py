@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import damaged, hostile, json_files, judge
-from ssm_forge import credentials
-from ssm_forge.credentials import Credential
-from ssm_forge.errors import UsageError
-from ssm_forge.web import show
+from ssm_forge.base import credentials
+from ssm_forge.base.credentials import Credential
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.web import show
 
 NETRC = b"""machine conda.example login me password "a b"
 machine other.example

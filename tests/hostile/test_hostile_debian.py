@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import changed, damaged, hostile, judge, memory_below, zstd_bomb
-from ssm_forge import foreign
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.bridge import debian
-from ssm_forge.errors import IntegrityError, UsageError
 
 RELEASE = b"Origin: Debian\nVersion: 12.11\nDate: Sat, 17 May 2025 09:15:44 UTC\nSHA256:\n 00 1 main/Packages.xz\n"
 FIELDS = {"Package": "g++", "Version": "4:12", "Filename": "pool/main/g/g++_12.deb", "SHA256": "0" * 64, "Size": "9"}

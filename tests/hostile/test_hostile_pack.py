@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from hostile import damaged, hostile, json_files, judge, memory_below
 from ssm_forge import pack as packing
-from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.base.errors import IntegrityError, UsageError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.unpacking import unpack_tar
 from ssm_forge.install_marker import Installed, read_marker
-from ssm_forge.paths import Workspace
-from ssm_forge.unpacking import unpack_tar
 
 INSTALLED = {
     "variant": "cu130",

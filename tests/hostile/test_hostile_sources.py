@@ -27,10 +27,11 @@ from hostile import (
     writes_only_below,
     zstd_bomb,
 )
-from ssm_forge import bundle, foreign, manifest, mirrors, package_index, remote_zip, trust, web
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge import bundle, manifest, package_index, remote_zip, trust
+from ssm_forge.base import foreign, mirrors, web
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.paths import workspace
 from ssm_forge.inspection import Package
-from ssm_forge.paths import workspace
 
 FILE = {
     "filename": "tool-1.0.tar.gz",

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 
 from hostile import hostile, json_files, judge
-from ssm_forge.errors import UsageError
+from ssm_forge.base.errors import UsageError
 from ssm_forge.tokens import Token, TokenStore
 
 VALID = [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hostile import as_json, changed, damaged, hostile, json_files, judge
 from ssm_forge import policy, trust
-from ssm_forge.errors import IntegrityError, UsageError
+from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.trust import PublicKey
 
 NAME, SHA256 = "tool-1.0-h1_0.conda", "0" * 64

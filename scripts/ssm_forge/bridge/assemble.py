@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ssm_forge import locks, owners
+from ssm_forge.base import locks, owners
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.fetch import Artifact, fetch_all, missing
+from ssm_forge.base.machine import cores, free_disk
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import Log, human_bytes, say, step_progress
 from ssm_forge.bridge import compiler as host
 from ssm_forge.bridge import debian, gcc, nvidia, pylock, thin, torch
 from ssm_forge.bridge import interpreter as interpreters
@@ -18,11 +23,6 @@ from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
 from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
-from ssm_forge.errors import MachineError
-from ssm_forge.fetch import Artifact, fetch_all, missing
-from ssm_forge.machine import cores, free_disk
-from ssm_forge.paths import Workspace
-from ssm_forge.ui import Log, human_bytes, say, step_progress
 from ssm_forge.variants import Variant
 
 # Seen: a wheel's bytes become about as many in the .conda, twice as many unpacked in the package cache.

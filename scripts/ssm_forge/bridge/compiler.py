@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.machine import glibc
 from ssm_forge.bridge import gnu
 from ssm_forge.bridge.package import BridgePackage, hash_text
-from ssm_forge.errors import MachineError
-from ssm_forge.machine import glibc
 
 
 @dataclass(frozen=True)

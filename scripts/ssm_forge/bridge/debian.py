@@ -21,12 +21,12 @@ from typing import IO, Any, cast
 import httpx
 import tomlkit
 
-from ssm_forge import foreign, owners, web
-from ssm_forge.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.fetch import Artifact, checked, fetch_all, mirrored
-from ssm_forge.paths import Workspace, launcher
-from ssm_forge.ui import say
-from ssm_forge.unpacking import unpack_tar
+from ssm_forge.base import foreign, owners, web
+from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.base.fetch import Artifact, checked, fetch_all, mirrored
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import say
+from ssm_forge.base.unpacking import unpack_tar
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 

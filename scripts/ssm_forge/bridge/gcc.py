@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.fetch import checked
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import gnu
 from ssm_forge.bridge.debian import Deb, unpack
 from ssm_forge.bridge.package import BridgePackage, link
-from ssm_forge.errors import MachineError
-from ssm_forge.fetch import checked
-from ssm_forge.paths import Workspace
 
 _TRIPLET = gnu.TRIPLE
 _HOME = Path(_TRIPLET)

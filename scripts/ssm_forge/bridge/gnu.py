@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base.errors import BuildError
 from ssm_forge.bridge.package import PREFIX, BridgePackage, hash_text, link
-from ssm_forge.errors import BuildError
 
 TRIPLE = "x86_64-conda-linux-gnu"
 LICENSE = "GPL-3.0-only WITH GCC-exception-3.1"

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.fetch import checked
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import debian_python
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.debian_python import DebianPython
@@ -17,9 +20,6 @@ from ssm_forge.bridge.gnu import TRIPLE
 from ssm_forge.bridge.package import BridgePackage, hash_text, link
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode
-from ssm_forge.errors import MachineError
-from ssm_forge.fetch import checked
-from ssm_forge.paths import Workspace
 
 _PROBE = """
 import json, os, sys, sysconfig

@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from ssm_forge import foreign
-from ssm_forge.errors import MachineError, UsageError
-from ssm_forge.fetch import Artifact
-from ssm_forge.paths import Workspace, launcher
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import MachineError, UsageError
+from ssm_forge.base.fetch import Artifact
+from ssm_forge.base.paths import Workspace, launcher
 
 # The oldest glibc the bridge's wheels may need; a machine below it can't run torch's wheels anyway.
 _PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)] + [

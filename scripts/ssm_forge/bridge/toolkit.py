@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.metadata import project
 from ssm_forge.bridge.nvidia import LICENSE, Moves, file_names, find_libraries_beside, place
 from ssm_forge.bridge.package import BridgePackage, link
 from ssm_forge.bridge.pylock import LockedWheel
-from ssm_forge.paths import Workspace
 
 _TARGET = "targets/x86_64-linux"
 

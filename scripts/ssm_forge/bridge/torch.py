@@ -18,14 +18,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.fetch import checked
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.metadata import CUDA_LIBRARIES, Distribution, conda_depends, conda_name, project
 from ssm_forge.bridge.nvidia import file_names, find_libraries_beside, library_depends, place
 from ssm_forge.bridge.package import BridgePackage, link
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode, install_wheel
-from ssm_forge.errors import BuildError
-from ssm_forge.fetch import checked
-from ssm_forge.paths import Workspace
 
 # Not in conda-forge's metadata of torch, and none of them is a Python package there.
 _NOT_IN_METADATA = re.compile(r"Requires-Dist: (nvidia-|cuda-toolkit|triton\b)")

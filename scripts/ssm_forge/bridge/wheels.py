@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.fetch import checked
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.metadata import Distribution, conda_depends, conda_name, read
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
-from ssm_forge.errors import BuildError
-from ssm_forge.fetch import checked
-from ssm_forge.paths import Workspace
 
 _PLACEHOLDER = "/ssm-forge-interpreter/bin/python"
 

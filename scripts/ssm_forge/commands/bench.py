@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from ssm_forge import build_baseline, build_bench, build_report, compile_costs, gpu, verify
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.commands.install_mamba import target_options
-from ssm_forge.errors import UsageError
-from ssm_forge.paths import workspace
-from ssm_forge.ui import open_log, out, say
 
 
 @click.group()

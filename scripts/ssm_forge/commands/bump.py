@@ -4,8 +4,8 @@ import click
 
 from ssm_forge import bump as bumps
 from ssm_forge import bump_parts, bump_symbols
-from ssm_forge.paths import launcher, workspace
-from ssm_forge.ui import out, say
+from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.ui import out, say
 
 
 @click.command()

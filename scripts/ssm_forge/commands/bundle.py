@@ -6,8 +6,8 @@ import click
 
 from ssm_forge import bundle as bundles
 from ssm_forge import verify
-from ssm_forge.paths import workspace
-from ssm_forge.ui import human_bytes, out
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import human_bytes, out
 
 
 @click.command()

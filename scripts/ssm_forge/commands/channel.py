@@ -11,14 +11,14 @@ import click
 
 from ssm_forge import channel_check, channel_mirror, channel_prune, trust, variants
 from ssm_forge import coverage as covering
+from ssm_forge.base.credentials import require_clean
+from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.own_tools import require
+from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import human_bytes, note, open_log, out, say
 from ssm_forge.channel_source import ChannelSource, FolderSource, open_source
 from ssm_forge.coverage import Row, pythons
-from ssm_forge.credentials import require_clean
-from ssm_forge.errors import VerifyError
-from ssm_forge.paths import launcher, workspace
-from ssm_forge.tables import FoldingTable
-from ssm_forge.toolbox import require
-from ssm_forge.ui import human_bytes, note, open_log, out, say
 
 _CHANNEL = click.argument("channel", required=False)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")

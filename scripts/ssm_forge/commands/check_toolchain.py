@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from ssm_forge import advice, flow_planning, plan, toolchain
+from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.bridge.assemble import assemble
-from ssm_forge.errors import VerifyError
-from ssm_forge.paths import workspace
-from ssm_forge.ui import open_log, out, say
 from ssm_forge.verify import choose_prefix
 from ssm_forge.verify_report import show
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import click
 
 from ssm_forge import environment, integrity, lock, policy, source_packages
+from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.ui import out, say
 from ssm_forge.commands.install_mamba import trust_option
-from ssm_forge.errors import VerifyError
 from ssm_forge.install_marker import read_marker
 from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.packages import Mirror
-from ssm_forge.paths import Workspace, launcher, workspace
-from ssm_forge.ui import out, say
 
 _PREFIX = click.option(
     "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."

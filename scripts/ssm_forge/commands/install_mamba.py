@@ -6,10 +6,10 @@ import click
 from click.core import ParameterSource
 
 from ssm_forge import advice, pipeline
-from ssm_forge.errors import BuildError, InstallError, SolveError
+from ssm_forge.base.errors import BuildError, InstallError, SolveError
+from ssm_forge.base.paths import workspace
 from ssm_forge.existing import job
 from ssm_forge.existing.plan import applies, for_condas_torch
-from ssm_forge.paths import workspace
 from ssm_forge.plan import Options
 
 

@@ -11,11 +11,11 @@ import click
 from ssm_forge import lock as locks
 from ssm_forge import lockdiff, source_workspace
 from ssm_forge import manifest as manifests
-from ssm_forge.errors import UsageError, VerifyError
+from ssm_forge.base.errors import UsageError, VerifyError
+from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.ui import console, out, say
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lockdiff import EnvironmentChange
-from ssm_forge.paths import Workspace, launcher, workspace
-from ssm_forge.ui import console, out, say
 
 
 @click.command()

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from ssm_forge import reproduce as reproducing
-from ssm_forge.errors import VerifyError
+from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import out, say
 from ssm_forge.package_diff import Difference
-from ssm_forge.paths import workspace
 from ssm_forge.reproduce import Outcome
-from ssm_forge.ui import out, say
 
 # Differences that are listed below the first one; the log has them all.
 _LISTED = 20

@@ -10,10 +10,10 @@ from typing import Literal
 import click
 
 from ssm_forge import server
-from ssm_forge.paths import launcher, workspace
-from ssm_forge.tables import FoldingTable
+from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import out, say
 from ssm_forge.tokens import TokenStore
-from ssm_forge.ui import out, say
 
 _STORE = click.option(
     "--tokens",

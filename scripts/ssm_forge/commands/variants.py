@@ -5,8 +5,8 @@ import json
 import click
 
 from ssm_forge import matrix
-from ssm_forge.paths import workspace
-from ssm_forge.ui import out
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import out
 
 
 @click.command()

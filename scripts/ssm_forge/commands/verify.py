@@ -7,11 +7,11 @@ import click
 
 from ssm_forge import advice, gpu, verify_report
 from ssm_forge import verify as checks
-from ssm_forge.errors import VerifyError
+from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import out, say
 from ssm_forge.existing import check
 from ssm_forge.existing.plan import applies
-from ssm_forge.paths import workspace
-from ssm_forge.ui import out, say
 
 
 @click.command()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge import elf, verify, wheel
+from ssm_forge.base.paths import launcher
 from ssm_forge.existing import install, torch
 from ssm_forge.existing.reader import Distribution, Existing
-from ssm_forge.paths import launcher
 from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.verify_report import Check, Report
 

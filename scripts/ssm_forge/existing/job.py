@@ -11,16 +11,16 @@ from pathlib import Path
 from rich.text import Text
 
 from ssm_forge import channel, wheel
+from ssm_forge.base.errors import UsageError, VerifyError
+from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import Log, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.build_leftovers import sweep
-from ssm_forge.errors import UsageError, VerifyError
 from ssm_forge.existing import check, install, needs, plan, reader
 from ssm_forge.existing.plan import Work
 from ssm_forge.existing.reader import Existing
-from ssm_forge.paths import Workspace, launcher, workspace
 from ssm_forge.pipeline import build_missing, prepare
 from ssm_forge.plan import Options
-from ssm_forge.tables import FoldingTable
-from ssm_forge.ui import Log, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.verify_report import show
 
 

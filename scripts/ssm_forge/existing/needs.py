@@ -14,10 +14,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from ssm_forge.base.errors import InstallError, NetworkError
+from ssm_forge.base.ui import Log
 from ssm_forge.bridge.metadata import marker_environment
-from ssm_forge.errors import InstallError, NetworkError
 from ssm_forge.existing.reader import Distribution, Existing
-from ssm_forge.ui import Log
 
 # A build brings its own.
 TOOLS = frozenset({"pip", "setuptools", "wheel", "packaging", "ninja"})

@@ -9,8 +9,10 @@ from typing import Any
 from packaging.tags import Tag
 
 from ssm_forge import channel as channels
-from ssm_forge import machine, recipe, variants
-from ssm_forge.base_files import sha256_of
+from ssm_forge import recipe, variants
+from ssm_forge.base import machine
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.build_origin import compiler_of
@@ -24,7 +26,6 @@ from ssm_forge.existing.torch import Torch
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.flow_planning import is_current
 from ssm_forge.install_marker import is_foreign as foreign_conda
-from ssm_forge.paths import Workspace
 from ssm_forge.plan import Options, Plan, PlannedPackage, State
 from ssm_forge.variants import Matrix
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from packaging.utils import canonicalize_name
 
-from ssm_forge.errors import InstallError, MachineError
+from ssm_forge.base.errors import InstallError, MachineError
 
 Kind = Literal["venv", "conda", "plain"]
 

@@ -13,12 +13,12 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from ssm_forge.arch import ArchList
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import InstallError, UsageError
+from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.package import hash_text
-from ssm_forge.errors import InstallError, UsageError
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.torch import Torch
-from ssm_forge.paths import Workspace
 from ssm_forge.plan import Options
 from ssm_forge.variants import Matrix, Variant
 

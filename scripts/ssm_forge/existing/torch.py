@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge.errors import InstallError
+from ssm_forge.base.errors import InstallError
 from ssm_forge.existing.reader import Existing, conda_records, read_distribution, read_record
 
 # What compiling against it takes.

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ssm_forge.credentials import redact
+from ssm_forge.base.credentials import redact
 
 # Progress and messages go to stderr, so that --json and piped results on stdout stay clean. Text is shown as it is:
 # paths and other people's words hold brackets and colons too, so that style is given with a Text, never inside a str.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ssm_forge.ui import note, say
+from ssm_forge.base.ui import note, say
 
 # What a file system answers that can't do what is asked: locks on Lustre without -o flock, on some NFS, some FUSE.
 NOT_THERE = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})

@@ -18,7 +18,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from ssm_forge.errors import IntegrityError
+from ssm_forge.base.errors import IntegrityError
 
 # What reading a damaged archive raises, by the standard library's word and otherwise.
 DAMAGE = (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, ValueError, OverflowError)

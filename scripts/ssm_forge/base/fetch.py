@@ -15,12 +15,12 @@ from pathlib import Path
 import httpx
 from rich.progress import Progress, TaskID
 
-from ssm_forge import locks, owners
-from ssm_forge.base_files import sha256_of
-from ssm_forge.errors import ForgeError, IntegrityError, MachineError, NetworkError
-from ssm_forge.paths import Workspace, launcher
-from ssm_forge.ui import download_progress, human_bytes
-from ssm_forge.web import HOW_TO_LOG_IN, session
+from ssm_forge.base import locks, owners
+from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, NetworkError
+from ssm_forge.base.files import sha256_of
+from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.ui import download_progress, human_bytes
+from ssm_forge.base.web import HOW_TO_LOG_IN, session
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4

@@ -124,7 +124,7 @@ def workspace() -> Workspace:
     """The workspace this package was loaded from."""
     default_cache = platformdirs.user_cache_path("ssm-forge")
     return Workspace(
-        root=Path(__file__).resolve().parents[2],
+        root=Path(__file__).resolve().parents[3],
         cache=Path(os.environ.get("SSM_FORGE_CACHE_DIR") or default_cache).resolve(),
     )
 

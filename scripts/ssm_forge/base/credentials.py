@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ssm_forge.errors import UsageError
-from ssm_forge.foreign import json_from, read_bytes
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.foreign import json_from, read_bytes
 
 TOKEN_VARIABLE = "SSM_FORGE_CHANNEL_TOKEN"
 

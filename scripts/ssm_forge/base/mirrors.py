@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ssm_forge import foreign
-from ssm_forge.errors import UsageError
-from ssm_forge.paths import workspace
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import workspace
 
 if TYPE_CHECKING:
     from rattler.networking import Client

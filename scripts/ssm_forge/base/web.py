@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from ssm_forge.credentials import Credential, find, redact
-from ssm_forge.errors import NetworkError
-from ssm_forge.foreign import MOST_SMALL_BYTES
+from ssm_forge.base.credentials import Credential, find, redact
+from ssm_forge.base.errors import NetworkError
+from ssm_forge.base.foreign import MOST_SMALL_BYTES
 
 _TIMEOUT = httpx.Timeout(60, connect=10)
 # The answer to an upload comes after the server has checked and indexed the package.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ssm_forge.errors import InstallError
+from ssm_forge.base.errors import InstallError
 
 # Settings of the tools' own Python and of an outer environment, which would leak into the inner one.
 _OWN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "SSM_FORGE_LAUNCHER", "LD_LIBRARY_PATH", "PIXI_IN_SHELL", "INIT_CWD")

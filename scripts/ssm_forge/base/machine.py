@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from ssm_forge.arch import Capability
+from ssm_forge.base.arch import Capability
 
 
 @dataclass(frozen=True)

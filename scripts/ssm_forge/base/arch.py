@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ssm_forge.errors import UsageError
+from ssm_forge.base.errors import UsageError
 
 _PTX_ALONE = re.compile(r"^compute_\d{2,3}$")
 _CAPABILITY = re.compile(r"^(\d{1,2})\.(\d)(\+PTX)?$", re.IGNORECASE)

@@ -6,10 +6,10 @@ import importlib.util
 import os
 import sys
 
-from ssm_forge.credentials import environment_outside
-from ssm_forge.errors import MachineError
-from ssm_forge.paths import workspace
-from ssm_forge.ui import say
+from ssm_forge.base.credentials import environment_outside
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import say
 
 _OWN_TOOLS = "SSM_FORGE_NO_PIXI"
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from ssm_forge import owners
+from ssm_forge.base import owners
 
 _CHUNK_BYTES = 1 << 20
 
