@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ssm_forge.archive import InfoFiles, dump_json, read_info, read_json, repack, rewrite_info
 from ssm_forge.base.errors import IntegrityError
+from ssm_forge.package.write import InfoFiles, dump_json, read_info, read_json, repack, rewrite_info
 
 PAYLOAD = b"payload, whatever it is" * 1000
 

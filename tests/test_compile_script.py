@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import elf
+from ssm_forge.package import libraries as elf
 
 SCRIPT = Path(__file__).parents[1] / "recipes/common/compile.sh"
 

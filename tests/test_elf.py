@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import elf
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, MachineError
+from ssm_forge.package import libraries as elf
 
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc on this machine to make libraries with")
 

@@ -20,7 +20,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.environment import create
 from ssm_forge.install_marker import UNFINISHED
 from ssm_forge.integrity import verify
-from ssm_forge.package_installed import records
+from ssm_forge.package.installed import records
 from ssm_forge.packages import Mirror
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,10 +9,10 @@ import pytest
 from rattler_build import assemble_package
 
 from ssm_forge import channel, finalize
-from ssm_forge.archive import InfoFiles, dump_json, rewrite_info
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.package.write import InfoFiles, dump_json, rewrite_info
 from ssm_forge.solver import Request, solve
 
 BUILDS = ("9.0", "12.0", "8.0;9.0+PTX")

@@ -15,11 +15,12 @@ import pytest
 
 from conda_channel import demo_channel
 from ssm_forge import lock as locks
-from ssm_forge import lockdiff, package_intact
+from ssm_forge import lockdiff
 from ssm_forge import manifest as manifests
 from ssm_forge.base.errors import ForgeError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.cli import COMMANDS
+from ssm_forge.package import intact
 from ssm_forge.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +74,7 @@ class TestCommittedLock:
             for record in environment.records:
                 assert record.url.startswith("https://")
                 assert any(locks.is_from(record, channel) for channel in environment.channels)
-                algorithm, value = package_intact.digest(record)
+                algorithm, value = intact.digest(record)
                 assert re.fullmatch(r"[0-9a-f]{64}" if algorithm == "sha256" else r"[0-9a-f]{32}", value)
                 if algorithm == "md5":
                     assert "/nvidia/label/cuda-11.8.0/" in record.url, "every other channel publishes sha256"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin, environment, install, package_installed
+from ssm_forge import build_origin, environment, install
 from ssm_forge.base import mirrors
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
@@ -22,6 +22,7 @@ from ssm_forge.install_marker import Installed
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.package import installed as package_installed
 from ssm_forge.solver import Request, require_reachable, solve
 
 # Reserved: no name server knows it.

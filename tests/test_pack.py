@@ -16,7 +16,6 @@ from rattler import RepoDataRecord
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package
 from ssm_forge import lock as locks
 from ssm_forge import pack as packing
-from ssm_forge import package_intact
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace
@@ -24,6 +23,7 @@ from ssm_forge.base.unpacking import unpack_tar
 from ssm_forge.environment import create
 from ssm_forge.export import FORMATS
 from ssm_forge.integrity import verify
+from ssm_forge.package import intact
 from ssm_forge.packages import Mirror, local_file, require_plain_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,7 +344,7 @@ class TestExports:
         content = yaml.safe_load(FORMATS["conda-lock"](cu118))
         assert content["version"] == 1
         assert {p["url"]: p["hash"].get("sha256") or p["hash"]["md5"] for p in content["package"]} == {
-            r.url: package_intact.digest(r)[1] for r in cu118.records
+            r.url: intact.digest(r)[1] for r in cu118.records
         }
 
     def test_bill_of_materials_is_valid_and_reproducible(self, cu118: locks.LockedEnvironment) -> None:

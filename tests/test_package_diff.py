@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ssm_forge import elf
 from ssm_forge.base.errors import IntegrityError, MachineError
-from ssm_forge.package_diff import LINES, Comparison, Difference, compare
+from ssm_forge.package import libraries as elf
+from ssm_forge.package.differences import LINES, Comparison, Difference, compare
 
 needs_gcc = pytest.mark.skipif(
     not (shutil.which("gcc") and shutil.which("objcopy")), reason="no gcc and binutils on this machine"

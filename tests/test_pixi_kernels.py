@@ -13,7 +13,6 @@ import pytest
 
 from ssm_forge import (
     build_origin,
-    elf,
     flow_planning,
     install_marker,
     install_registry,
@@ -23,14 +22,15 @@ from ssm_forge import (
     recipe,
     source_packages,
 )
-from ssm_forge.archive import read_json
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import BuildError, InstallError, NetworkError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.inspection import provenance
 from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.package import libraries as elf
+from ssm_forge.package.read import provenance
+from ssm_forge.package.write import read_json
 from ssm_forge.pixi_kernels import Kept
 from ssm_forge.plan import Options
 from ssm_forge.recipe import PROJECTS

@@ -21,7 +21,6 @@ import pytest
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
 from ssm_forge import (
-    elf,
     install_marker,
     install_registry,
     pipeline,
@@ -38,6 +37,7 @@ from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.package import libraries as elf
 from ssm_forge.plan import Plan, PlannedPackage
 from ssm_forge.recipe import EXTENSIONS, PROJECTS, Rendered
 from ssm_forge.variants import Variant

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssm_forge import elf, sass
 from ssm_forge.base.errors import IntegrityError, MachineError
-from ssm_forge.sass import Code, Comparison, compare, normalised, parse
+from ssm_forge.package import gpu_code
+from ssm_forge.package import libraries as elf
+from ssm_forge.package.gpu_code import Code, Comparison, compare, normalised, parse
 
 # As cuobjdump prints it, the width of its columns included.
 HEAD = """\
@@ -205,28 +206,28 @@ def answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     tool = tmp_path / "cuobjdump"
     tool.write_text('#!/bin/sh\ncat "$2"\nif grep -q damaged "$2"; then echo "fatal: bad fatbin" >&2; exit 1; fi\n')
     tool.chmod(0o755)
-    monkeypatch.setattr(sass, "cuobjdump", lambda: tool)
+    monkeypatch.setattr(gpu_code, "cuobjdump", lambda: tool)
     return tmp_path
 
 
 def test_libraries_are_compared_by_what_cuobjdump_prints(answers: Path) -> None:
     (answers / "ours.so").write_text(HEAD + add() + add("_Z3mulPf"))
     (answers / "theirs.so").write_text(HEAD + add())
-    found = sass.compare_libraries(answers / "ours.so", answers / "theirs.so")
+    found = gpu_code.compare_libraries(answers / "ours.so", answers / "theirs.so")
     assert (found.identical, found.only_ours) == (("sm_90 _Z3addPf",), ("sm_90 _Z3mulPf",))
-    assert sass.functions(answers / "theirs.so") == {("sm_90", "_Z3addPf"): Counter({code(add()): 1})}
+    assert gpu_code.functions(answers / "theirs.so") == {("sm_90", "_Z3addPf"): Counter({code(add()): 1})}
 
 
 def test_a_library_without_machine_code_is_refused_though_it_can_be_read(answers: Path) -> None:
     (answers / "ptx.so").write_text(HEAD)
     with pytest.raises(IntegrityError, match=r"no machine code in .*ptx\.so"):
-        sass.functions(answers / "ptx.so")
+        gpu_code.functions(answers / "ptx.so")
 
 
 def test_a_listing_that_broke_off_is_refused(answers: Path) -> None:
     (answers / "half.so").write_text(HEAD + add() + "damaged\n")
     with pytest.raises(IntegrityError, match=r"half\.so \(fatal: bad fatbin\)"):
-        sass.functions(answers / "half.so")
+        gpu_code.functions(answers / "half.so")
 
 
 def test_the_real_cuobjdump_finds_no_machine_code_where_there_is_none(tmp_path: Path) -> None:
@@ -236,9 +237,9 @@ def test_the_real_cuobjdump_finds_no_machine_code_where_there_is_none(tmp_path: 
         pytest.skip("cuobjdump is not among these tools (the tools environment has it)")
     library = next(Path(psutil.__file__).parent.glob("*.so"))
     with pytest.raises(IntegrityError, match=rf"no machine code in {re.escape(str(library))} \(.+\)"):
-        sass.functions(library)
+        gpu_code.functions(library)
     (tmp_path / "text.so").write_text(HEAD + add())
     with pytest.raises(IntegrityError, match=r"text\.so"):
-        sass.functions(tmp_path / "text.so")
+        gpu_code.functions(tmp_path / "text.so")
     with pytest.raises(IntegrityError, match=r"missing\.so"):
-        sass.functions(tmp_path / "missing.so")
+        gpu_code.functions(tmp_path / "missing.so")

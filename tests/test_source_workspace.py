@@ -12,12 +12,13 @@ import pytest
 
 from conda_channel import index, make_package, served
 from ssm_forge import lock as locks
-from ssm_forge import lock_sources, lockdiff, manifest, package_intact, recipe, run_exports, source_workspace, variants
-from ssm_forge.archive import rewrite_info
+from ssm_forge import lock_sources, lockdiff, manifest, recipe, run_exports, source_workspace, variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build_key import BuildKey
+from ssm_forge.package import intact
+from ssm_forge.package.write import rewrite_info
 from ssm_forge.pixi_identity import identity, xxh3
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.run_exports import RunExports
@@ -107,7 +108,7 @@ class TestLock:
                 nvcc = "cuda-nvcc" if environment.name == "cu118" else "cuda-nvcc_linux-64"
                 assert {nvcc, "gxx_linux-64", "gcc_linux-64", "sysroot_linux-64"} <= set(build)
                 assert "pytorch" in {r.name.normalized for r in source.host}
-                assert all(package_intact.digest(r)[0] for r in (*source.build, *source.host))
+                assert all(intact.digest(r)[0] for r in (*source.build, *source.host))
 
     def test_its_torch_and_those_that_the_kernels_are_built_with_are_one(self) -> None:
         for environment in locks.read(workspace().source_lock):

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge import elf, verify, verify_report
+from ssm_forge import verify, verify_report
 from ssm_forge.base import machine
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.install_marker import MARKER, Installed, write_marker
-from ssm_forge.package_installed import InstalledPath
+from ssm_forge.package import libraries as elf
+from ssm_forge.package.installed import InstalledPath
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{PYTHON}/site-packages"

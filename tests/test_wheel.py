@@ -14,11 +14,11 @@ from packaging.utils import parse_wheel_filename
 from rattler_build import assemble_package
 
 from fake_environment import make_venv, site_of, tree
-from ssm_forge import wheel
-from ssm_forge.archive import dump_json, read_info, rewrite_info
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.existing import install, reader
+from ssm_forge.package import wheel
+from ssm_forge.package.write import dump_json, read_info, rewrite_info
 
 SITE = "lib/python3.11/site-packages"
 INFO = "mamba_ssm-2.3.1.dist-info"

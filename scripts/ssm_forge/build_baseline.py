@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 from ssm_forge import (
-    archive,
     build_tools,
     channel,
     flow_planning,
@@ -32,6 +31,7 @@ from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
+from ssm_forge.package import write as archive
 from ssm_forge.process_tree import Usage
 
 Kind = Literal["default", "same capability"]

@@ -18,14 +18,15 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge import build_baseline, build_tools, channel, flow_planning, plan, process_tree, recipe, sass
-from ssm_forge.archive import read_json
+from ssm_forge import build_baseline, build_tools, channel, flow_planning, plan, process_tree, recipe
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bridge.assemble import assemble
+from ssm_forge.package import gpu_code
+from ssm_forge.package.write import read_json
 from ssm_forge.process_tree import Group, Usage
 from ssm_forge.schedule import Job, longest_first, simulate
 
@@ -166,7 +167,7 @@ class Bench:
             with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
                 extract(ours, Path(scratch))
                 (extension,) = Path(scratch).glob(f"lib/python*/site-packages/{wheel.extension.name}")
-                found["sass"] = sass.compare_libraries(extension, wheel.extension).as_dict()
+                found["sass"] = gpu_code.compare_libraries(extension, wheel.extension).as_dict()
         return found
 
 

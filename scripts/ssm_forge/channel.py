@@ -26,7 +26,7 @@ from ssm_forge.base import locks, owners
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.files import flush, sha256_of, write_whole
 from ssm_forge.base.paths import launcher
-from ssm_forge.inspection import SUBDIRS
+from ssm_forge.package.read import SUBDIRS
 
 SUBDIR = "linux-64"
 

@@ -21,7 +21,7 @@ from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.ui import step_progress
 from ssm_forge.channel_source import ChannelSource, FolderSource, measure, read_index, records
-from ssm_forge.inspection import Package, inspect
+from ssm_forge.package.read import Package, inspect
 from ssm_forge.repodata import IndexRecord, Records
 from ssm_forge.trust import about, bundles_of
 

@@ -14,7 +14,7 @@ from ssm_forge.base.files import sha256_of
 from ssm_forge.base.ui import step_progress
 from ssm_forge.base.web import TransientError, retrying
 from ssm_forge.channel_source import ChannelSource, records
-from ssm_forge.inspection import FILENAME, inspect
+from ssm_forge.package.read import FILENAME, inspect
 from ssm_forge.repodata import IndexRecord
 
 

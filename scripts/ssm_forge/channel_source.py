@@ -18,7 +18,7 @@ from ssm_forge.base.credentials import redact, require_clean
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.foreign import MOST_BYTES, read_bytes
 from ssm_forge.base.web import Client, whole
-from ssm_forge.inspection import SUBDIRS
+from ssm_forge.package.read import SUBDIRS
 
 _CHUNK = 1 << 20
 

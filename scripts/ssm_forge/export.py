@@ -11,7 +11,7 @@ import yaml
 from rattler import RepoDataRecord
 
 from ssm_forge.lock import LockedEnvironment
-from ssm_forge.package_intact import digest
+from ssm_forge.package.intact import digest
 from ssm_forge.sbom import bill_of_materials
 from ssm_forge.solve_order import channel_names, sorted_by_dependency
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from ssm_forge import (
     build_origin,
     finalize,
-    inspection,
     install_marker,
     lock,
     manifest,
-    package_installed,
     policy,
     recipe,
     remote,
@@ -31,6 +29,8 @@ from ssm_forge.build_request import BuildRequest
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.package import installed as package_installed
+from ssm_forge.package import read as inspection
 from ssm_forge.plan import Choice, Options, Plan, PlannedPackage, State
 from ssm_forge.variants import Variant
 

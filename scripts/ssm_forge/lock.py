@@ -18,7 +18,7 @@ from ssm_forge.base.paths import launcher
 from ssm_forge.lock_sources import Kind, SourcePackage
 from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest_virtual import VirtualPackage, subdir_type, virtual_packages
-from ssm_forge.package_intact import digest
+from ssm_forge.package.intact import digest
 from ssm_forge.run_exports import RunExports
 from ssm_forge.solver import Request, solve
 

@@ -17,7 +17,7 @@ from ssm_forge.base.errors import MachineError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.lock import LockedEnvironment, counterpart, read
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.package_intact import digest
+from ssm_forge.package.intact import digest
 
 Kind = Literal["upgraded", "downgraded", "rebuilt", "moved", "bytes changed", "added", "removed"]
 KINDS: tuple[Kind, ...] = ("bytes changed", "upgraded", "downgraded", "rebuilt", "moved", "added", "removed")

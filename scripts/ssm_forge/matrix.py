@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import build_origin, inspection, install_marker, install_registry, recipe, variants
+from ssm_forge import build_origin, install_marker, install_registry, recipe, variants
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.tables import FoldingTable
@@ -17,6 +17,7 @@ from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
+from ssm_forge.package import read as inspection
 from ssm_forge.variants import Source, Variant
 
 

@@ -25,7 +25,6 @@ from rattler import RepoDataRecord
 
 from ssm_forge import channel as channels
 from ssm_forge import environment, policy
-from ssm_forge.archive import EPOCH
 from ssm_forge.base import files, foreign, owners
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
@@ -37,7 +36,8 @@ from ssm_forge.integrity import Report
 from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest import Platform
 from ssm_forge.manifest_virtual import VirtualPackage, virtual_packages
-from ssm_forge.package_installed import engine_records
+from ssm_forge.package.installed import engine_records
+from ssm_forge.package.write import EPOCH
 from ssm_forge.packages import Mirror, collect, local_file, require_plain_names
 from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, solve

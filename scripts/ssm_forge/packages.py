@@ -23,7 +23,7 @@ from ssm_forge.base.mirrors import mirrored
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN, refused, session
 from ssm_forge.manifest_virtual import channel_url
-from ssm_forge.package_intact import CHUNK_BYTES, digest, require_intact
+from ssm_forge.package.intact import CHUNK_BYTES, digest, require_intact
 
 _SUBDIR = re.compile(r"[a-z0-9]+(-[a-z0-9_]+)?")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*")

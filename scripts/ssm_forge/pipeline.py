@@ -20,7 +20,6 @@ from ssm_forge import (
     install,
     install_marker,
     install_registry,
-    package_installed,
     pixi,
     pixi_kernels,
     policy,
@@ -40,6 +39,7 @@ from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build
 from ssm_forge.build_leftovers import sweep
 from ssm_forge.manifest_virtual import channel_url, virtual_packages
+from ssm_forge.package import installed as package_installed
 from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve_only import solve_builds
 from ssm_forge.solver import require_reachable

@@ -23,7 +23,6 @@ from ssm_forge import (
     lock,
     manifest,
     materials,
-    package_installed,
     pixi,
     policy,
     source_packages,
@@ -39,6 +38,7 @@ from ssm_forge.build_key import BuildKey
 from ssm_forge.finalize import finalize
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.package import installed as package_installed
 from ssm_forge.plan import Choice, Options
 from ssm_forge.recipe import Rendered
 

@@ -19,7 +19,7 @@ from ssm_forge.base.paths import launcher
 from ssm_forge.base.ui import download_progress
 from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.base.web import retrying
-from ssm_forge.inspection import Package, inspect
+from ssm_forge.package.read import Package, inspect
 from ssm_forge.publish_s3 import S3Target
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target
 from ssm_forge.publish_to_folder import FolderTarget

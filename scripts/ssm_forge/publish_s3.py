@@ -18,7 +18,7 @@ from ssm_forge import repodata
 from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.web import TransientError
-from ssm_forge.inspection import Package
+from ssm_forge.package.read import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, compare
 
 # More than this needs a multipart upload, which can't be conditional everywhere.

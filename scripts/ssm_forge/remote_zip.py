@@ -9,11 +9,11 @@ from typing import cast
 
 import httpx
 
-from ssm_forge.archive import ZIP_DAMAGE
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.fetch import mirrored
 from ssm_forge.base.foreign import limited
 from ssm_forge.base.web import session, whole
+from ssm_forge.package.write import ZIP_DAMAGE
 
 # Read ahead this much: a zip's directory is at its end, in one piece.
 _BLOCK = 1 << 18

@@ -24,22 +24,22 @@ from ssm_forge import (
     compile_costs,
     finalize,
     flow_planning,
-    inspection,
     materials,
-    package_diff,
     pipeline,
     plan,
     recipe,
     solver,
     variants,
 )
-from ssm_forge.archive import read_json
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, open_log, say
 from ssm_forge.build_key import BuildKey
-from ssm_forge.package_diff import Comparison, Difference
+from ssm_forge.package import differences as package_diff
+from ssm_forge.package import read as inspection
+from ssm_forge.package.differences import Comparison, Difference
+from ssm_forge.package.write import read_json
 
 # Commits looked at for one that has a package's inputs.
 _HISTORY = 200

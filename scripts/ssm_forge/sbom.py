@@ -12,7 +12,7 @@ from rattler import RepoDataRecord
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import launcher
 from ssm_forge.lock import LockedEnvironment, is_from
-from ssm_forge.package_intact import digest
+from ssm_forge.package.intact import digest
 from ssm_forge.solve_order import channel_names, dependency_names
 
 # Namespace of serial numbers: the same lock gives the same one.

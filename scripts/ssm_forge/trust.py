@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import launcher
-from ssm_forge.inspection import Package, provenance
-from ssm_forge.inspection import material_digest as digest_of
+from ssm_forge.package.read import Package, provenance
+from ssm_forge.package.read import material_digest as digest_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

@@ -21,7 +21,7 @@ from ssm_forge.base import locks
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.foreign import json_from
-from ssm_forge.inspection import inspect
+from ssm_forge.package.read import inspect
 
 MOST_BYTES = 20_000_000_000
 MOST_SIDECAR_BYTES = 4 * 1024 * 1024

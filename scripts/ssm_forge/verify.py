@@ -7,15 +7,16 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge import elf, install_marker, install_registry
+from ssm_forge import install_marker, install_registry
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError, InstallError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import launcher, workspace
-from ssm_forge.package_installed import InstalledPath, InstalledRecord
-from ssm_forge.package_installed import records as installed_records
+from ssm_forge.package import libraries as elf
+from ssm_forge.package.installed import InstalledPath, InstalledRecord
+from ssm_forge.package.installed import records as installed_records
 from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.verify_report import Check, Report
 

@@ -11,9 +11,9 @@ import pytest
 
 from bridge_environment import installed
 from front_door import assert_one_line_error, run_here
-from ssm_forge import elf
 from ssm_forge.base.errors import MachineError
 from ssm_forge.bridge import compiler as host
+from ssm_forge.package import libraries as elf
 
 ALLOWED = range(9, 16)
 

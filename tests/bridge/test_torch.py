@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bridge_wheels import add_wheel
-from ssm_forge import elf
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.nvidia import find_libraries_beside, library_packages
@@ -19,6 +18,7 @@ from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.torch import is_bundled, torch_packages, with_condas_headers
 from ssm_forge.bridge.wheels import distributions, wheel_package
+from ssm_forge.package import libraries as elf
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 TAG = PYTHON.replace(".", "")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bridge_wheels import add_wheel
-from ssm_forge.archive import read_json
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.fetch import cached_path
 from ssm_forge.base.paths import Workspace
@@ -17,6 +16,7 @@ from ssm_forge.bridge import package as packages
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode, distributions, wheel_package
+from ssm_forge.package.write import read_json
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{PYTHON}/site-packages"

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from rattler_build import assemble_package
 
-from ssm_forge.archive import dump_json, rewrite_info
-from ssm_forge.inspection import PROVENANCE
+from ssm_forge.package.read import PROVENANCE
+from ssm_forge.package.write import dump_json, rewrite_info
 from ssm_forge.tokens import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]

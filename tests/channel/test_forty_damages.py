@@ -21,10 +21,10 @@ pytest.importorskip("cryptography", reason="cryptography is not in this environm
 
 from ssm_forge import channel as channels
 from ssm_forge import channel_check, trust
-from ssm_forge.archive import dump_json, json_of, rewrite_info
 from ssm_forge.base.foreign import from_zstd
 from ssm_forge.channel_source import open_source
-from ssm_forge.inspection import SUBDIRS, inspect
+from ssm_forge.package.read import SUBDIRS, inspect
+from ssm_forge.package.write import dump_json, json_of, rewrite_info
 from ssm_forge.repodata import run_exports
 
 Found = set[tuple[str, str]]
@@ -346,7 +346,7 @@ def filled(channel: Path, count: int) -> dict[str, Site]:
 
 
 def _info(path: Path) -> dict[str, bytes]:
-    from ssm_forge.archive import read_info
+    from ssm_forge.package.write import read_info
 
     return read_info(path)
 

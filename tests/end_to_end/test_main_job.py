@@ -20,11 +20,14 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline, elf, install, install_marker, lock, package_installed, plan, sass, solve_prefix
+from ssm_forge import build_baseline, install, install_marker, lock, plan, solve_prefix
 from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.channel import index
+from ssm_forge.package import gpu_code
+from ssm_forge.package import installed as package_installed
+from ssm_forge.package import libraries as elf
 from ssm_forge.recipe import EXTENSIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -188,7 +191,7 @@ def test_the_bridge_gives_the_same_machine_code(job: Job, forge: Forge, row: Row
     for package in sorted({*forge.channel.glob("linux-64/*.conda")} - before):
         package_streaming.extract(package, tmp_path / package.name)
         (theirs,) = (tmp_path / package.name).glob("lib/python*/site-packages/*_cuda.*.so")
-        found = sass.compare_libraries(next(job.prefix.glob(f"lib/python*/site-packages/{theirs.name}")), theirs)
+        found = gpu_code.compare_libraries(next(job.prefix.glob(f"lib/python*/site-packages/{theirs.name}")), theirs)
         assert not found.different
         assert not found.only_ours
         assert not found.only_theirs
@@ -332,7 +335,7 @@ def test_upstreams_flags_and_files_give_the_same_machine_code(job: Job, forge: F
     assert len(wheels) == 2
     for wheel in wheels:
         (ours,) = job.prefix.glob(f"lib/python*/site-packages/{wheel.extension.name}")
-        found = sass.compare_libraries(ours, wheel.extension)
+        found = gpu_code.compare_libraries(ours, wheel.extension)
         assert not found.different
         assert not found.only_theirs
         assert found.same_encodings == len(found.identical) >= 100

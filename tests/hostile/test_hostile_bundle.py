@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import DEEP_JSON, as_json, changed, damaged, hostile, judge, memory_below, values, zstd_bomb
-from ssm_forge import archive, bundle, bundle_main
+from ssm_forge import bundle, bundle_main
 from ssm_forge.base.errors import IntegrityError, UsageError
-from ssm_forge.inspection import inspect
+from ssm_forge.package import write as archive
+from ssm_forge.package.read import inspect
 
 STEM = "mamba-ssm-2.2.5-py312_0"
 INDEX = {

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from hostile import changed, damaged, hostile, judge
 from ssm_forge import lock as locks
-from ssm_forge import package_intact
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.bridge import pylock
+from ssm_forge.package import intact
 from ssm_forge.packages import require_plain_names
 
 URL = "https://conda.example/channel/linux-64/tool-1.0-h1_0.conda"
@@ -81,7 +81,7 @@ def test_a_lock_is_read_by_the_engine_or_called_unreadable(tmp_path: Path, data:
     def use(found: tuple[locks.LockedEnvironment, ...]) -> None:
         for environment in found:
             require_plain_names(environment.records)
-            [(locks.describe(r), package_intact.digest(r), r.url) for r in environment.records]
+            [(locks.describe(r), intact.digest(r), r.url) for r in environment.records]
 
     judge(lambda: locks.read(path), UsageError, IntegrityError, then=use)
 

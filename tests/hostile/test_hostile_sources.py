@@ -31,7 +31,7 @@ from ssm_forge import bundle, manifest, package_index, remote_zip, trust
 from ssm_forge.base import foreign, mirrors, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import workspace
-from ssm_forge.inspection import Package
+from ssm_forge.package.read import Package
 
 FILE = {
     "filename": "tool-1.0.tar.gz",

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge import elf
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.files import sha256_of
@@ -27,6 +26,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import debian
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import hash_text
+from ssm_forge.package import libraries as elf
 
 # Where the system's own Python is.
 SYSTEM = Path("/")

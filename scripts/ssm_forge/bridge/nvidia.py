@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge import elf
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
@@ -18,6 +17,7 @@ from ssm_forge.bridge.debian import Deb, unpack
 from ssm_forge.bridge.metadata import CUDA_LIBRARIES, Distribution, conda_depends, conda_name, project
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
+from ssm_forge.package import libraries as elf
 
 LICENSE = "LicenseRef-NVIDIA-End-User-License-Agreement"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssm_forge.archive import EPOCH, InfoFiles, dump_json, rewrite_info
+from ssm_forge.package.write import EPOCH, InfoFiles, dump_json, rewrite_info
 
 # Part of every build string's hash: raise it when packages must be assembled anew from the same inputs. 4: laid out as
 # conda-forge's, and for CUDA 11.8 as NVIDIA's and pytorch.org's.

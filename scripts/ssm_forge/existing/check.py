@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import elf, verify, wheel
+from ssm_forge import verify
 from ssm_forge.base.paths import launcher
 from ssm_forge.existing import install, torch
 from ssm_forge.existing.reader import Distribution, Existing
+from ssm_forge.package import libraries as elf
+from ssm_forge.package import wheel
 from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.verify_report import Check, Report
 

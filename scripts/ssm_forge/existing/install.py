@@ -13,12 +13,12 @@ from installer import install as install_wheel
 from installer.destinations import SchemeDictionaryDestination
 from installer.sources import WheelFile
 
-from ssm_forge import wheel
 from ssm_forge.base import locks
 from ssm_forge.base.errors import InstallError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.package import hash_text
 from ssm_forge.existing.reader import Distribution, Existing, read_distribution, read_record
+from ssm_forge.package import wheel
 
 
 def installed(existing: Existing, project: str) -> Distribution | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from ssm_forge import channel, wheel
+from ssm_forge import channel
 from ssm_forge.base.errors import UsageError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
@@ -19,6 +19,7 @@ from ssm_forge.build_leftovers import sweep
 from ssm_forge.existing import check, install, needs, plan, reader
 from ssm_forge.existing.plan import Work
 from ssm_forge.existing.reader import Existing
+from ssm_forge.package import wheel
 from ssm_forge.pipeline import build_missing, prepare
 from ssm_forge.plan import Options
 from ssm_forge.verify_report import show

@@ -14,11 +14,11 @@ from typing import Any, cast
 
 import zstandard
 
-from ssm_forge.archive import MOST_INFO_BYTES, ZIP_DAMAGE, read_json
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.foreign import json_from
 from ssm_forge.base.unpacking import Member
+from ssm_forge.package.write import MOST_INFO_BYTES, ZIP_DAMAGE, read_json
 
 SUBDIRS = frozenset(
     {

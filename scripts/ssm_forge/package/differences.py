@@ -24,9 +24,9 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from ssm_forge import elf
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.files import sha256_of
+from ssm_forge.package import libraries as elf
 
 OLD, NEW = "package", "rebuilt"
 

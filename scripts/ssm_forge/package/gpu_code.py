@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge.base.errors import IntegrityError
-from ssm_forge.elf import cuobjdump
+from ssm_forge.package.libraries import cuobjdump
 
 # nvcc names what is local to a file after the file: _GLOBAL__N__HASH_LENGTH_FILE_HASH_NUMBER.
 _LOCAL = re.compile(r"(?P<prefix>_GLOBAL__N_|_INTERNAL)_(?:[0-9a-f]{8}_)?(?P<length>\d+)_")

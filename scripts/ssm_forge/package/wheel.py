@@ -18,10 +18,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.archive import dump_json, read_json
 from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
+from ssm_forge.package.write import dump_json, read_json
 
 ORIGIN = "ssm-forge.json"
 
