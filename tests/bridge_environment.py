@@ -14,7 +14,7 @@ def installed(packages: Iterable[BridgePackage], folder: Path, *specs: str, cuda
     import rattler
     from rattler.index import index_fs
 
-    from ssm_forge.manifest_virtual import virtual_packages
+    from ssm_forge.manifest.virtual import virtual_packages
 
     channel, prefix = folder / "channel", folder / "environment"
     for package in packages:

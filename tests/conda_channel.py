@@ -18,8 +18,8 @@ from rattler.index import index_fs
 from rattler_build import assemble_package
 
 from ssm_forge.lock import LockedEnvironment, write_locked
-from ssm_forge.manifest import Platform
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest.environments import Platform
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.solver import Request, solve
 
 CANONICAL = "https://example.org/lab/"

@@ -25,14 +25,14 @@ import tomlkit
 import yaml
 from rattler.index import index_fs
 
-from ssm_forge import variants
 from ssm_forge.base import fetch, machine, ui
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import assemble, metadata, pylock
 from ssm_forge.bridge.package import write
 from ssm_forge.bridge.wheels import distributions, wheel_package
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.variants import Variant
 from ssm_forge.package.write import InfoFiles, dump_json, json_of, rewrite_info
-from ssm_forge.variants import Variant
 
 HOST = "https://conda.anaconda.org"
 CONDA_FORGE, NVIDIA, PYTORCH = "conda-forge", "nvidia/label/cuda-11.8.0", "pytorch"

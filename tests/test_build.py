@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from ssm_forge import build as builds
-from ssm_forge import build_jobs, variants
+from ssm_forge import build_jobs
 from ssm_forge.base import machine, owners
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, MachineError
@@ -24,7 +24,8 @@ from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build_jobs import MEMORY_BASE, MEMORY_MARGIN, choose_jobs, memory_needed
 from ssm_forge.build_leftovers import sweep
 from ssm_forge.build_request import BuildRequest
-from ssm_forge.recipe import Rendered
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.schedule import Job
 
 GB = 1_000_000_000

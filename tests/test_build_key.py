@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ssm_forge import variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import workspace
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.build_key import BuildKey
 
 ROW = variants.load(workspace().variants).get("cu130", "bridge")
 KEY = ROW.key("3.12", ArchList.parse("8.0;9.0+PTX"))

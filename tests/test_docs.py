@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from ssm_forge import bundle_main, cli, variants
+from ssm_forge import bundle_main, cli
+from ssm_forge.manifest import variants
 
 ROOT = Path(__file__).parents[1]
 READMES = (ROOT / "README.md", ROOT / "README.zh-CN.md")

@@ -11,11 +11,11 @@ import pytest
 
 from fake_environment import add, add_needs, add_torch, make_venv, site_of, tree, version_py
 from front_door import assert_one_line_error, run_here
-from ssm_forge import variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import InstallError, MachineError, UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.existing import job, needs, plan, reader, rows, torch
+from ssm_forge.manifest import variants
 from ssm_forge.plan import Options
 
 

@@ -16,10 +16,10 @@ import pytest
 from conda_channel import demo_channel
 from ssm_forge import lock as locks
 from ssm_forge import lockdiff
-from ssm_forge import manifest as manifests
 from ssm_forge.base.errors import ForgeError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.cli import COMMANDS
+from ssm_forge.manifest import environments as manifests
 from ssm_forge.package import intact
 from ssm_forge.solver import Request, solve
 

@@ -129,7 +129,7 @@ def test_what_else_a_file_system_lacks_is_the_machines_fault(monkeypatch: pytest
     def lacking() -> None:
         raise OSError(errno.ENOSYS, "Function not implemented", "/lustre/env")
 
-    monkeypatch.setattr("ssm_forge.variants.load", lambda *a, **k: lacking())
+    monkeypatch.setattr("ssm_forge.manifest.variants.load", lambda *a, **k: lacking())
     assert_one_line_error(run_here("variants"), 3, "/lustre/env", "Function not implemented", "SSM_FORGE_CACHE_DIR")
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, install_marker, matrix, variants
+from ssm_forge import build_origin, install_marker, matrix
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import interpreter
+from ssm_forge.manifest import variants
 from ssm_forge.package import read as inspection
 
 _ROOT = Path(__file__).parents[1]

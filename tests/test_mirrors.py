@@ -20,8 +20,8 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.install_marker import Installed
 from ssm_forge.lock import LockedEnvironment
-from ssm_forge.manifest import Platform
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest.environments import Platform
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import installed as package_installed
 from ssm_forge.solver import Request, require_reachable, solve
 

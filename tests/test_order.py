@@ -14,7 +14,7 @@ import pytest
 from ssm_forge import compile_costs
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.recipe import EXTENSIONS, PROJECTS
+from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.schedule import Job
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from ssm_forge import flow_planning, pipeline, solve_prefix
 from ssm_forge.base.errors import NetworkError, SolveError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.pipeline import Base
 from ssm_forge.plan import Options, Plan
 

@@ -14,7 +14,7 @@ from ssm_forge import pixi
 from ssm_forge.base.errors import ForgeError, InstallError, NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest.virtual import virtual_packages
 
 REFUSED = """\
  WARN something

@@ -19,7 +19,6 @@ from ssm_forge import (
     pixi,
     pixi_kernels,
     plan,
-    recipe,
     source_packages,
 )
 from ssm_forge.base.arch import ArchList, Capability
@@ -27,13 +26,14 @@ from ssm_forge.base.errors import BuildError, InstallError, NetworkError, Verify
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest import recipe
+from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.read import provenance
 from ssm_forge.package.write import read_json
 from ssm_forge.pixi_kernels import Kept
 from ssm_forge.plan import Options
-from ssm_forge.recipe import PROJECTS
 
 ROOT = Path(__file__).resolve().parents[1]
 

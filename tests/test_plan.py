@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run, run_here
-from ssm_forge import build_origin, flow_needs, flow_planning, plan, variants
+from ssm_forge import build_origin, flow_needs, flow_planning, plan
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.install_marker import Installed, write_marker
-from ssm_forge.variants import Matrix, Variant
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.variants import Matrix, Variant
 
 FILENAME = "mamba-ssm-2.3-cuda130_0.conda"
 

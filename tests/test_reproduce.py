@@ -18,12 +18,13 @@ from rattler_build import assemble_package
 
 from conda_channel import make_package
 from ssm_forge import build as builds
-from ssm_forge import build_jobs, cli, finalize, flow_planning, materials, pipeline, plan, recipe, reproduce, variants
+from ssm_forge import build_jobs, cli, finalize, flow_planning, materials, pipeline, plan, reproduce
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.commands import reproduce as command
+from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import read as inspection
 from ssm_forge.package import write as archive
 

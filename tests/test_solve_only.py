@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ssm_forge import lock as locks
-from ssm_forge import variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.base.paths import workspace
+from ssm_forge.manifest import variants
 from ssm_forge.solve_only import KINDS, SolvedEnvironment, solve_recipes
 from ssm_forge.solver import Request, solve
 

@@ -12,15 +12,17 @@ import pytest
 
 from conda_channel import index, make_package, served
 from ssm_forge import lock as locks
-from ssm_forge import lock_sources, lockdiff, manifest, recipe, run_exports, source_workspace, variants
+from ssm_forge import lock_sources, lockdiff, run_exports
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest import environments as manifest
+from ssm_forge.manifest import recipe, source_workspace, variants
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.package import intact
 from ssm_forge.package.write import rewrite_info
 from ssm_forge.pixi_identity import identity, xxh3
-from ssm_forge.recipe import PROJECTS
 from ssm_forge.run_exports import RunExports
 from ssm_forge.solver import Request, solve
 

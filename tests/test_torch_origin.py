@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.base.paths import workspace
-from ssm_forge.recipe import PROJECTS, render
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.recipe import PROJECTS, render
+from ssm_forge.manifest.variants import Variant
 from ssm_forge.solver import Request, solve
-from ssm_forge.variants import Variant
 
 ROWS = [pytest.param(row, id=f"{row.name}-{row.source}") for row in variants.load(workspace().variants).variants]
 

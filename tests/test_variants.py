@@ -11,7 +11,7 @@ from front_door import assert_one_line_error, run_here
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
-from ssm_forge.variants import DEFAULT_VARIANT, Matrix, Variant, load
+from ssm_forge.manifest.variants import DEFAULT_VARIANT, Matrix, Variant, load
 
 MATRIX: Matrix = load(workspace().variants)
 ROWS = [pytest.param(row, id=f"{row.name}-{row.source}") for row in MATRIX.variants]

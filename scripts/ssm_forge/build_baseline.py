@@ -19,11 +19,8 @@ from ssm_forge import (
     flow_planning,
     install,
     install_marker,
-    patching,
     plan,
     process_tree,
-    recipe,
-    sdists,
     solve_prefix,
     toolchain,
 )
@@ -31,6 +28,7 @@ from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
+from ssm_forge.manifest import patching, recipe, sdists
 from ssm_forge.package import write as archive
 from ssm_forge.process_tree import Usage
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import manifest, variants
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import say
@@ -15,8 +14,10 @@ from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.gcc import BundledCompiler
 from ssm_forge.channel import channel_urls
+from ssm_forge.manifest import environments as manifest
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.variants import Source, Variant
 from ssm_forge.solver import require_reachable
-from ssm_forge.variants import Source, Variant
 
 
 @dataclass(frozen=True)

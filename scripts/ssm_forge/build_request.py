@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rattler import RepoDataRecord
 
-from ssm_forge.build_key import BuildKey
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.recipe import Rendered
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.recipe import Rendered
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ssm_forge.base.paths import workspace
-from ssm_forge.build_key import BuildKey
-from ssm_forge.recipe import render
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.recipe import render
 
 
 class _Events:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from ssm_forge import sdists
 from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError, UsageError
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace
+from ssm_forge.manifest import sdists
+from ssm_forge.manifest.patching import HunkResult, reapply
+from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package_index import Release, releases
-from ssm_forge.patching import HunkResult, reapply
-from ssm_forge.recipe import EXTENSIONS
 
 
 @dataclass(frozen=True)

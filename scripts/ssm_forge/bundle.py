@@ -23,9 +23,9 @@ from ssm_forge.base.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import human_bytes
+from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import write as archive
-from ssm_forge.recipe import EXTENSIONS, PROJECTS
 
 SIZE_LIMIT = 64 << 20
 # Of a package's files, which are read one by one; machine code for many GPUs is compressed to a tenth.

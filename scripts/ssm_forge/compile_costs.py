@@ -12,7 +12,7 @@ from pathlib import Path
 from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.recipe import EXTENSIONS, PROJECTS
+from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.schedule import Job, longest_first
 
 _HEADER = (

@@ -20,7 +20,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
-from ssm_forge.manifest_virtual import subdir_type
+from ssm_forge.manifest.virtual import subdir_type
 from ssm_forge.package.intact import require_all_intact
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_plain_names
 

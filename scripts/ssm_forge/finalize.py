@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import materials, recipe
+from ssm_forge import materials
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest import recipe
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import read as inspection
 from ssm_forge.package.read import PROVENANCE
 from ssm_forge.package.write import EPOCH, InfoFiles, dump_json, repack
-from ssm_forge.recipe import Rendered
 
 SBOM = "info/sbom.cdx.json"
 

@@ -12,8 +12,8 @@ from ssm_forge.base.errors import MachineError, UsageError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build_jobs import choose_jobs, memory_needed
+from ssm_forge.manifest.variants import Variant
 from ssm_forge.plan import Plan
-from ssm_forge.variants import Variant
 
 
 def choose_archs(

@@ -5,34 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ssm_forge import (
-    build_origin,
-    finalize,
-    install_marker,
-    lock,
-    manifest,
-    policy,
-    recipe,
-    remote,
-    source_workspace,
-    variants,
-)
+from ssm_forge import build_origin, finalize, install_marker, lock, policy, remote
 from ssm_forge import channel as channels
 from ssm_forge.base import machine
 from ssm_forge.base.errors import IntegrityError, VerifyError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import note, say
-from ssm_forge.build_key import BuildKey
 from ssm_forge.build_origin import Origin, choose_source, compiler_of, default_python
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.manifest import environments as manifest
+from ssm_forge.manifest import recipe, source_workspace, variants
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import read as inspection
 from ssm_forge.plan import Choice, Options, Plan, PlannedPackage, State
-from ssm_forge.variants import Variant
 
 
 def choose(options: Options, workspace: Workspace) -> Choice:

@@ -18,7 +18,6 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import recipe, sdists
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import InstallError, UsageError, VerifyError
 from ssm_forge.base.fetch import checked, fetch_all
@@ -26,6 +25,7 @@ from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, open_log, out, say
+from ssm_forge.manifest import recipe, sdists
 from ssm_forge.package import installed as package_installed
 
 Document = dict[str, Any]

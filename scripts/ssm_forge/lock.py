@@ -16,8 +16,8 @@ from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.foreign import read_bytes
 from ssm_forge.base.paths import launcher
 from ssm_forge.lock_sources import Kind, SourcePackage
-from ssm_forge.manifest import EnvironmentSpec, Manifest, Platform
-from ssm_forge.manifest_virtual import VirtualPackage, subdir_type, virtual_packages
+from ssm_forge.manifest.environments import EnvironmentSpec, Manifest, Platform
+from ssm_forge.manifest.virtual import VirtualPackage, subdir_type, virtual_packages
 from ssm_forge.package.intact import digest
 from ssm_forge.run_exports import RunExports
 from ssm_forge.solver import Request, solve

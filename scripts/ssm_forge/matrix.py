@@ -9,16 +9,17 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import build_origin, install_marker, install_registry, recipe, variants
+from ssm_forge import build_origin, install_marker, install_registry
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
-from ssm_forge.build_key import BuildKey
 from ssm_forge.channel import SUBDIR
+from ssm_forge.manifest import recipe, variants
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.variants import Source, Variant
 from ssm_forge.package import read as inspection
-from ssm_forge.variants import Source, Variant
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ssm_forge.base.fetch import Artifact, checked, fetch_all
 from ssm_forge.base.mirrors import mirrored
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN, refused, session
-from ssm_forge.manifest_virtual import channel_url
+from ssm_forge.manifest.virtual import channel_url
 from ssm_forge.package.intact import CHUNK_BYTES, digest, require_intact
 
 _SUBDIR = re.compile(r"[a-z0-9]+(-[a-z0-9_]+)?")

@@ -38,12 +38,12 @@ from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, note, op
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build
 from ssm_forge.build_leftovers import sweep
-from ssm_forge.manifest_virtual import channel_url, virtual_packages
+from ssm_forge.manifest.variants import Variant
+from ssm_forge.manifest.virtual import channel_url, virtual_packages
 from ssm_forge.package import installed as package_installed
 from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve_only import solve_builds
 from ssm_forge.solver import require_reachable
-from ssm_forge.variants import Variant
 
 
 @for_engine()

@@ -21,12 +21,10 @@ from ssm_forge import (
     install_marker,
     install_registry,
     lock,
-    manifest,
     materials,
     pixi,
     policy,
     source_packages,
-    source_workspace,
 )
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList
@@ -34,13 +32,15 @@ from ssm_forge.base.errors import BuildError, InstallError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, say
 from ssm_forge.build import hint
-from ssm_forge.build_key import BuildKey
 from ssm_forge.finalize import finalize
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
+from ssm_forge.manifest import environments as manifest
+from ssm_forge.manifest import source_workspace
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
 from ssm_forge.plan import Choice, Options
-from ssm_forge.recipe import Rendered
 
 # What pixi says, without its spaces and line ends, where it can't build at all: it is older than the manifest asks for,
 # has no pixi-build, or can't have the program that builds recipes.

@@ -15,7 +15,7 @@ from ssm_forge.base.errors import ForgeError, IntegrityError, NetworkError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.urls import is_under
 from ssm_forge.base.web import HOW_TO_LOG_IN
-from ssm_forge.manifest_virtual import channel_url, subdir_type
+from ssm_forge.manifest.virtual import channel_url, subdir_type
 from ssm_forge.solver import require_readable
 
 _TIMEOUT_SECONDS = 60

@@ -27,15 +27,14 @@ from ssm_forge import (
     materials,
     pipeline,
     plan,
-    recipe,
     solver,
-    variants,
 )
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, open_log, say
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest import recipe, variants
+from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.package import differences as package_diff
 from ssm_forge.package import read as inspection
 from ssm_forge.package.differences import Comparison, Difference

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from rattler import MatchSpec, RepoDataRecord
 
-from ssm_forge import manifest as manifests
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
-from ssm_forge.manifest_virtual import VirtualPackage
-from ssm_forge.recipe import PROJECTS, Rendered, render, requirements
+from ssm_forge.manifest import environments as manifests
+from ssm_forge.manifest.recipe import PROJECTS, Rendered, render, requirements
+from ssm_forge.manifest.variants import Variant
+from ssm_forge.manifest.virtual import VirtualPackage
 from ssm_forge.solver import Request, solve
-from ssm_forge.variants import Variant
 
 Kind = Literal["build", "host", "run"]
 KINDS: tuple[Kind, ...] = ("build", "host", "run")

@@ -11,9 +11,9 @@ from rattler import RepoDataRecord
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.machine import glibc, gpus
-from ssm_forge.manifest_virtual import VirtualPackage, virtual_packages
+from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.manifest.virtual import VirtualPackage, virtual_packages
 from ssm_forge.package.installed import engine_records
-from ssm_forge.recipe import PROJECTS
 from ssm_forge.solver import Request, solve
 
 

@@ -11,13 +11,13 @@ from rattler import Channel, RepoDataRecord, SparseRepoData
 from rattler.package import PackageName
 
 from ssm_forge import channel as channels
-from ssm_forge import recipe
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.manifest_virtual import channel_url
-from ssm_forge.recipe import Rendered
+from ssm_forge.manifest import recipe
+from ssm_forge.manifest.recipe import Rendered
+from ssm_forge.manifest.virtual import channel_url
 
 
 def rendered(source: SourcePackage, lock: Path) -> Rendered:

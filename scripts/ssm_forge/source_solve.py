@@ -18,9 +18,9 @@ from ssm_forge import run_exports
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import launcher
 from ssm_forge.lock_sources import SourcePackage
-from ssm_forge.manifest import Manifest, SourceSpec
+from ssm_forge.manifest.environments import Manifest, SourceSpec
+from ssm_forge.manifest.recipe import Rendered, render_file, requirements
 from ssm_forge.pixi_identity import identity
-from ssm_forge.recipe import Rendered, render_file, requirements
 from ssm_forge.run_exports import RunExports
 from ssm_forge.solver import Request, solve_in_order
 

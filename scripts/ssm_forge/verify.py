@@ -14,10 +14,10 @@ from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError, InstallError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath, InstalledRecord
 from ssm_forge.package.installed import records as installed_records
-from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.verify_report import Check, Report
 
 _IMPORT_TIMEOUT = 300

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run
-from ssm_forge import build_origin, variants
+from ssm_forge import build_origin
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.fetch import fetch_all
@@ -21,6 +21,7 @@ from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.bridge import debian, debian_python, pylock
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.debian_python import DebianPython
+from ssm_forge.manifest import variants
 from ssm_forge.package import libraries as elf
 
 _ROOT = Path(__file__).parents[2]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import variants
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.bridge import assemble, debian
@@ -17,6 +16,7 @@ from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.gcc import BundledCompiler, bundled_packages
 from ssm_forge.bridge.package import write
+from ssm_forge.manifest import variants
 
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "x86_64-conda-linux-gnu"

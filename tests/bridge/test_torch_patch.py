@@ -219,7 +219,7 @@ def test_every_torch_patch_adds_11_8_with_the_recorded_bounds(folder: Path) -> N
 
 
 def test_every_torch_of_the_matrix_has_a_patch() -> None:
-    from ssm_forge import variants
+    from ssm_forge.manifest import variants
 
     minors = {path.name.rpartition(".")[0] for path in _FOLDERS}
     matrix = variants.load(_ROOT / "recipes/variants.yaml")

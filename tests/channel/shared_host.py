@@ -29,7 +29,7 @@ from killed_publisher import Steps, end_after
 from lab import serving
 
 from ssm_forge import build as builds
-from ssm_forge import build_request, channel_prune, install, install_marker, install_swap, variants
+from ssm_forge import build_request, channel_prune, install, install_marker, install_swap
 from ssm_forge import channel as channels
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError
@@ -37,10 +37,11 @@ from ssm_forge.base.fetch import Artifact, fetch_all
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
 from ssm_forge.publish import publish
-from ssm_forge.recipe import Rendered
 from ssm_forge.solver import Request, solve
 from ssm_forge.tokens import TokenStore
 

@@ -19,10 +19,11 @@ from ssm_forge import channel_prune
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
 from ssm_forge import channel as channels
-from ssm_forge import channel_check, channel_mirror, coverage, trust, variants
+from ssm_forge import channel_check, channel_mirror, coverage, trust
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.channel_source import open_source
+from ssm_forge.manifest import variants
 from ssm_forge.publish import publish
 from ssm_forge.repodata import DamagedIndexError
 

@@ -12,15 +12,16 @@ from rattler.package_streaming import extract
 from rattler_build import RenderConfig, Stage0Recipe, VariantConfig
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin, materials, variants
+from ssm_forge import build_origin, materials
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import workspace
 from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.gcc import BundledCompiler
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.recipe import render
 from ssm_forge.package import read as inspection
-from ssm_forge.recipe import render
 
 INDEX = {
     "name": "mamba-ssm",

@@ -21,10 +21,10 @@ from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.urls import is_under
+from ssm_forge.manifest.variants import Variant
 from ssm_forge.package.read import inspect
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
-from ssm_forge.variants import Variant
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.channel_source import open_source
 from ssm_forge.lock import LockedEnvironment
-from ssm_forge.manifest import Platform
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest.environments import Platform
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package.read import inspect
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve

@@ -19,8 +19,8 @@ from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.lock import LockedEnvironment
-from ssm_forge.manifest import Platform
-from ssm_forge.manifest_virtual import virtual_packages
+from ssm_forge.manifest.environments import Platform
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.packages import Mirror
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve

@@ -25,10 +25,10 @@ from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.channel import index
+from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import gpu_code
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import libraries as elf
-from ssm_forge.recipe import EXTENSIONS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -27,10 +27,11 @@ from hostile import (
     writes_only_below,
     zstd_bomb,
 )
-from ssm_forge import bundle, manifest, package_index, remote_zip, trust
+from ssm_forge import bundle, package_index, remote_zip, trust
 from ssm_forge.base import foreign, mirrors, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import workspace
+from ssm_forge.manifest import environments as manifest
 from ssm_forge.package.read import Package
 
 FILE = {

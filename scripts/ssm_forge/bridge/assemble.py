@@ -23,7 +23,7 @@ from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
 from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
-from ssm_forge.variants import Variant
+from ssm_forge.manifest.variants import Variant
 
 # Seen: a wheel's bytes become about as many in the .conda, twice as many unpacked in the package cache.
 _DISK_PER_DOWNLOADED_BYTE = 4.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import channel_check, channel_mirror, channel_prune, trust, variants
+from ssm_forge import channel_check, channel_mirror, channel_prune, trust
 from ssm_forge import coverage as covering
 from ssm_forge.base.credentials import require_clean
 from ssm_forge.base.errors import VerifyError
@@ -19,6 +19,7 @@ from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, note, open_log, out, say
 from ssm_forge.channel_source import ChannelSource, FolderSource, open_source
 from ssm_forge.coverage import Row, pythons
+from ssm_forge.manifest import variants
 
 _CHANNEL = click.argument("channel", required=False)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")

@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 
 from ssm_forge import lock as locks
-from ssm_forge import lockdiff, source_workspace
-from ssm_forge import manifest as manifests
+from ssm_forge import lockdiff
 from ssm_forge.base.errors import UsageError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.ui import console, out, say
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lockdiff import EnvironmentChange
+from ssm_forge.manifest import environments as manifests
+from ssm_forge.manifest import source_workspace
 
 
 @click.command()

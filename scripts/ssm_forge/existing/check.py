@@ -10,9 +10,9 @@ from ssm_forge import verify
 from ssm_forge.base.paths import launcher
 from ssm_forge.existing import install, torch
 from ssm_forge.existing.reader import Distribution, Existing
+from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import wheel
-from ssm_forge.recipe import EXTENSIONS
 from ssm_forge.verify_report import Check, Report
 
 # Of the system, where an environment brings none.

@@ -9,7 +9,6 @@ from typing import Any
 from packaging.tags import Tag
 
 from ssm_forge import channel as channels
-from ssm_forge import recipe, variants
 from ssm_forge.base import machine
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
@@ -26,8 +25,9 @@ from ssm_forge.existing.torch import Torch
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.flow_planning import is_current
 from ssm_forge.install_marker import is_foreign as foreign_conda
+from ssm_forge.manifest import recipe, variants
+from ssm_forge.manifest.variants import Matrix
 from ssm_forge.plan import Options, Plan, PlannedPackage, State
-from ssm_forge.variants import Matrix
 
 # NVIDIA's driver from which on a CUDA major runs.
 _DRIVERS = {"11": 450, "12": 525, "13": 580}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssm_forge import recipe, variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.fetch import Artifact, checked, fetch_all
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.unpacking import unpack_tar
+from ssm_forge.manifest import recipe, variants
 
 
 def find(project: str, version: str, place: Workspace) -> Artifact:

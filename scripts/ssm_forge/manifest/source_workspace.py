@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import variants
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.build_key import BuildKey
-from ssm_forge.manifest import EnvironmentSpec, Manifest
-from ssm_forge.recipe import PROJECTS
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.manifest.environments import EnvironmentSpec, Manifest
+from ssm_forge.manifest.recipe import PROJECTS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest.build_key import BuildKey
 
 if TYPE_CHECKING:
     from rattler_build import RenderedVariant

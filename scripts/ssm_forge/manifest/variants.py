@@ -12,7 +12,7 @@ import yaml
 from ssm_forge.base.arch import ArchList, Capability, code_for
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.paths import launcher
-from ssm_forge.build_key import BuildKey
+from ssm_forge.manifest.build_key import BuildKey
 
 Source = Literal["conda", "bridge"]
 SOURCES: tuple[Source, ...] = ("conda", "bridge")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import ForgeError, UsageError, did_you_mean
-from ssm_forge.manifest_virtual import VirtualPackage, channel_url, virtual_packages
+from ssm_forge.manifest.virtual import VirtualPackage, channel_url, virtual_packages
 
 Table = Mapping[str, Any]
 
