@@ -14,11 +14,11 @@ from ssm_forge import bump, bump_parts
 from ssm_forge.base.errors import BuildError, IntegrityError, UsageError
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.bridge.torch_patch import MEMBER, read_bounds
 from ssm_forge.manifest import sdists, variants
 from ssm_forge.manifest.patching import HunkResult, patched, reapply
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.package_index import Release
-from ssm_forge.torch_patch import MEMBER, read_bounds
 
 _ROOT = Path(__file__).parents[1]
 

@@ -15,10 +15,10 @@ from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError, ForgeError, InstallError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, say
+from ssm_forge.bridge.torch_patch import read_host_config
 from ssm_forge.build_origin import Origin
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
-from ssm_forge.torch_patch import read_host_config
 from ssm_forge.verify_report import Check, Report
 
 _TIMEOUT = 120

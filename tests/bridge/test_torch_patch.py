@@ -9,7 +9,7 @@ import pytest
 
 from ssm_forge.base.errors import BuildError
 from ssm_forge.bridge.package import BridgePackage, write
-from ssm_forge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
+from ssm_forge.bridge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
 
 _ROOT = Path(__file__).parents[2]
 _FOLDERS = sorted(path for path in _ROOT.glob("patches/torch/*") if path.is_dir())
