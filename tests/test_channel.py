@@ -14,8 +14,8 @@ import pytest
 
 from conda_channel import make_package, solve_channel
 from front_door import own_environment
-from ssm_forge import channel as channels
 from ssm_forge.base.files import sha256_of
+from ssm_forge.channel import folder as channels
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_killed_between_rename_and_index_is_repaired(tmp_path: Path, channel: Pa
     package = built(tmp_path, "the new one\n")
     digest = sha256_of(package)
     script = (
-        "import os, signal, sys; from pathlib import Path; from ssm_forge import channel\n"
+        "import os, signal, sys; from pathlib import Path; from ssm_forge.channel import folder as channel\n"
         "channel.index = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"channel.add(Path({str(channel)!r}), Path({str(package)!r}))"
     )
@@ -97,7 +97,7 @@ def test_killed_while_copying_leaves_no_package(tmp_path: Path, channel: Path) -
     channels.add(channel, built(tmp_path, name="other"))
     package = built(tmp_path)
     script = (
-        "import os, shutil, signal; from pathlib import Path; from ssm_forge import channel\n"
+        "import os, shutil, signal; from pathlib import Path; from ssm_forge.channel import folder as channel\n"
         "def half(source, target):\n"
         "    Path(target).write_bytes(Path(source).read_bytes()[:100]); os.kill(os.getpid(), signal.SIGKILL)\n"
         "shutil.copyfile = half\n"

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge import channel, install_swap
+from ssm_forge import install_swap
 from ssm_forge.base import locks, owners
 from ssm_forge.bridge import assemble
+from ssm_forge.channel import folder as channel
 from ssm_forge.tokens import TokenStore
 from ssm_forge.uploads import Uploads
 

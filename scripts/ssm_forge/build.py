@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ssm_forge import channel as channels
 from ssm_forge import compile_cache, locked_build, materials
 from ssm_forge.base import mirrors, owners
 from ssm_forge.base.credentials import for_engine
@@ -23,7 +22,8 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, say
 from ssm_forge.build_leftovers import kill_session, staging_folder, sweep
 from ssm_forge.build_request import BuildRequest
-from ssm_forge.channel import channel_urls
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel.folder import channel_urls
 from ssm_forge.finalize import finalize
 
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")

@@ -13,21 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import (
-    build_tools,
-    channel,
-    flow_planning,
-    install,
-    install_marker,
-    plan,
-    process_tree,
-    solve_prefix,
-    toolchain,
-)
+from ssm_forge import build_tools, flow_planning, install, install_marker, plan, process_tree, solve_prefix, toolchain
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
+from ssm_forge.channel import folder as channel
 from ssm_forge.manifest import patching, recipe, sdists
 from ssm_forge.package import write as archive
 from ssm_forge.process_tree import Usage

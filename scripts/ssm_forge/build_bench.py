@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge import build_baseline, build_tools, channel, flow_planning, plan, process_tree
+from ssm_forge import build_baseline, build_tools, flow_planning, plan, process_tree
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bridge.assemble import assemble
+from ssm_forge.channel import folder as channel
 from ssm_forge.manifest import recipe
 from ssm_forge.package import gpu_code
 from ssm_forge.package.write import read_json

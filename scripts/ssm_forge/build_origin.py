@@ -13,7 +13,7 @@ from ssm_forge.base.ui import say
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.gcc import BundledCompiler
-from ssm_forge.channel import channel_urls
+from ssm_forge.channel.folder import channel_urls
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Source, Variant

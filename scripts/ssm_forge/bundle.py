@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import channel, gpu
+from ssm_forge import gpu
 from ssm_forge.base import foreign, owners
 from ssm_forge.base.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import human_bytes
+from ssm_forge.channel import folder as channel
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import write as archive

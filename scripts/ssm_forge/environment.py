@@ -12,12 +12,13 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
-from ssm_forge import install, install_marker, install_swap, policy
+from ssm_forge import install, install_marker, install_swap
 from ssm_forge.base.credentials import for_engine, redact
 from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.base.mirrors import client as channel_client
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN
+from ssm_forge.channel import policy
 from ssm_forge.integrity import Report, verify
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.virtual import subdir_type

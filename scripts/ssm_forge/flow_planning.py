@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ssm_forge import build_origin, finalize, install_marker, lock, policy, remote
-from ssm_forge import channel as channels
+from ssm_forge import build_origin, finalize, install_marker, lock
 from ssm_forge.base import machine
 from ssm_forge.base.errors import IntegrityError, VerifyError
 from ssm_forge.base.files import sha256_of
@@ -14,6 +13,9 @@ from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import note, say
 from ssm_forge.build_origin import Origin, choose_source, compiler_of, default_python
 from ssm_forge.build_request import BuildRequest
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import others as remote
+from ssm_forge.channel import policy
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage

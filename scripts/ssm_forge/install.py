@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_forge import policy
 from ssm_forge.base import locks, mirrors, owners
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, step_progress
 from ssm_forge.base.web import HOW_TO_LOG_IN
+from ssm_forge.channel import policy
 from ssm_forge.install_marker import Installed, check_target, write_marker
 from ssm_forge.install_swap import discard, locked, replacing, swap, sweep
 from ssm_forge.package.intact import require_all_intact

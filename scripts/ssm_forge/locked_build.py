@@ -16,9 +16,9 @@ import yaml
 from rattler import RepoDataRecord
 from rattler_build import assemble_package
 
-from ssm_forge import channel as channels
 from ssm_forge.base import mirrors
 from ssm_forge.base.paths import Workspace
+from ssm_forge.channel import folder as channels
 from ssm_forge.lock_sources import KINDS, SourcePackage
 
 _PINS = "ssm-forge-locked-"

@@ -15,7 +15,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
-from ssm_forge.channel import SUBDIR
+from ssm_forge.channel.folder import SUBDIR
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import Source, Variant

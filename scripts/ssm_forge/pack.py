@@ -23,13 +23,14 @@ from pathlib import Path
 
 from rattler import RepoDataRecord
 
-from ssm_forge import channel as channels
-from ssm_forge import environment, policy
+from ssm_forge import environment
 from ssm_forge.base import files, foreign, owners
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.unpacking import DAMAGE, Member, is_damage
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import policy
 from ssm_forge.install_marker import Installed, installed_from
 from ssm_forge.install_registry import remember
 from ssm_forge.integrity import Report

@@ -14,7 +14,6 @@ from rich.text import Text
 
 from ssm_forge import (
     advice,
-    channel,
     flow_needs,
     flow_planning,
     install,
@@ -22,8 +21,6 @@ from ssm_forge import (
     install_registry,
     pixi,
     pixi_kernels,
-    policy,
-    remote,
     solve_only,
     solve_prefix,
     toolchain,
@@ -38,6 +35,9 @@ from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, note, op
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build import build
 from ssm_forge.build_leftovers import sweep
+from ssm_forge.channel import folder as channel
+from ssm_forge.channel import others as remote
+from ssm_forge.channel import policy
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import channel_url, virtual_packages
 from ssm_forge.package import installed as package_installed

@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from ssm_forge import (
-    channel,
     compile_cache,
     flow_planning,
     install_marker,
@@ -23,7 +22,6 @@ from ssm_forge import (
     lock,
     materials,
     pixi,
-    policy,
     source_packages,
 )
 from ssm_forge.base import machine
@@ -32,6 +30,8 @@ from ssm_forge.base.errors import BuildError, InstallError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, say
 from ssm_forge.build import hint
+from ssm_forge.channel import folder as channel
+from ssm_forge.channel import policy
 from ssm_forge.finalize import finalize
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage

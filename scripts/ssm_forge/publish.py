@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ssm_forge import channel as channels
 from ssm_forge import publish_hosted, publish_http
 from ssm_forge.base.credentials import for_engine, redact, require_clean
 from ssm_forge.base.errors import UsageError, did_you_mean
@@ -19,6 +18,7 @@ from ssm_forge.base.paths import launcher
 from ssm_forge.base.ui import download_progress
 from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.base.web import retrying
+from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import Package, inspect
 from ssm_forge.publish_s3 import S3Target
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target

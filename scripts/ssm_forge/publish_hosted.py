@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from ssm_forge.base.credentials import Credential, find, redact
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.web import Client, TransientError
-from ssm_forge.channel_source import records_at
+from ssm_forge.channel.source import records_at
 from ssm_forge.package.read import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
 

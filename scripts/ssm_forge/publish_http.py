@@ -12,7 +12,7 @@ import httpx
 from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.base.web import Client, TransientError, reason
-from ssm_forge.channel_source import records_at
+from ssm_forge.channel.source import records_at
 from ssm_forge.package.read import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from ssm_forge import channel as channels
-from ssm_forge import repodata
 from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.web import TransientError
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import index as repodata
 from ssm_forge.package.read import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel, compare
 

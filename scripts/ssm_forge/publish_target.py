@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
+from ssm_forge.channel.index import IndexRecord
 from ssm_forge.package.read import Package
-from ssm_forge.repodata import IndexRecord
 
 Outcome = Literal["added", "was there"]
 

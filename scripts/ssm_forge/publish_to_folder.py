@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssm_forge import channel as channels
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
+from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import Package
 from ssm_forge.publish_target import Advance, Outcome, Parcel
 

@@ -15,11 +15,11 @@ import httpx
 from rattler import RepoDataRecord
 from rattler.package import RunExportsJson
 
-from ssm_forge import repodata
 from ssm_forge.base import mirrors
 from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import IntegrityError, NetworkError
 from ssm_forge.base.web import session
+from ssm_forge.channel import index as repodata
 
 _FILES = ("run_exports.json.zst", "run_exports.json")
 

@@ -25,9 +25,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ssm_forge import channel as channels
 from ssm_forge.base.credentials import redact_path
 from ssm_forge.base.errors import ForgeError
+from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import FILENAME, SUBDIRS
 from ssm_forge.tokens import Right, TokenStore
 from ssm_forge.uploads import Uploads

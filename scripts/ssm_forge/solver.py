@@ -24,12 +24,12 @@ import rattler
 import rattler.exceptions
 from rattler import Channel, ChannelPriority, MatchSpec, RepoDataRecord, SparseRepoData
 
-from ssm_forge import repodata
 from ssm_forge.base import mirrors, owners
 from ssm_forge.base.credentials import for_engine, redact
 from ssm_forge.base.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN, session
+from ssm_forge.channel import index as repodata
 from ssm_forge.manifest.virtual import VirtualPackage, channel_url, subdir_type, virtual_packages
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.

@@ -10,9 +10,9 @@ from pathlib import Path
 from rattler import Channel, RepoDataRecord, SparseRepoData
 from rattler.package import PackageName
 
-from ssm_forge import channel as channels
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.channel import folder as channels
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import recipe

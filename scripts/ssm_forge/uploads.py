@@ -16,11 +16,11 @@ import anyio.to_thread
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ssm_forge import channel as channels
 from ssm_forge.base import locks
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.foreign import json_from
+from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import inspect
 
 MOST_BYTES = 20_000_000_000

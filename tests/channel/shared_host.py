@@ -29,14 +29,15 @@ from killed_publisher import Steps, end_after
 from lab import serving
 
 from ssm_forge import build as builds
-from ssm_forge import build_request, channel_prune, install, install_marker, install_swap
-from ssm_forge import channel as channels
+from ssm_forge import build_request, install, install_marker, install_swap
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.fetch import Artifact, fetch_all
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import prune as channel_prune
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered

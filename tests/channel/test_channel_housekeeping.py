@@ -14,18 +14,20 @@ from pathlib import Path
 import pytest
 from lab import Lab, check_folder, make_package
 
-from ssm_forge import channel_prune
+from ssm_forge.channel import prune
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import channel as channels
-from ssm_forge import channel_check, channel_mirror, coverage, trust
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import workspace
-from ssm_forge.channel_source import open_source
+from ssm_forge.channel import check as channel_check
+from ssm_forge.channel import coverage, mirror
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import statement as trust
+from ssm_forge.channel.index import DamagedIndexError
+from ssm_forge.channel.source import open_source
 from ssm_forge.manifest import variants
 from ssm_forge.publish import publish
-from ssm_forge.repodata import DamagedIndexError
 
 NAME = "tool-1.0-h1_0.conda"
 
@@ -111,9 +113,9 @@ def fill(folder: Path) -> None:
 def test_prune_keeps_the_newest_of_each_variant(tmp_path: Path) -> None:
     fill(tmp_path)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    planned = channel_prune.prune(tmp_path, keep=1, dry_run=True)
+    planned = prune.prune(tmp_path, keep=1, dry_run=True)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} - before <= {tmp_path / ".lock"}
-    done = channel_prune.prune(tmp_path, keep=1, dry_run=False)
+    done = prune.prune(tmp_path, keep=1, dry_run=False)
     assert done.packages == planned.packages
     assert set(done.packages) == {
         "linux-64/tool-1.0-py312_h0123abc_0.conda",
@@ -121,18 +123,18 @@ def test_prune_keeps_the_newest_of_each_variant(tmp_path: Path) -> None:
     }
     assert check_folder(tmp_path) == {"tool-2.0-py312_h0123abe_0.conda", "tool-1.0-py313_h0123abc_0.conda"}
     assert problems(tmp_path) == {}
-    assert channel_prune.prune(tmp_path, keep=1, dry_run=False).packages == ()
+    assert prune.prune(tmp_path, keep=1, dry_run=False).packages == ()
 
 
 def test_prune_keeps_more_when_asked_and_what_others_need(tmp_path: Path) -> None:
     fill(tmp_path)
-    kept = channel_prune.prune(tmp_path, keep=2, dry_run=True)
+    kept = prune.prune(tmp_path, keep=2, dry_run=True)
     assert kept.packages == ("linux-64/tool-1.0-py312_h0123abc_0.conda",)
     make_package(tmp_path / "linux-64", "user", depends=("tool ==1.0",))
     fill_without_py313 = tmp_path / "linux-64" / "tool-1.0-py313_h0123abc_0.conda"
     fill_without_py313.unlink()
     channels.index(tmp_path)
-    channel_prune.prune(tmp_path, keep=1, dry_run=False)
+    prune.prune(tmp_path, keep=1, dry_run=False)
     assert any(name.startswith("tool-1.0-") for name in check_folder(tmp_path))
 
 
@@ -150,9 +152,9 @@ def test_what_is_still_being_received_is_left_alone(request: pytest.FixtureReque
         part.write_bytes(b"half")
     os.utime(forgotten, (time.time() - 8 * 86_400,) * 2)
     assert problems(channel) == {f".uploads/{forgotten.name}": "leftover"}
-    assert channel_prune.prune(channel, keep=1, dry_run=True).other == (f".uploads/{forgotten.name}",)
+    assert prune.prune(channel, keep=1, dry_run=True).other == (f".uploads/{forgotten.name}",)
     channel_check.repair(channel)
-    channel_prune.prune(channel, keep=1, dry_run=False)
+    prune.prune(channel, keep=1, dry_run=False)
     assert fresh.exists()
     assert not forgotten.exists()
     if running is not None:
@@ -165,7 +167,7 @@ def test_prune_takes_away_what_no_index_names(channel: Path) -> None:
     (channel / ".uploads" / ("0" * 64 + ".part")).write_bytes(b"half")
     (channel / "linux-64" / "gone-1.0-0.conda.sigs").write_text("[]")
     (channel / "linux-64" / "shards" / ("0" * 64 + ".msgpack.zst")).write_bytes(b"old")
-    done = channel_prune.prune(channel, keep=1, dry_run=False)
+    done = prune.prune(channel, keep=1, dry_run=False)
     assert done.packages == ()
     assert len(done.other) >= 3
     assert problems(channel) == {}
@@ -181,12 +183,12 @@ def test_a_mirror_is_a_whole_channel(request: pytest.FixtureRequest, channel: Pa
         publish([make_package(tmp_path / "made", "base")], source)
         publish([channel / "linux-64" / NAME], source, statements=trust.writer(key, ()))
     target = tmp_path / "copy"
-    assert channel_mirror.mirror(open_source(source), target, log=ignore) == (2, 0)
-    assert channel_mirror.mirror(open_source(source), target, log=ignore) == (0, 2)
+    assert mirror.mirror(open_source(source), target, log=ignore) == (2, 0)
+    assert mirror.mirror(open_source(source), target, log=ignore) == (0, 2)
     assert problems(target) == {}
     assert channels.records(target)[NAME].attestations_sha256
     only = tmp_path / "some"
-    assert channel_mirror.mirror(open_source(source), only, only=("tool-*",), log=ignore) == (1, 0)
+    assert mirror.mirror(open_source(source), only, only=("tool-*",), log=ignore) == (1, 0)
     assert check_folder(only) == {NAME}
 
 
@@ -196,7 +198,7 @@ def test_a_mirror_goes_on_where_it_was(lab: Lab, tmp_path: Path) -> None:
     part = tmp_path / "copy" / ".uploads" / f"{sha256}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(package.read_bytes()[:300_000])
-    assert channel_mirror.mirror(open_source(lab.url), tmp_path / "copy", log=ignore) == (1, 0)
+    assert mirror.mirror(open_source(lab.url), tmp_path / "copy", log=ignore) == (1, 0)
     assert problems(tmp_path / "copy") == {}
 
 
@@ -204,11 +206,11 @@ def test_a_mirror_takes_no_changed_package_and_replaces_none(channel: Path, tmp_
     target = tmp_path / "copy"
     make_package(target / "linux-64", text="mine\n")
     with pytest.raises(IntegrityError, match="different file under the name tool"):
-        channel_mirror.mirror(open_source(str(channel)), target, only=("tool-*",), log=ignore)
+        mirror.mirror(open_source(str(channel)), target, only=("tool-*",), log=ignore)
     stored = channel / "linux-64" / "base-1.0-h1_0.conda"
     stored.write_bytes(stored.read_bytes() + b"x")
     with pytest.raises(IntegrityError, match="but is listed with"):
-        channel_mirror.mirror(open_source(str(channel)), tmp_path / "other", log=ignore)
+        mirror.mirror(open_source(str(channel)), tmp_path / "other", log=ignore)
     assert not list((tmp_path / "other").rglob("base*"))
 
 

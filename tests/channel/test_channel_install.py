@@ -11,11 +11,12 @@ import pytest
 from lab import Lab, auth_file, environment, make_package
 from rattler import RepoDataRecord
 
-from ssm_forge import channel as channels
-from ssm_forge import install, install_marker, remote
+from ssm_forge import install, install_marker
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import others as remote
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
 

@@ -18,8 +18,11 @@ from ssm_forge import install_marker
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import publish_hosted, remote, repodata, trust
+from ssm_forge import publish_hosted
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
+from ssm_forge.channel import index as repodata
+from ssm_forge.channel import others as remote
+from ssm_forge.channel import statement as trust
 from ssm_forge.publish import publish
 from ssm_forge.solver import Request, solve
 

@@ -15,12 +15,15 @@ from ssm_forge import flow_planning
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import channel as channels
-from ssm_forge import pipeline, plan, policy, remote, trust
+from ssm_forge import pipeline, plan
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.urls import is_under
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import others as remote
+from ssm_forge.channel import policy
+from ssm_forge.channel import statement as trust
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package.read import inspect
 from ssm_forge.publish import publish

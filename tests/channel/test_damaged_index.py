@@ -14,13 +14,16 @@ import pytest
 import zstandard
 from lab import make_package, serving
 
-from ssm_forge import channel as channels
-from ssm_forge import channel_check, channel_mirror, channel_prune, coverage, remote, trust
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.files import sha256_of
-from ssm_forge.channel_source import open_source
+from ssm_forge.channel import check as channel_check
+from ssm_forge.channel import coverage, mirror, prune
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import others as remote
+from ssm_forge.channel import statement as trust
+from ssm_forge.channel.index import DamagedIndexError
+from ssm_forge.channel.source import open_source
 from ssm_forge.publish import publish
-from ssm_forge.repodata import DamagedIndexError
 from ssm_forge.solver import Request, solve
 from ssm_forge.tokens import TokenStore
 from ssm_forge.uploads import Uploads
@@ -106,9 +109,9 @@ def test_prune_removes_nothing_by_a_damaged_index(channel: Path, name: str, data
     before = {path for path in channel.rglob("*") if path.is_file()}
     if name in (REPODATA, SHARDS):
         with pytest.raises(DamagedIndexError, match=f"{name}.*channel check --repair {channel}'"):
-            channel_prune.prune(channel, keep=1, dry_run=False)
+            prune.prune(channel, keep=1, dry_run=False)
     else:
-        channel_prune.prune(channel, keep=1, dry_run=False)
+        prune.prune(channel, keep=1, dry_run=False)
     assert {path for path in channel.rglob("*") if path.is_file()} - {channel / ".lock"} == before - {channel / ".lock"}
 
 
@@ -147,7 +150,7 @@ def test_an_upload_to_a_server_whose_index_breaks_meanwhile_is_listed(
 
 
 READERS: list[Callable[[Path], object]] = [
-    lambda channel: channel_mirror.mirror(open_source(str(channel)), channel.parent / "copy", log=lambda line: None),
+    lambda channel: mirror.mirror(open_source(str(channel)), channel.parent / "copy", log=lambda line: None),
     lambda channel: coverage.items(open_source(str(channel))),
     lambda channel: solve(Request(specs=("tool",), channels=(channel.as_uri(),), snapshot=channel)),
     lambda channel: solve(Request(specs=("tool",), channels=(channel.as_uri(),))),
@@ -187,7 +190,7 @@ def test_no_wrong_type_anywhere_inside_is_a_crash(channel: Path) -> None:
             node[way[-1]] = value
             index.write_text(json.dumps(content))
             channel_check.check(open_source(str(channel)))
-            for act in (lambda: channel_prune.prune(channel, keep=1, dry_run=True), lambda: READERS[1](channel)):
+            for act in (lambda: prune.prune(channel, keep=1, dry_run=True), lambda: READERS[1](channel)):
                 try:
                     act()
                 except ForgeError as error:
@@ -206,7 +209,7 @@ def test_no_cut_and_no_turned_byte_is_a_crash(channel: Path) -> None:
             file.write_bytes(bytes(cut))
             channel_check.check(open_source(str(channel)))
             try:
-                channel_prune.prune(channel, keep=1, dry_run=True)
+                prune.prune(channel, keep=1, dry_run=True)
             except ForgeError as error:
                 assert error.fix
         file.write_bytes(data)

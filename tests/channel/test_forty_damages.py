@@ -19,13 +19,14 @@ from lab import check_folder, make_package
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import channel as channels
-from ssm_forge import channel_check, trust
 from ssm_forge.base.foreign import from_zstd
-from ssm_forge.channel_source import open_source
+from ssm_forge.channel import check as channel_check
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import statement as trust
+from ssm_forge.channel.index import run_exports
+from ssm_forge.channel.source import open_source
 from ssm_forge.package.read import SUBDIRS, inspect
 from ssm_forge.package.write import dump_json, json_of, rewrite_info
-from ssm_forge.repodata import run_exports
 
 Found = set[tuple[str, str]]
 MAIN = "linux-64"

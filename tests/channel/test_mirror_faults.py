@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from lab import make_package
 
-from ssm_forge import channel as channels
 from ssm_forge.base import web
 from ssm_forge.base.errors import ForgeError, IntegrityError, NetworkError
 from ssm_forge.base.web import TransientError
-from ssm_forge.channel_mirror import mirror
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel.mirror import mirror
 
 NAME = "tool-1.0-h1_0.conda"
 

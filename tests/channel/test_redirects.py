@@ -13,12 +13,15 @@ import httpx
 import pytest
 from lab import make_package
 
-from ssm_forge import channel as channels
-from ssm_forge import channel_check, channel_mirror, pack, policy, publish_hosted, trust
+from ssm_forge import pack, publish_hosted
 from ssm_forge.base import web
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.channel_source import open_source
+from ssm_forge.channel import check as channel_check
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import mirror, policy
+from ssm_forge.channel import statement as trust
+from ssm_forge.channel.source import open_source
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
@@ -120,7 +123,7 @@ def test_check_and_mirror(front: str, tmp_path: Path, folder: Path) -> None:
     sha256 = inspect(folder / "linux-64" / NAME).sha256
     (target / ".uploads").mkdir(parents=True)
     (target / ".uploads" / f"{sha256}.part").write_bytes((folder / "linux-64" / NAME).read_bytes()[:50_000])
-    assert channel_mirror.mirror(open_source(front), target, log=lambda line: None) == (1, 0)
+    assert mirror.mirror(open_source(front), target, log=lambda line: None) == (1, 0)
     assert channels.records(target)[NAME].attestations_sha256
     assert channel_check.check(open_source(str(target))) == ([], 1)
 

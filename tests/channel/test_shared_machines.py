@@ -22,13 +22,13 @@ import pytest
 from lab import ROOT, check_folder, environment, make_package
 from shared_host import require_right
 
-from ssm_forge import channel_prune
+from ssm_forge.channel import prune
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import channel_check
 from ssm_forge.base import owners
-from ssm_forge.channel_source import open_source
+from ssm_forge.channel import check as channel_check
+from ssm_forge.channel.source import open_source
 
 HERE = Path(__file__).parent
 _ISOLATE = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", "--map-root-user"]
@@ -169,5 +169,5 @@ def test_two_machines_with_one_cache_do_each_other_no_harm(tmp_path: Path, round
         assert not staging.exists()
         assert not download.exists()
     # No server has the channel open any more.
-    channel_prune.prune(tmp_path / "channel", keep=2, dry_run=False)
+    prune.prune(tmp_path / "channel", keep=2, dry_run=False)
     assert not list((tmp_path / "channel" / ".uploads").glob("*.part"))

@@ -14,10 +14,12 @@ from ssm_forge import install_marker
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import environment, install, pack, policy, trust
+from ssm_forge import environment, install, pack
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.channel import policy
+from ssm_forge.channel import statement as trust
 from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages

@@ -24,7 +24,7 @@ from ssm_forge import build_baseline, install, install_marker, lock, plan, solve
 from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
-from ssm_forge.channel import index
+from ssm_forge.channel.folder import index
 from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import gpu_code
 from ssm_forge.package import installed as package_installed

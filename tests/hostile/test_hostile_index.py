@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import changed, damaged, deep, hostile, json_files, judge, memory_below, values, zstd_bomb
-from ssm_forge import repodata
-from ssm_forge.repodata import DamagedIndexError
+from ssm_forge.channel import index as repodata
+from ssm_forge.channel.index import DamagedIndexError
 
 HERE = "https://example.org/channel/linux-64/repodata.json"
 RECORD = {

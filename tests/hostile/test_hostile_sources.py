@@ -27,10 +27,11 @@ from hostile import (
     writes_only_below,
     zstd_bomb,
 )
-from ssm_forge import bundle, package_index, remote_zip, trust
+from ssm_forge import bundle, package_index, remote_zip
 from ssm_forge.base import foreign, mirrors, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import workspace
+from ssm_forge.channel import statement as trust
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.package.read import Package
 
@@ -265,7 +266,7 @@ def test_what_a_package_was_built_from_can_be_signed_for_or_is_refused(data: byt
         return content
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ssm_forge.trust.provenance", told)
+        patch.setattr("ssm_forge.channel.statement.provenance", told)
         package = Package(Path("tool-1.0-h1_0.conda"), "linux-64", "ab" * 32, 1, {})
         key = trust.Ed25519PrivateKey.from_private_bytes(bytes(32))
         if _is_json(data):

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import as_json, changed, damaged, hostile, json_files, judge
-from ssm_forge import policy, trust
 from ssm_forge.base.errors import IntegrityError, UsageError
-from ssm_forge.trust import PublicKey
+from ssm_forge.channel import policy
+from ssm_forge.channel import statement as trust
+from ssm_forge.channel.statement import PublicKey
 
 NAME, SHA256 = "tool-1.0-h1_0.conda", "0" * 64
 STATEMENT = {

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import channel_check, channel_mirror, channel_prune, trust
-from ssm_forge import coverage as covering
 from ssm_forge.base.credentials import require_clean
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, note, open_log, out, say
-from ssm_forge.channel_source import ChannelSource, FolderSource, open_source
-from ssm_forge.coverage import Row, pythons
+from ssm_forge.channel import check as channel_check
+from ssm_forge.channel import coverage as covering
+from ssm_forge.channel import mirror as channel_mirror
+from ssm_forge.channel import prune as channel_prune
+from ssm_forge.channel import statement as trust
+from ssm_forge.channel.coverage import Row, pythons
+from ssm_forge.channel.source import ChannelSource, FolderSource, open_source
 from ssm_forge.manifest import variants
 
 _CHANNEL = click.argument("channel", required=False)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import environment, integrity, lock, policy, source_packages
+from ssm_forge import environment, integrity, lock, source_packages
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.ui import out, say
+from ssm_forge.channel import policy
 from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.install_marker import read_marker
 from ssm_forge.integrity import Report

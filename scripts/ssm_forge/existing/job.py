@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.text import Text
 
-from ssm_forge import channel
 from ssm_forge.base.errors import UsageError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.build_leftovers import sweep
+from ssm_forge.channel import folder as channel
 from ssm_forge.existing import check, install, needs, plan, reader
 from ssm_forge.existing.plan import Work
 from ssm_forge.existing.reader import Existing

@@ -8,7 +8,6 @@ from typing import Any
 
 from packaging.tags import Tag
 
-from ssm_forge import channel as channels
 from ssm_forge.base import machine
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
@@ -16,7 +15,8 @@ from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.build_origin import compiler_of
 from ssm_forge.build_request import BuildRequest
-from ssm_forge.channel import channel_urls
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel.folder import channel_urls
 from ssm_forge.existing import install, needs, reader, rows, torch
 from ssm_forge.existing.needs import Needs
 from ssm_forge.existing.reader import Existing

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import channel as channels
-from ssm_forge import repodata
 from ssm_forge.base import files, foreign, owners
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.ui import step_progress
-from ssm_forge.channel_source import ChannelSource, FolderSource, measure, read_index, records
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import index as repodata
+from ssm_forge.channel.index import IndexRecord, Records
+from ssm_forge.channel.source import ChannelSource, FolderSource, measure, read_index, records
+from ssm_forge.channel.statement import about, bundles_of
 from ssm_forge.package.read import Package, inspect
-from ssm_forge.repodata import IndexRecord, Records
-from ssm_forge.trust import about, bundles_of
 
 # Hidden, so that neither the engine nor our server takes it for a part of the channel.
 ASIDE = ".damaged"

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from ssm_forge import repodata
 from ssm_forge.base import locks, owners
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.files import flush, sha256_of, write_whole
 from ssm_forge.base.paths import launcher
+from ssm_forge.channel import index as repodata
 from ssm_forge.package.read import SUBDIRS
 
 SUBDIR = "linux-64"

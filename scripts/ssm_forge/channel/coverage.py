@@ -13,10 +13,10 @@ from typing import Any
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.files import write_whole
-from ssm_forge.channel_source import ChannelSource, records
+from ssm_forge.channel.index import COMPLETE, IndexRecord
+from ssm_forge.channel.source import ChannelSource, records
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.variants import Matrix
-from ssm_forge.repodata import COMPLETE, IndexRecord
 
 _BUILD = re.compile(r"cuda(\d+?)(\d)_py(\d)(\d+)_((?:sm|compute).*)_h[0-9a-f]+_\d+$")
 _TORCH = re.compile(r"pytorch (?:==)?(\d+\.\d+)")

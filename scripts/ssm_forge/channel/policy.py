@@ -22,9 +22,9 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import say
 from ssm_forge.base.urls import canonical, is_under, local_path
 from ssm_forge.base.web import Client, whole
+from ssm_forge.channel.statement import PublicKey, load_public, verify
 from ssm_forge.manifest.virtual import channel_url
 from ssm_forge.package.intact import require_intact
-from ssm_forge.trust import PublicKey, load_public, verify
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ssm_forge import channel as channels
 from ssm_forge.base import files
 from ssm_forge.base.errors import IntegrityError, NetworkError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.ui import step_progress
 from ssm_forge.base.web import TransientError, retrying
-from ssm_forge.channel_source import ChannelSource, records
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel.index import IndexRecord
+from ssm_forge.channel.source import ChannelSource, records
 from ssm_forge.package.read import FILENAME, inspect
-from ssm_forge.repodata import IndexRecord
 
 
 def mirror(

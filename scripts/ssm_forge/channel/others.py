@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge import repodata
 from ssm_forge.base import mirrors
 from ssm_forge.base.credentials import for_engine, redact, require_clean
 from ssm_forge.base.errors import ForgeError, IntegrityError, NetworkError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.urls import is_under
 from ssm_forge.base.web import HOW_TO_LOG_IN
+from ssm_forge.channel import index as repodata
 from ssm_forge.manifest.virtual import channel_url, subdir_type
 from ssm_forge.solver import require_readable
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import channel as channels
-from ssm_forge import repodata
 from ssm_forge.base import files, owners
-from ssm_forge.channel_check import check as check
-from ssm_forge.channel_check import repair as repair
-from ssm_forge.repodata import IndexRecord, Records
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import index as repodata
+from ssm_forge.channel.check import check as check
+from ssm_forge.channel.check import repair as repair
+from ssm_forge.channel.index import IndexRecord, Records
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
 

@@ -12,12 +12,12 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from ssm_forge import channel as channels
-from ssm_forge import repodata
 from ssm_forge.base.credentials import redact, require_clean
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.foreign import MOST_BYTES, read_bytes
 from ssm_forge.base.web import Client, whole
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import index as repodata
 from ssm_forge.package.read import SUBDIRS
 
 _CHUNK = 1 << 20
