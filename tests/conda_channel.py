@@ -17,10 +17,10 @@ from rattler import RepoDataRecord
 from rattler.index import index_fs
 from rattler_build import assemble_package
 
-from ssm_forge.lock import LockedEnvironment, write_locked
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.lock import LockedEnvironment, write_locked
+from ssm_forge.solve.solver import Request, solve
 
 CANONICAL = "https://example.org/lab/"
 PLATFORM = Platform("linux-64", "linux-64", virtual_packages())

@@ -13,7 +13,6 @@ import pytest
 
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package, served
 from ssm_forge import environment
-from ssm_forge import lock as locks
 from ssm_forge.base import locks as file_locks
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
@@ -22,6 +21,7 @@ from ssm_forge.install_marker import UNFINISHED
 from ssm_forge.integrity import verify
 from ssm_forge.package.installed import records
 from ssm_forge.packages import Mirror
+from ssm_forge.solve import lock as locks
 
 ROOT = Path(__file__).resolve().parents[1]
 

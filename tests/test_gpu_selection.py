@@ -14,7 +14,7 @@ from ssm_forge.base.errors import SolveError
 from ssm_forge.channel import folder as channel
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package.write import InfoFiles, dump_json, rewrite_info
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 BUILDS = ("9.0", "12.0", "8.0;9.0+PTX")
 

@@ -13,13 +13,14 @@ import pytest
 
 from conda_channel import index, make_package
 from front_door import own_environment
-from ssm_forge import install, install_marker, install_registry, solve_prefix
+from ssm_forge import install, install_marker, install_registry
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.install_marker import MARKER, Installed
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package.write import InfoFiles, dump_json, rewrite_info
+from ssm_forge.solve import prefix as solve_prefix
 
 SITE = "lib/python3.12/site-packages"
 OURS = ("mamba-ssm", "python 3.12.*")

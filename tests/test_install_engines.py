@@ -14,7 +14,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.install import install
 from ssm_forge.install_marker import Installed, is_foreign, read_marker
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 OURS = Installed(variant="cu130", python="3.12", source="conda", packages=("tool-1.0-h1_0.conda",), created=True)
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import lock as locks
-from ssm_forge import lockdiff
 from ssm_forge.base.errors import ForgeError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.cli import COMMANDS
 from ssm_forge.manifest import environments as manifests
 from ssm_forge.package import intact
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve import lock_changes
+from ssm_forge.solve.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -199,8 +199,8 @@ class TestCheck:
         assert text != (ROOT / "pixi.lock").read_text()
         lock.write_text(text)
         assert [p for problems in locks.check(manifest, lock).values() for p in problems] == []
-        assert lockdiff.compare(locks.read(lock), locks.read(ROOT / "pixi.lock"), {}) == []
-        assert lockdiff.compare(locks.read(ROOT / "pixi.lock"), locks.read(lock), {}) == []
+        assert lock_changes.compare(locks.read(lock), locks.read(ROOT / "pixi.lock"), {}) == []
+        assert lock_changes.compare(locks.read(ROOT / "pixi.lock"), locks.read(lock), {}) == []
 
     def test_notices_an_edited_lock(self, tmp_path: Path, manifest: manifests.Manifest) -> None:
         lock = tmp_path / "pixi.lock"
@@ -317,7 +317,7 @@ class TestDiff:
 
     def test_lists_upgrades_by_environment_asked_for_first(self, changed: Path) -> None:
         asked = {"default": {"pyelftools"}}
-        found = lockdiff.compare(locks.read(changed), locks.read(ROOT / "pixi.lock"), asked)
+        found = lock_changes.compare(locks.read(changed), locks.read(ROOT / "pixi.lock"), asked)
         assert [e.environment for e in found] == ["default", "dev"]
         (item,) = found[0].changes
         assert (item.kind, item.package, item.old, item.asked_for) == ("upgraded", "pyelftools", "0.1", True)
@@ -325,7 +325,7 @@ class TestDiff:
 
     def test_is_empty_for_equal_locks(self) -> None:
         same = locks.read(ROOT / "pixi.lock")
-        assert lockdiff.compare(same, same, {}) == []
+        assert lock_changes.compare(same, same, {}) == []
 
     def test_other_bytes_under_the_same_url_come_first(self) -> None:
         old, new = locks.read(ROOT / "pixi.lock"), locks.read(ROOT / "pixi.lock")
@@ -333,14 +333,14 @@ class TestDiff:
         pytorch = next(r for r in cu118.records if r.name.normalized == "pytorch")
         pytorch.sha256 = bytes(32)
         pytorch.md5 = bytes(16)
-        (found,) = lockdiff.compare(old, new, {})
+        (found,) = lock_changes.compare(old, new, {})
         assert [(c.kind, c.package) for c in found.changes] == [("bytes changed", "pytorch")]
 
     def test_added_and_removed_environments_are_notes(self) -> None:
         locked = locks.read(ROOT / "pixi.lock")
         fewer = tuple(e for e in locked if e.name != "cu130")
-        assert "new," in lockdiff.compare(fewer, locked, {})[0].notes[0]
-        assert "removed" in lockdiff.compare(locked, fewer, {})[0].notes[0]
+        assert "new," in lock_changes.compare(fewer, locked, {})[0].notes[0]
+        assert "removed" in lock_changes.compare(locked, fewer, {})[0].notes[0]
 
     def test_reads_a_git_revision(self, tmp_path: Path, changed: Path) -> None:
         def git(*words: str) -> None:
@@ -350,12 +350,12 @@ class TestDiff:
         git("add", "pixi.lock")
         git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "lock")
         place = Workspace(root=tmp_path, cache=tmp_path / "cache")
-        assert len(lockdiff.at_revision(place, "HEAD")) == 5
+        assert len(lock_changes.at_revision(place, "HEAD")) == 5
         with pytest.raises(UsageError, match="nonsense"):
-            lockdiff.at_revision(place, "nonsense")
+            lock_changes.at_revision(place, "nonsense")
         for option in (f"--output={tmp_path}/written", "-p", "--", ""):
             with pytest.raises(UsageError, match="is no revision of git"):
-                lockdiff.at_revision(place, option)
+                lock_changes.at_revision(place, option)
         assert not list(tmp_path.glob("written*"))
 
 

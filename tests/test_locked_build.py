@@ -10,13 +10,14 @@ from rattler.package_streaming import extract
 from rattler_build import ToolConfiguration
 
 from conda_channel import index, make_package
-from ssm_forge import flow_planning, lock, locked_build
+from ssm_forge import flow_planning, locked_build
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.recipe import PROJECTS
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve import lock
+from ssm_forge.solve.lock_sources import SourcePackage
+from ssm_forge.solve.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,11 +19,11 @@ from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.install_marker import Installed
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import installed as package_installed
-from ssm_forge.solver import Request, require_reachable, solve
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.solver import Request, require_reachable, solve
 
 # Reserved: no name server knows it.
 CHANNEL = "https://conda.invalid/lab"

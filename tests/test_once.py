@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import rattler_build
 
-from ssm_forge import build_origin, flow_planning, materials, pipeline, solve_only
+from ssm_forge import build_origin, flow_planning, materials, pipeline
 from ssm_forge.base import machine
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.plan import Options
+from ssm_forge.solve import recipes as solve_only
 
 
 @pytest.fixture

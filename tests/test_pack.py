@@ -14,17 +14,17 @@ import yaml
 from rattler import RepoDataRecord
 
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package
-from ssm_forge import lock as locks
 from ssm_forge import pack as packing
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.unpacking import unpack_tar
 from ssm_forge.environment import create
-from ssm_forge.export import FORMATS
 from ssm_forge.integrity import verify
 from ssm_forge.package import intact
 from ssm_forge.packages import Mirror, local_file, require_plain_names
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve.export import FORMATS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,13 +14,14 @@ import pytest
 import zstandard
 
 from conda_channel import demo_channel
-from ssm_forge import flow_planning, pipeline, solve_prefix
+from ssm_forge import flow_planning, pipeline
 from ssm_forge.base.errors import NetworkError, SolveError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.pipeline import Base
 from ssm_forge.plan import Options, Plan
+from ssm_forge.solve import prefix as solve_prefix
 
 SNAPSHOT = workspace().root.parent / "shared" / "conda-snapshot"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index
-from ssm_forge import lock, pixi_export, source_packages
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.manifest import environments as manifest
+from ssm_forge.solve import lock, pixi_export, source_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

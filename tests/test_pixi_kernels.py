@@ -11,16 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import (
-    build_origin,
-    flow_planning,
-    install_marker,
-    install_registry,
-    pixi,
-    pixi_kernels,
-    plan,
-    source_packages,
-)
+from ssm_forge import build_origin, flow_planning, install_marker, install_registry, pixi, pixi_kernels, plan
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import BuildError, InstallError, NetworkError, VerifyError
 from ssm_forge.base.machine import Gpu
@@ -34,6 +25,7 @@ from ssm_forge.package.read import provenance
 from ssm_forge.package.write import read_json
 from ssm_forge.pixi_kernels import Kept
 from ssm_forge.plan import Options
+from ssm_forge.solve import source_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,8 +20,7 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import install_marker, install_registry, pipeline, pixi, pixi_export, pixi_kernels, solve_prefix
-from ssm_forge import lock as locks
+from ssm_forge import install_marker, install_registry, pipeline, pixi, pixi_kernels
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import InstallError, NetworkError
 from ssm_forge.base.paths import Workspace, workspace
@@ -33,6 +32,9 @@ from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import libraries as elf
 from ssm_forge.plan import Plan, PlannedPackage
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve import pixi_export
+from ssm_forge.solve import prefix as solve_prefix
 
 ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOT = ROOT.parent / "shared" / "conda-snapshot"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import lock as locks
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.base.paths import workspace
 from ssm_forge.manifest import variants
-from ssm_forge.solve_only import KINDS, SolvedEnvironment, solve_recipes
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve.recipes import KINDS, SolvedEnvironment, solve_recipes
+from ssm_forge.solve.solver import Request, solve
 
 SNAPSHOT = workspace().root.parent / "shared" / "conda-snapshot"
 PYTHONS = {"cu118": "3.10", "cu129": "3.12", "cu130": "3.12"}

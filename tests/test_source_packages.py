@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import environment, export, install_marker, integrity, materials, pack, source_packages
-from ssm_forge import lock as locks
+from ssm_forge import environment, install_marker, integrity, materials, pack
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.lock import LockedEnvironment
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import read as inspection
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve import export, source_packages
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.lock_sources import SourcePackage
+from ssm_forge.solve.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package, served
-from ssm_forge import lock as locks
-from ssm_forge import lock_sources, lockdiff, run_exports
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
@@ -22,9 +20,11 @@ from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.package import intact
 from ssm_forge.package.write import rewrite_info
-from ssm_forge.pixi_identity import identity, xxh3
-from ssm_forge.run_exports import RunExports
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve import lock_changes, lock_sources, run_exports
+from ssm_forge.solve.pixi_identity import identity, xxh3
+from ssm_forge.solve.run_exports import RunExports
+from ssm_forge.solve.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ("cu118", "cu129", "cu130")
@@ -201,7 +201,7 @@ class TestDiff:
         text = workspace().source_lock.read_text()
         path = tmp_path / "pixi.lock"
         path.write_text(re.sub(r"/gxx_linux-64-14\.\d\.\d-", "/gxx_linux-64-14.0.0-", text))
-        found = lockdiff.compare(locks.read(path), locks.read(workspace().source_lock), {})
+        found = lock_changes.compare(locks.read(path), locks.read(workspace().source_lock), {})
         compiled = [e for e in found if "compiled" in e.environment]
         assert [e.environment for e in compiled] == [
             f"{name}: what causal-conv1d and mamba-ssm is compiled with" for name in ("cu129", "cu130")
@@ -214,13 +214,13 @@ class TestDiff:
         path.write_text(
             text.replace("cuda_arch_list: 8.0;9.0+PTX", "cuda_arch_list: '8.0'").replace("  - einops\n", "")
         )
-        notes = lockdiff.compare(locks.read(path), locks.read(workspace().source_lock), {})[0].notes
+        notes = lock_changes.compare(locks.read(path), locks.read(workspace().source_lock), {})[0].notes
         assert "causal-conv1d: cuda_arch_list: 8.0 -> 8.0;9.0+PTX" in notes
         assert "mamba-ssm: needs: nothing -> einops" in notes
 
     def test_equal_locks_are_equal(self) -> None:
         same = locks.read(workspace().source_lock)
-        assert lockdiff.compare(same, same, {}) == []
+        assert lock_changes.compare(same, same, {}) == []
 
 
 class TestParts:

@@ -13,7 +13,7 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import PROJECTS, render
 from ssm_forge.manifest.variants import Variant
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 ROWS = [pytest.param(row, id=f"{row.name}-{row.source}") for row in variants.load(workspace().variants).variants]
 

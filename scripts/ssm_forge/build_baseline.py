@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import build_tools, flow_planning, install, install_marker, plan, process_tree, solve_prefix, toolchain
+from ssm_forge import build_tools, flow_planning, install, install_marker, plan, process_tree, toolchain
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
@@ -22,6 +22,7 @@ from ssm_forge.channel import folder as channel
 from ssm_forge.manifest import patching, recipe, sdists
 from ssm_forge.package import write as archive
 from ssm_forge.process_tree import Usage
+from ssm_forge.solve import prefix as solve_prefix
 
 Kind = Literal["default", "same capability"]
 KINDS: tuple[Kind, ...] = ("default", "same capability")

@@ -17,7 +17,7 @@ from ssm_forge.channel.folder import channel_urls
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Source, Variant
-from ssm_forge.solver import require_reachable
+from ssm_forge.solve.solver import require_reachable
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rattler import RepoDataRecord
 
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
+from ssm_forge.solve.lock_sources import SourcePackage
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge import lock
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.machine import device, free_disk
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import human_bytes
 from ssm_forge.bridge import assemble
 from ssm_forge.manifest.variants import Variant
+from ssm_forge.solve import lock
 
 # Seen with one capability: work folder, objects and the package of one project, times the list's length.
 _PER_BUILD_BYTES = 400_000_000

@@ -20,10 +20,10 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.channel import policy
 from ssm_forge.integrity import Report, verify
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.virtual import subdir_type
 from ssm_forge.package.intact import require_all_intact
 from ssm_forge.packages import Mirror, local_file, network_mirrors, require_plain_names
+from ssm_forge.solve.lock import LockedEnvironment
 
 _TIMEOUT_SECONDS = 60
 

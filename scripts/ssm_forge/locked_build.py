@@ -19,7 +19,7 @@ from rattler_build import assemble_package
 from ssm_forge.base import mirrors
 from ssm_forge.base.paths import Workspace
 from ssm_forge.channel import folder as channels
-from ssm_forge.lock_sources import KINDS, SourcePackage
+from ssm_forge.solve.lock_sources import KINDS, SourcePackage
 
 _PINS = "ssm-forge-locked-"
 

@@ -13,11 +13,11 @@ from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package.read import Material, material_digest
+from ssm_forge.solve.lock_sources import SourcePackage
 
 # What a channel gave at the time of the build: of all roles the one that a checkout can't tell.
 SOLVED = "toolchain package"

@@ -34,14 +34,14 @@ from ssm_forge.channel import policy
 from ssm_forge.install_marker import Installed, installed_from
 from ssm_forge.install_registry import remember
 from ssm_forge.integrity import Report
-from ssm_forge.lock import LockedEnvironment, read, write_locked
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.virtual import VirtualPackage, virtual_packages
 from ssm_forge.package.installed import engine_records
 from ssm_forge.package.write import EPOCH
 from ssm_forge.packages import Mirror, collect, local_file, require_plain_names
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.lock import LockedEnvironment, read, write_locked
+from ssm_forge.solve.solver import Request, solve
 
 FORMAT = 1
 

@@ -21,8 +21,6 @@ from ssm_forge import (
     install_registry,
     pixi,
     pixi_kernels,
-    solve_only,
-    solve_prefix,
     toolchain,
     verify,
     verify_report,
@@ -42,8 +40,10 @@ from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import channel_url, virtual_packages
 from ssm_forge.package import installed as package_installed
 from ssm_forge.plan import Options, Plan, PlannedPackage
-from ssm_forge.solve_only import solve_builds
-from ssm_forge.solver import require_reachable
+from ssm_forge.solve import prefix as solve_prefix
+from ssm_forge.solve import recipes as solve_only
+from ssm_forge.solve.recipes import solve_builds
+from ssm_forge.solve.solver import require_reachable
 
 
 @for_engine()

@@ -16,7 +16,7 @@ from pathlib import Path
 from ssm_forge.base.errors import ForgeError, InstallError, NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log
-from ssm_forge.solve_prefix import machine_virtual_packages
+from ssm_forge.solve.prefix import machine_virtual_packages
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
 _FRAME = re.compile(r"^[\s×│├╰─▶]+")

@@ -14,16 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from ssm_forge import (
-    compile_cache,
-    flow_planning,
-    install_marker,
-    install_registry,
-    lock,
-    materials,
-    pixi,
-    source_packages,
-)
+from ssm_forge import compile_cache, flow_planning, install_marker, install_registry, materials, pixi
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, InstallError, VerifyError
@@ -33,14 +24,15 @@ from ssm_forge.build import hint
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import policy
 from ssm_forge.finalize import finalize
-from ssm_forge.lock import LockedEnvironment
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import source_workspace
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
 from ssm_forge.plan import Choice, Options
+from ssm_forge.solve import lock, source_packages
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.lock_sources import SourcePackage
 
 # What pixi says, without its spaces and line ends, where it can't build at all: it is older than the manifest asks for,
 # has no pixi-build, or can't have the program that builds recipes.

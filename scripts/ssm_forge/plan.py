@@ -10,9 +10,9 @@ from ssm_forge.base.arch import ArchList
 from ssm_forge.bridge import assemble
 from ssm_forge.build_request import BuildRequest
 from ssm_forge.channel import policy
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Variant
+from ssm_forge.solve.lock import LockedEnvironment
 
 State = Literal["installed", "in channel", "to build"]
 

@@ -27,7 +27,6 @@ from ssm_forge import (
     materials,
     pipeline,
     plan,
-    solver,
 )
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.base.files import sha256_of
@@ -39,6 +38,7 @@ from ssm_forge.package import differences as package_diff
 from ssm_forge.package import read as inspection
 from ssm_forge.package.differences import Comparison, Difference
 from ssm_forge.package.write import read_json
+from ssm_forge.solve import solver
 
 # Commits looked at for one that has a package's inputs.
 _HISTORY = 200

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ssm_forge import install, install_marker, solve_prefix
+from ssm_forge import install, install_marker
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError, ForgeError, InstallError
@@ -20,6 +20,7 @@ from ssm_forge.build_origin import Origin
 from ssm_forge.channel import folder as channel
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
+from ssm_forge.solve import prefix as solve_prefix
 from ssm_forge.verify_report import Check, Report
 
 _TIMEOUT = 120

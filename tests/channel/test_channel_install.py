@@ -18,7 +18,7 @@ from ssm_forge.base.ui import open_log
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 NAME = "tool-1.0-h1_0.conda"
 

@@ -24,7 +24,7 @@ from ssm_forge.channel import index as repodata
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import statement as trust
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 NAME = "tool-1.0-h1_0.conda"
 TOKEN = "a-token-of-the-tests"

@@ -27,7 +27,7 @@ from ssm_forge.channel import statement as trust
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package.read import inspect
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from conftest import Lab
 from ssm_forge import environment, pack
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.lock import LockedEnvironment, read, write
 from ssm_forge.manifest.environments import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, require_reachable, solve
+from ssm_forge.solve.lock import LockedEnvironment, read, write
+from ssm_forge.solve.solver import Request, require_reachable, solve
 
 PLATFORM = Platform("linux-64", "linux-64", virtual_packages())
 

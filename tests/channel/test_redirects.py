@@ -22,12 +22,12 @@ from ssm_forge.channel import folder as channels
 from ssm_forge.channel import mirror, policy
 from ssm_forge.channel import statement as trust
 from ssm_forge.channel.source import open_source
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package.read import inspect
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.solver import Request, solve
 
 NAME = "tool-1.0-h1_0.conda"
 TOKEN, OTHER_TOKEN = "of-the-channel", "of-the-cdn"

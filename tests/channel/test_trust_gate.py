@@ -20,12 +20,12 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.channel import policy
 from ssm_forge.channel import statement as trust
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.packages import Mirror
 from ssm_forge.publish import publish
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.solver import Request, solve
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNEL = "https://conda.lab.example/"

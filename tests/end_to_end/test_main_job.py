@@ -20,7 +20,7 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline, install, install_marker, lock, plan, solve_prefix
+from ssm_forge import build_baseline, install, install_marker, plan
 from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
@@ -29,6 +29,8 @@ from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import gpu_code
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import libraries as elf
+from ssm_forge.solve import lock
+from ssm_forge.solve import prefix as solve_prefix
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import environment, integrity, lock, source_packages
+from ssm_forge import environment, integrity
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.ui import out, say
@@ -17,8 +17,9 @@ from ssm_forge.channel import policy
 from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.install_marker import read_marker
 from ssm_forge.integrity import Report
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.packages import Mirror
+from ssm_forge.solve import lock, source_packages
+from ssm_forge.solve.lock import LockedEnvironment
 
 _PREFIX = click.option(
     "--prefix", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: .pixi/envs/NAME."

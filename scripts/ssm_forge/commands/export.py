@@ -7,12 +7,12 @@ from typing import Literal
 
 import click
 
-from ssm_forge import lock, pixi_export, source_packages
 from ssm_forge.base import owners
 from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import say
-from ssm_forge.export import FORMATS
+from ssm_forge.solve import lock, pixi_export, source_packages
+from ssm_forge.solve.export import FORMATS
 
 
 @click.command()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import lock as locks
-from ssm_forge import lockdiff
 from ssm_forge.base.errors import UsageError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.ui import console, out, say
-from ssm_forge.lock import LockedEnvironment
-from ssm_forge.lockdiff import EnvironmentChange
 from ssm_forge.manifest import environments as manifests
 from ssm_forge.manifest import source_workspace
+from ssm_forge.solve import lock as locks
+from ssm_forge.solve import lock_changes
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.lock_changes import EnvironmentChange
 
 
 @click.command()
@@ -108,7 +108,7 @@ def _diff(place: Workspace, revision: str, as_json: bool) -> None:
     for path, target in _pairs(place):
         manifest = manifests.load(path)
         asked = {e.name: {str(MatchSpec(s).name.normalized) for s in e.specs} for e in manifest.environments}
-        found = lockdiff.compare(_earlier(place, revision, target), locks.read(target), asked)
+        found = lock_changes.compare(_earlier(place, revision, target), locks.read(target), asked)
         prefix = "" if target == place.lock else "recipes/"
         changes += [replace(change, environment=f"{prefix}{change.environment}") for change in found]
     if as_json:
@@ -124,7 +124,7 @@ def _earlier(place: Workspace, revision: str, target: Path) -> tuple[LockedEnvir
     """A lock at a revision; before there was one in recipes/, all of it is new."""
 
     try:
-        return lockdiff.at_revision(place, revision, target)
+        return lock_changes.at_revision(place, revision, target)
     except UsageError:
         if target == place.lock:
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import install_marker, lock, packtools, source_packages
+from ssm_forge import install_marker, packtools
 from ssm_forge import pack as packing
 from ssm_forge.base import machine
 from ssm_forge.base.arch import Capability
@@ -16,6 +16,7 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import human_bytes, out, say
 from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.packages import Mirror
+from ssm_forge.solve import lock, source_packages
 
 
 @click.command()

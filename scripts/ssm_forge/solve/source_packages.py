@@ -13,11 +13,11 @@ from rattler.package import PackageName
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.channel import folder as channels
-from ssm_forge.lock import LockedEnvironment
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.manifest.virtual import channel_url
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.lock_sources import SourcePackage
 
 
 def rendered(source: SourcePackage, lock: Path) -> Rendered:

@@ -11,9 +11,9 @@ from rattler import RepoDataRecord
 
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import launcher
-from ssm_forge.lock import LockedEnvironment, is_from
 from ssm_forge.package.intact import digest
-from ssm_forge.solve_order import channel_names, dependency_names
+from ssm_forge.solve.lock import LockedEnvironment, is_from
+from ssm_forge.solve.order import channel_names, dependency_names
 
 # Namespace of serial numbers: the same lock gives the same one.
 _NAMESPACE = uuid.UUID("8f4f7a3e-2a67-5c0b-9d64-3f0c0f6c9a51")

@@ -6,8 +6,8 @@ from urllib.parse import urlparse
 
 from rattler import MatchSpec, RepoDataRecord
 
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.manifest.virtual import channel_url
+from ssm_forge.solve.lock import LockedEnvironment
 
 
 def sorted_by_dependency(records: tuple[RepoDataRecord, ...]) -> list[RepoDataRecord]:

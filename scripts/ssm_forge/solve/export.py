@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from rattler import RepoDataRecord
 
-from ssm_forge.lock import LockedEnvironment
 from ssm_forge.package.intact import digest
-from ssm_forge.sbom import bill_of_materials
-from ssm_forge.solve_order import channel_names, sorted_by_dependency
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.order import channel_names, sorted_by_dependency
+from ssm_forge.solve.sbom import bill_of_materials
 
 
 def explicit(locked: LockedEnvironment) -> str:

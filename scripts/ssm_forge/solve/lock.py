@@ -11,16 +11,16 @@ from typing import Any
 
 from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord
 
-from ssm_forge import lock_sources, source_solve
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.foreign import read_bytes
 from ssm_forge.base.paths import launcher
-from ssm_forge.lock_sources import Kind, SourcePackage
 from ssm_forge.manifest.environments import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest.virtual import VirtualPackage, subdir_type, virtual_packages
 from ssm_forge.package.intact import digest
-from ssm_forge.run_exports import RunExports
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve import lock_sources, source_solve
+from ssm_forge.solve.lock_sources import Kind, SourcePackage
+from ssm_forge.solve.run_exports import RunExports
+from ssm_forge.solve.solver import Request, solve
 
 VERSION = 7
 
@@ -49,7 +49,7 @@ def write(
     """Solve every environment and write the lock; the file is replaced only when all of them solved.
 
     Raises:
-        SolveError, NetworkError, UsageError: see :func:`ssm_forge.solver.solve`.
+        SolveError, NetworkError, UsageError: see :func:`ssm_forge.solve.solver.solve`.
     """
     solved = []
     exports: dict[str, RunExports] = {}

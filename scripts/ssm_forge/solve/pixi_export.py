@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ssm_forge import lock, source_packages
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.lock import LockedEnvironment
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import source_workspace
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.virtual import channel_url
-from ssm_forge.pixi_identity import identity
+from ssm_forge.solve import lock, source_packages
+from ssm_forge.solve.lock import LockedEnvironment
+from ssm_forge.solve.lock_sources import SourcePackage
+from ssm_forge.solve.pixi_identity import identity
 
 Origin = Literal["channel", "git", "path"]
 

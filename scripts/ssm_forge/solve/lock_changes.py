@@ -12,12 +12,12 @@ from typing import Any, Literal
 from rattler import RepoDataRecord
 from rattler.version import Version
 
-from ssm_forge import lock_sources
 from ssm_forge.base.errors import MachineError, UsageError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.lock import LockedEnvironment, counterpart, read
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.package.intact import digest
+from ssm_forge.solve import lock_sources
+from ssm_forge.solve.lock import LockedEnvironment, counterpart, read
+from ssm_forge.solve.lock_sources import SourcePackage
 
 Kind = Literal["upgraded", "downgraded", "rebuilt", "moved", "bytes changed", "added", "removed"]
 KINDS: tuple[Kind, ...] = ("bytes changed", "upgraded", "downgraded", "rebuilt", "moved", "added", "removed")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from rattler import RepoDataRecord
 
-from ssm_forge.run_exports import RunExports
+from ssm_forge.solve.run_exports import RunExports
 
 Kind = Literal["build", "host"]
 KINDS: tuple[Kind, ...] = ("build", "host")

@@ -15,7 +15,7 @@ from ssm_forge.manifest import environments as manifests
 from ssm_forge.manifest.recipe import PROJECTS, Rendered, render, requirements
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import VirtualPackage
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 Kind = Literal["build", "host", "run"]
 KINDS: tuple[Kind, ...] = ("build", "host", "run")

@@ -14,7 +14,7 @@ from ssm_forge.base.machine import glibc, gpus
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.virtual import VirtualPackage, virtual_packages
 from ssm_forge.package.installed import engine_records
-from ssm_forge.solver import Request, solve
+from ssm_forge.solve.solver import Request, solve
 
 
 def present(prefix: Path) -> tuple[RepoDataRecord, ...]:

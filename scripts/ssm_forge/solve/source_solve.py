@@ -14,15 +14,15 @@ from typing import Any
 
 from rattler import MatchSpec, RepoDataRecord
 
-from ssm_forge import run_exports
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import launcher
-from ssm_forge.lock_sources import SourcePackage
 from ssm_forge.manifest.environments import Manifest, SourceSpec
 from ssm_forge.manifest.recipe import Rendered, render_file, requirements
-from ssm_forge.pixi_identity import identity
-from ssm_forge.run_exports import RunExports
-from ssm_forge.solver import Request, solve_in_order
+from ssm_forge.solve import run_exports
+from ssm_forge.solve.lock_sources import SourcePackage
+from ssm_forge.solve.pixi_identity import identity
+from ssm_forge.solve.run_exports import RunExports
+from ssm_forge.solve.solver import Request, solve_in_order
 
 _Needs = dict[str, dict[tuple[str, str], None]]
 
@@ -63,7 +63,7 @@ def solve_sources(
         request: of the environment that the packages are for: its channels, machine and snapshot.
 
     Raises:
-        SolveError, NetworkError: as :func:`ssm_forge.solver.solve`.
+        SolveError, NetworkError: as :func:`ssm_forge.solve.solver.solve`.
         BuildError: when a recipe does not render.
         UsageError: when a recipe is missing, or a key has not exactly one value.
     """
