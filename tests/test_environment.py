@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package, served
-from ssm_forge import environment
 from ssm_forge.base import locks as file_locks
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.environment import create
-from ssm_forge.install_marker import UNFINISHED
-from ssm_forge.integrity import verify
+from ssm_forge.install import from_lock
+from ssm_forge.install.downloads import Mirror
+from ssm_forge.install.from_lock import create
+from ssm_forge.install.integrity import verify
+from ssm_forge.install.marker import UNFINISHED
 from ssm_forge.package.installed import records
-from ssm_forge.packages import Mirror
 from ssm_forge.solve import lock as locks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,7 +163,7 @@ def test_a_second_run_waits_for_the_first_and_takes_nothing_from_it(
     monkeypatch.setattr(file_locks, "say", lambda message: waits.set())
     with ThreadPoolExecutor(1) as pool:
         second = []
-        link = environment._link
+        link = from_lock._link
 
         def meanwhile(*arguments: object) -> None:
             if not second:
@@ -171,7 +171,7 @@ def test_a_second_run_waits_for_the_first_and_takes_nothing_from_it(
                 assert waits.wait(600), "the second run did not wait"
             link(*arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(environment, "_link", meanwhile)
+        monkeypatch.setattr(from_lock, "_link", meanwhile)
         create(locked, target, mirrors=[mirror], workspace=place)
         with pytest.raises(UsageError, match="exists already"):
             second[0].result()

@@ -13,11 +13,13 @@ import pytest
 
 from conda_channel import index, make_package
 from front_door import own_environment
-from ssm_forge import install, install_marker, install_registry
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.install_marker import MARKER, Installed
+from ssm_forge.install import marker as install_marker
+from ssm_forge.install import prefix as install
+from ssm_forge.install import registry
+from ssm_forge.install.marker import MARKER, Installed
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package.write import InfoFiles, dump_json, rewrite_info
 from ssm_forge.solve import prefix as solve_prefix
@@ -138,7 +140,7 @@ def test_a_package_that_can_not_be_linked_is_one_error(
     channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = solved(channel, *OURS)
-    monkeypatch.setattr("ssm_forge.install.require_all_intact", lambda files: None)
+    monkeypatch.setattr("ssm_forge.install.prefix.require_all_intact", lambda files: None)
     (channel / "linux-64/mamba-ssm-1.0-h1_0.conda").write_bytes(b"not a package")
     with pytest.raises(IntegrityError, match=r"not what its channel's index says: .*mamba-ssm-1\.0-h1_0") as error:
         put(place, place.envs / "cu130", records)
@@ -280,7 +282,7 @@ def test_leftovers_of_killed_runs_are_swept_and_never_chosen(own: Path, channel:
     for name in (".cu130.new-1", ".cu130.old-2"):
         (own.parent / name / "conda-meta").mkdir(parents=True)
         install_marker.write_marker(own.parent / name, installed())
-    assert install_registry.installed_prefixes(place) == [own]
+    assert registry.installed_prefixes(place) == [own]
     put(place, own, solved(channel, *OURS))
     assert names(own.parent) == {"cu130", ".cu130.lock"}
 
@@ -342,10 +344,10 @@ def test_prefixes_outside_the_workspace_are_remembered_newest_first(
     put(place, elsewhere, solved(channel, "extra"))
     os.utime(own / MARKER, (1, 1))
     for prefix in (own, elsewhere, elsewhere):
-        install_registry.remember(prefix, place)
-    assert install_registry.installed_prefixes(place) == [elsewhere, own]
+        registry.remember(prefix, place)
+    assert registry.installed_prefixes(place) == [elsewhere, own]
     (elsewhere / MARKER).unlink()
-    assert install_registry.installed_prefixes(place) == [own]
+    assert registry.installed_prefixes(place) == [own]
 
 
 def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channel: Path, place: Workspace) -> None:

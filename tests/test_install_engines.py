@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel, make_package, served, solve_channel
-from ssm_forge import environment
-from ssm_forge import install as installing
 from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.install import install
-from ssm_forge.install_marker import Installed, is_foreign, read_marker
+from ssm_forge.install import from_lock
+from ssm_forge.install import prefix as installing
+from ssm_forge.install.marker import Installed, is_foreign, read_marker
+from ssm_forge.install.prefix import install
 from ssm_forge.solve.solver import Request, solve
 
 OURS = Installed(variant="cu130", python="3.12", source="conda", packages=("tool-1.0-h1_0.conda",), created=True)
@@ -95,7 +95,7 @@ def test_each_of_the_engines_messages_is_told_as_the_kind_that_it_is(
 ) -> None:
     with open_log(tmp_path, "install") as log:
         by_install = installing._explained(RuntimeError(_FETCH + message), tmp_path, log)
-    by_environment = environment._explain(_FETCH + message)
+    by_environment = from_lock._explain(_FETCH + message)
     for error in (by_install, by_environment):
         assert type(error) is kind
         assert "tool-1.0-h1_0.conda" in str(error)

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge import install_swap
 from ssm_forge.base import locks, owners
 from ssm_forge.bridge import assemble
 from ssm_forge.channel import folder as channel
+from ssm_forge.install import swap
 from ssm_forge.tokens import TokenStore
 from ssm_forge.uploads import Uploads
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def take_prefix(folder: Path) -> None:
-    with install_swap.locked(folder / "env"):
+    with swap.locked(folder / "env"):
         pass
 
 
@@ -105,13 +105,13 @@ def test_what_a_living_run_has_begun_is_left_to_it_where_there_are_no_locks(
         begun = [tmp_path / f".env.{kind}-{mark}" for kind in ("new", "old")] + [tmp_path / f".prune-{mark}"]
         for folder in begun:
             folder.mkdir()
-        with install_swap.locked(tmp_path / "env"):
-            install_swap.sweep(tmp_path / "env")
+        with swap.locked(tmp_path / "env"):
+            swap.sweep(tmp_path / "env")
         with channel.locked(tmp_path):
             channel.sweep_staging(tmp_path)
         assert all(folder.exists() for folder in begun)
         other.kill()
-    install_swap.sweep(tmp_path / "env")
+    swap.sweep(tmp_path / "env")
     channel.sweep_staging(tmp_path)
     assert [folder.exists() for folder in begun] == [False, False, False]
     assert (tmp_path / "env").exists()  # The old one, whose run died before it had put a new one there.

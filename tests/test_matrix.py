@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, install_marker, matrix
+from ssm_forge import build_origin, matrix
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import interpreter
+from ssm_forge.install import marker
 from ssm_forge.manifest import variants
 from ssm_forge.package import read as inspection
 
@@ -69,5 +70,5 @@ def test_installed_prefixes_are_listed(place: Workspace) -> None:
     prefix = place.envs / "cu124"
     (prefix / "conda-meta").mkdir(parents=True)
     names = ("causal-conv1d-1.7.0-x_0.conda", "mamba-ssm-2.3.1-x_0.conda")
-    install_marker.write_marker(prefix, install_marker.Installed("cu124", "3.12", "bridge", names, created=True))
+    marker.write_marker(prefix, marker.Installed("cu124", "3.12", "bridge", names, created=True))
     assert rows(place)["cu124", "bridge"].installed == (str(prefix),)

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin, environment, install
+from ssm_forge import build_origin
 from ssm_forge.base import mirrors
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
-from ssm_forge.install_marker import Installed
+from ssm_forge.install import from_lock
+from ssm_forge.install import prefix as install
+from ssm_forge.install.marker import Installed
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import installed as package_installed
@@ -67,7 +69,7 @@ def test_packages_come_from_the_mirror_and_keep_their_own_address(tmp_path: Path
     with open_log(tmp_path / "logs", "test") as log:
         install.install(records, place.envs / "solved", ours, place, log)
     locked = LockedEnvironment("x", (CHANNEL,), Platform("linux-64", "linux-64", virtual_packages()), tuple(records))
-    environment.create(locked, place.envs / "locked", mirrors=(), workspace=place)
+    from_lock.create(locked, place.envs / "locked", mirrors=(), workspace=place)
     for name in ("solved", "locked"):
         assert (place.envs / name / "bin/tool").exists()
         assert package_installed.records(place.envs / name)["tool"].url.startswith(CHANNEL)

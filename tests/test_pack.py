@@ -14,15 +14,15 @@ import yaml
 from rattler import RepoDataRecord
 
 from conda_channel import CANONICAL, demo_channel, index, lock_channel, make_package
-from ssm_forge import pack as packing
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.unpacking import unpack_tar
-from ssm_forge.environment import create
-from ssm_forge.integrity import verify
+from ssm_forge.install import pack as packing
+from ssm_forge.install.downloads import Mirror, local_file, require_plain_names
+from ssm_forge.install.from_lock import create
+from ssm_forge.install.integrity import verify
 from ssm_forge.package import intact
-from ssm_forge.packages import Mirror, local_file, require_plain_names
 from ssm_forge.solve import lock as locks
 from ssm_forge.solve.export import FORMATS
 
@@ -281,7 +281,7 @@ def test_a_pack_with_tools_installs_with_nothing_but_python(
     locked: locks.LockedEnvironment, channel: Path, tmp_path: Path
 ) -> None:
     """Needs the Python package index to make the pack, and no network to install it."""
-    from ssm_forge.packtools import add_tools
+    from ssm_forge.install.pack_tools import add_tools
 
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not allow a network namespace")

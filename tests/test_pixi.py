@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import pixi
 from ssm_forge.base.errors import ForgeError, InstallError, NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.install import pixi
 from ssm_forge.manifest.virtual import virtual_packages
 
 REFUSED = """\
@@ -104,7 +104,7 @@ def test_in_a_terminal_it_has_a_terminal(place: Workspace, tmp_path: Path, monke
     """Its progress bars are seen, and the log is free of what moves them."""
     fake(tmp_path, monkeypatch, '[ -t 2 ] && printf "\\e[32mbar\\e[0m\\rdone\\n" >&2')
     code = (
-        "from pathlib import Path; from ssm_forge import pixi; from ssm_forge.base.paths import Workspace\n"
+        "from pathlib import Path; from ssm_forge.install import pixi; from ssm_forge.base.paths import Workspace\n"
         "from ssm_forge.base.ui import open_log\n"
         f"place = Workspace(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}))\n"
         "with open_log(place.logs, 'test') as log: pixi.make_environment('cu130', '13.0', place, log)\n"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, flow_planning, install_marker, install_registry, pixi, pixi_kernels, plan
+from ssm_forge import build_origin, flow_planning, pixi_kernels, plan
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import BuildError, InstallError, NetworkError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.virtual import virtual_packages
@@ -184,8 +185,8 @@ class TestInstall:
             depends = read_json(path, "index.json")["depends"]
             assert depends.count("libgcc >=14") == 1
             assert any(spec.startswith("__glibc >=") for spec in depends)
-        assert install_registry.installed_prefixes(place) == [kept.prefix]
-        assert install_marker.is_foreign(kept.prefix)
+        assert registry.installed_prefixes(place) == [kept.prefix]
+        assert marker.is_foreign(kept.prefix)
 
     @pytest.mark.usefixtures("built")
     def test_a_second_time_nothing_is_taken(self, kept: Kept, place: Workspace) -> None:

@@ -15,7 +15,7 @@ from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.install_marker import Installed, write_marker
+from ssm_forge.install.marker import Installed, write_marker
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Matrix, Variant
 

@@ -20,12 +20,13 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import install_marker, install_registry, pipeline, pixi, pixi_kernels
+from ssm_forge import pipeline, pixi_kernels
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import InstallError, NetworkError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build_request import BuildRequest
+from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS, Rendered
 from ssm_forge.manifest.variants import Variant
@@ -241,7 +242,7 @@ def test_what_it_built_gets_into_the_channel_finished_and_a_second_folder_gives_
         packages = sorted((folder.parent / "channel/linux-64").glob("*.conda"))
         made.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in packages})
         assert len(packages) == 2
-        assert install_registry.installed_prefixes(place) == [prefix]
+        assert registry.installed_prefixes(place) == [prefix]
     assert made[0] == made[1]
 
 
@@ -321,7 +322,7 @@ def test_without_a_driver_its_environment_is_made_all_the_same(place: Workspace,
         assert pixi.make_environment("cu130", "13.0", place, log)
     assert (place.envs / "cu130/share/torch.txt").exists()
     assert pixi.made(place.envs / "cu130")
-    assert install_marker.is_foreign(place.envs / "cu130")
+    assert marker.is_foreign(place.envs / "cu130")
 
 
 @pytest.mark.timeout(120)

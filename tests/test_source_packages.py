@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import environment, install_marker, integrity, materials, pack
+from ssm_forge import materials
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.install import from_lock, integrity, marker, pack
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
@@ -80,7 +81,7 @@ def test_an_environment_is_made_verified_and_packed_with_it(
     locked: LockedEnvironment, place: Workspace, tmp_path: Path
 ) -> None:
     finished = source_packages.finished(locked, place.source_lock, place)
-    report = environment.create(finished, tmp_path / "env", mirrors=(), workspace=place)
+    report = from_lock.create(finished, tmp_path / "env", mirrors=(), workspace=place)
     assert report.packages == 2
     assert (tmp_path / "env/share/kernels.txt").exists()
     assert not (tmp_path / "env/bin/cc").exists()
@@ -90,7 +91,7 @@ def test_an_environment_is_made_verified_and_packed_with_it(
     assert made.kernels == ("mamba-ssm-1.0-h1_0.conda",)
     target, _ = pack.unpack(tmp_path / "pack.tar", tmp_path / "unpacked", workspace=place)
     assert (target / "share/kernels.txt").exists()
-    assert not install_marker.is_foreign(target / "nowhere")
+    assert not marker.is_foreign(target / "nowhere")
 
 
 def test_what_the_channel_lacks_is_named_with_what_builds_it(locked: LockedEnvironment, place: Workspace) -> None:

@@ -20,7 +20,7 @@ from ssm_forge.base import machine
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError
 from ssm_forge.base.machine import Gpu
-from ssm_forge.install_marker import MARKER, Installed, write_marker
+from ssm_forge.install.marker import MARKER, Installed, write_marker
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath
 

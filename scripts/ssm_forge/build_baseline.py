@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import build_tools, flow_planning, install, install_marker, plan, process_tree, toolchain
+from ssm_forge import build_tools, flow_planning, plan, process_tree, toolchain
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
 from ssm_forge.channel import folder as channel
+from ssm_forge.install import marker
+from ssm_forge.install import prefix as install
 from ssm_forge.manifest import patching, recipe, sdists
 from ssm_forge.package import write as archive
 from ssm_forge.process_tree import Usage
@@ -55,7 +57,7 @@ def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log)
     specs = [*toolchain.specs(variant), f"python {origin.python}.*", variant.torch_spec, *_TOOLS]
     records = solve_prefix.solve_for_prefix(specs, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
-    made = install_marker.Installed(variant.name, origin.python, variant.source, names, created=True)
+    made = marker.Installed(variant.name, origin.python, variant.source, names, created=True)
     install.install(records, prefix, made, place, log)
     return prefix
 

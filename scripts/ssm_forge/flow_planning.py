@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ssm_forge import build_origin, finalize, install_marker
+from ssm_forge import build_origin, finalize
 from ssm_forge.base import machine
 from ssm_forge.base.errors import IntegrityError, VerifyError
 from ssm_forge.base.files import sha256_of
@@ -17,6 +17,7 @@ from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy
 from ssm_forge.flow_needs import choose_archs, with_needs
+from ssm_forge.install import marker as install_marker
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import recipe, source_workspace, variants
 from ssm_forge.manifest.build_key import BuildKey

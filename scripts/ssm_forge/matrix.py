@@ -9,13 +9,15 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import build_origin, install_marker, install_registry
+from ssm_forge import build_origin
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.channel.folder import SUBDIR
+from ssm_forge.install import marker as install_marker
+from ssm_forge.install import registry
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import Source, Variant
@@ -123,7 +125,7 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
 
 def _installed(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
     found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
-    for prefix in install_registry.installed_prefixes(workspace):
+    for prefix in registry.installed_prefixes(workspace):
         marker = install_marker.read_marker(prefix)
         if marker is not None and any(read.startswith(recipe.PROJECTS) for read in marker.packages):
             found[marker.variant, marker.source] += (str(prefix),)

@@ -12,19 +12,7 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge import (
-    advice,
-    flow_needs,
-    flow_planning,
-    install,
-    install_marker,
-    install_registry,
-    pixi,
-    pixi_kernels,
-    toolchain,
-    verify,
-    verify_report,
-)
+from ssm_forge import advice, flow_needs, flow_planning, pixi_kernels, toolchain, verify, verify_report
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
@@ -36,6 +24,8 @@ from ssm_forge.build_leftovers import sweep
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy
+from ssm_forge.install import marker, pixi, registry
+from ssm_forge.install import prefix as install
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import channel_url, virtual_packages
 from ssm_forge.package import installed as package_installed
@@ -211,7 +201,7 @@ def make_base(work: Plan, place: Workspace, log: Log) -> Base:
     Raises:
         InstallError: when pixi fails.
     """
-    foreign = install_marker.is_foreign(work.prefix)
+    foreign = marker.is_foreign(work.prefix)
     if work.locked is not None and work.prefix == place.envs / work.locked.name:
         # pixi makes its own environment, so that it knows it again.
         current = pixi.made(work.prefix) and solve_prefix.holds(work.prefix, work.locked.records)
@@ -275,7 +265,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
     lost = [] if base.in_place else package_installed.added_by_hand(work.prefix)
     if lost:
         note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
-    installed = install_marker.Installed(
+    installed = marker.Installed(
         variant=work.variant.name,
         python=work.python,
         source=work.variant.source,
@@ -283,7 +273,7 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
         created=not base.in_place,
     )
     install.install(records, work.prefix, installed, place, log, work.trust)
-    install_registry.remember(work.prefix, place)
+    registry.remember(work.prefix, place)
     say(f"Installed {len(records)} packages into {work.prefix}")
 
 

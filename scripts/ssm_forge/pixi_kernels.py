@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from ssm_forge import compile_cache, flow_planning, install_marker, install_registry, materials, pixi
+from ssm_forge import compile_cache, flow_planning, materials
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, InstallError, VerifyError
@@ -24,6 +24,7 @@ from ssm_forge.build import hint
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import policy
 from ssm_forge.finalize import finalize
+from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import source_workspace
 from ssm_forge.manifest.build_key import BuildKey
@@ -154,16 +155,16 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
     packages = [source_packages.rendered(source, place.source_lock) for source in kept.locked.sources]
     for source, package in zip(kept.locked.sources, packages, strict=True):
         _take(kept, source, package, place)
-    made = install_marker.Installed(
+    made = marker.Installed(
         variant=kept.variant,
         python=kept.python,
         source="conda",
         packages=tuple(package.filename for package in packages),
         created=False,
     )
-    if install_marker.read_marker(kept.prefix) != made:
-        install_marker.write_marker(kept.prefix, made)
-    install_registry.remember(kept.prefix, place)
+    if marker.read_marker(kept.prefix) != made:
+        marker.write_marker(kept.prefix, made)
+    registry.remember(kept.prefix, place)
     return True
 
 

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ssm_forge import install, install_marker
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError, ForgeError, InstallError
@@ -18,6 +17,8 @@ from ssm_forge.base.ui import Log, say
 from ssm_forge.bridge.torch_patch import read_host_config
 from ssm_forge.build_origin import Origin
 from ssm_forge.channel import folder as channel
+from ssm_forge.install import marker
+from ssm_forge.install import prefix as install
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
 from ssm_forge.solve import prefix as solve_prefix
@@ -75,10 +76,10 @@ def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
     wanted = (*specs(variant), f"python {python}.*", variant.torch_spec)
     records = solve_prefix.solve_for_prefix(wanted, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
-    present = install_marker.read_marker(prefix)
+    present = marker.read_marker(prefix)
     if present is None or present.packages != names:
         say(f"Making {prefix}")
-        made = install_marker.Installed(variant.name, python, variant.source, names, created=True)
+        made = marker.Installed(variant.name, python, variant.source, names, created=True)
         install.install(records, prefix, made, workspace, log)
     return prefix
 

@@ -7,13 +7,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge import install_marker, install_registry
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError, InstallError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.install import marker as install_marker
+from ssm_forge.install import registry
 from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath, InstalledRecord
@@ -50,7 +51,7 @@ def choose_prefix(prefix: Path | None) -> Path:
     """
     place = workspace()
     if prefix is None:
-        known = install_registry.installed_prefixes(place)
+        known = registry.installed_prefixes(place)
         if not known:
             raise InstallError(
                 "nothing is installed yet in this workspace.", fix=f"Run '{launcher()} install-mamba' first."

@@ -29,7 +29,7 @@ from killed_publisher import Steps, end_after
 from lab import serving
 
 from ssm_forge import build as builds
-from ssm_forge import build_request, install, install_marker, install_swap
+from ssm_forge import build_request
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.fetch import Artifact, fetch_all
@@ -38,6 +38,8 @@ from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import prune as channel_prune
+from ssm_forge.install import marker, swap
+from ssm_forge.install import prefix as install
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
@@ -104,7 +106,7 @@ class Machine:
         names = sorted({record.name for record in channels.records(self.channel).values()})
         prefix = self.folder / "envs" / ("all" if number % 3 else self.name)
         records = solve(Request(specs=tuple(names), channels=(self.channel.as_uri(),)))
-        made = install_marker.Installed("", "", "conda", tuple(record.file_name for record in records), created=True)
+        made = marker.Installed("", "", "conda", tuple(record.file_name for record in records), created=True)
         try:
             with open_log(self.folder / "logs" / self.name, "install") as log:
                 install.install(records, prefix, made, self.place, log)
@@ -113,7 +115,7 @@ class Machine:
             if all((self.channel / "linux-64" / record.file_name).exists() for record in records):
                 raise
             os._exit(3)
-        with install_swap.locked(prefix):
+        with swap.locked(prefix):
             require_right(prefix)
 
 
@@ -121,7 +123,7 @@ def require_right(prefix: Path) -> None:
     """An environment holds exactly what its records say, and the right bytes of each package."""
     if not prefix.exists():
         return
-    told = install_marker.read_marker(prefix)
+    told = marker.read_marker(prefix)
     assert told is not None, f"{prefix} has no marker"
     records = package_installed.records(prefix)
     assert {record.filename for record in records.values()} == set(told.packages), f"{prefix} has other packages"

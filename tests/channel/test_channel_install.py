@@ -11,12 +11,13 @@ import pytest
 from lab import Lab, auth_file, environment, make_package
 from rattler import RepoDataRecord
 
-from ssm_forge import install, install_marker
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
+from ssm_forge.install import marker
+from ssm_forge.install import prefix as install
 from ssm_forge.publish import publish
 from ssm_forge.solve.solver import Request, solve
 
@@ -37,7 +38,7 @@ def folder_channel(folder: Path, name: str, text: str) -> str:
 def link(records: list[RepoDataRecord], prefix: Path, folder: Path) -> None:
     """Install as ``install-mamba`` does."""
     place = Workspace(root=folder, cache=folder / "cache")
-    installed = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
+    installed = marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
     with open_log(folder / "logs", "install") as log:
         install.install(records, prefix, installed, place, log)
 

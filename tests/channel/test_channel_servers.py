@@ -14,7 +14,7 @@ import pytest
 from lab import make_package
 from real_servers import asked, nginx, quetz, recorder, s3
 
-from ssm_forge import install_marker
+from ssm_forge.install import marker
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
@@ -43,12 +43,12 @@ def login(folder: Path, monkeypatch: pytest.MonkeyPatch, **entry: Any) -> None:
 
 def install(url: str, folder: Path) -> str:
     """Install ``tool`` from a channel as ``install-mamba`` does; returns what it holds."""
-    from ssm_forge import install as installing
     from ssm_forge.base.paths import Workspace
     from ssm_forge.base.ui import open_log
+    from ssm_forge.install import prefix as installing
 
     place = Workspace(root=folder, cache=folder / "cache")
-    told = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
+    told = marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
     with open_log(folder / "logs", "install") as log:
         installing.install(solve(Request(specs=("tool",), channels=(url,))), folder / "prefix", told, place, log)
     return (folder / "prefix" / "share" / "tool.txt").read_text()

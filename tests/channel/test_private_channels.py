@@ -12,9 +12,9 @@ import pytest
 from lab import auth_file, make_package
 
 from conftest import Lab
-from ssm_forge import environment, pack
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.install import from_lock, pack
 from ssm_forge.manifest.environments import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.publish import publish
@@ -81,7 +81,7 @@ def packs_by_md5(private: Private) -> None:
 
 
 def creates(private: Private) -> None:
-    report = environment.create(private.locked, private.place.root / "env", mirrors=[], workspace=private.place)
+    report = from_lock.create(private.locked, private.place.root / "env", mirrors=[], workspace=private.place)
     assert report.packages == 1
 
 

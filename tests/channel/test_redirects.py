@@ -13,7 +13,7 @@ import httpx
 import pytest
 from lab import make_package
 
-from ssm_forge import pack, publish_hosted
+from ssm_forge import publish_hosted
 from ssm_forge.base import web
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
@@ -22,6 +22,7 @@ from ssm_forge.channel import folder as channels
 from ssm_forge.channel import mirror, policy
 from ssm_forge.channel import statement as trust
 from ssm_forge.channel.source import open_source
+from ssm_forge.install import pack
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package.read import inspect

@@ -10,19 +10,20 @@ import pytest
 from lab import make_package
 from rattler import RepoDataRecord
 
-from ssm_forge import install_marker
+from ssm_forge.install import marker
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import environment, install, pack
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.channel import policy
 from ssm_forge.channel import statement as trust
+from ssm_forge.install import from_lock, pack
+from ssm_forge.install import prefix as install
+from ssm_forge.install.downloads import Mirror
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
-from ssm_forge.packages import Mirror
 from ssm_forge.publish import publish
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.solver import Request, solve
@@ -64,10 +65,10 @@ def locked(mirror: Path) -> LockedEnvironment:
 def test_an_environment_from_a_lock_needs_the_statements_too(place: Workspace, mirror: Path, tmp_path: Path) -> None:
     mirrors = [Mirror(CHANNEL, mirror)]
     with pytest.raises(IntegrityError, match=REFUSED):
-        environment.create(locked(mirror), tmp_path / "env", mirrors=mirrors, workspace=place)
+        from_lock.create(locked(mirror), tmp_path / "env", mirrors=mirrors, workspace=place)
     assert not (tmp_path / "env").exists()
     sign(mirror, tmp_path)
-    environment.create(locked(mirror), tmp_path / "env", mirrors=mirrors, workspace=place)
+    from_lock.create(locked(mirror), tmp_path / "env", mirrors=mirrors, workspace=place)
     assert (tmp_path / "env" / "share" / "tool.txt").read_text() == "data\n"
 
 
@@ -105,7 +106,7 @@ def test_a_policy_that_is_named_must_be_about_the_lock(place: Workspace, mirror:
 
 def test_what_is_solved_and_linked_passes_the_same_gate(place: Workspace, mirror: Path, tmp_path: Path) -> None:
     (tmp_path / "keys" / "trust.toml").write_text(f'[[channel]]\nurl = "{mirror}"\nkeys = ["lab.pub"]\n')
-    made = install_marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
+    made = marker.Installed(variant="x", python="3.12", source="conda", packages=(), created=True)
 
     def link() -> None:
         records = solve(Request(specs=("tool",), channels=(mirror.as_uri(),)))

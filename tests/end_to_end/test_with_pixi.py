@@ -11,8 +11,8 @@ import pytest
 import real_pixi
 from forge_run import ROWS, Forge, Outcome, all_pass_but_the_gpu, fresh_forge
 from real_pixi import needs_pixi
-from ssm_forge import pixi
 from ssm_forge.base.files import sha256_of
+from ssm_forge.install import pixi
 from ssm_forge.solve import lock
 from ssm_forge.solve import prefix as solve_prefix
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hostile import changed, damaged, hostile, judge
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.bridge import pylock
+from ssm_forge.install.downloads import require_plain_names
 from ssm_forge.package import intact
-from ssm_forge.packages import require_plain_names
 from ssm_forge.solve import lock as locks
 
 URL = "https://conda.example/channel/linux-64/tool-1.0-h1_0.conda"

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import damaged, hostile, json_files, judge, memory_below
-from ssm_forge import pack as packing
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.unpacking import unpack_tar
-from ssm_forge.install_marker import Installed, read_marker
+from ssm_forge.install import pack as packing
+from ssm_forge.install.marker import Installed, read_marker
 
 INSTALLED = {
     "variant": "cu130",

@@ -7,11 +7,11 @@ from pathlib import Path
 from hypothesis import given
 
 from hostile import hostile, json_files, judge
-from ssm_forge import integrity
-from ssm_forge import pack as packing
 from ssm_forge.base.errors import InstallError, IntegrityError
+from ssm_forge.install import integrity
+from ssm_forge.install import pack as packing
+from ssm_forge.install.downloads import require_plain_names
 from ssm_forge.package import installed as package_installed
-from ssm_forge.packages import require_plain_names
 
 RECORD = {
     "name": "tool",

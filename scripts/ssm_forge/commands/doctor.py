@@ -11,7 +11,7 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import out
 from ssm_forge.doctor import app, docs, pyz
 from ssm_forge.doctor.report import LANGUAGES
-from ssm_forge.install_registry import installed_prefixes
+from ssm_forge.install.registry import installed_prefixes
 
 
 @click.command()

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import environment, integrity
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.ui import out, say
 from ssm_forge.channel import policy
 from ssm_forge.commands.install_mamba import trust_option
-from ssm_forge.install_marker import read_marker
-from ssm_forge.integrity import Report
-from ssm_forge.packages import Mirror
+from ssm_forge.install import from_lock, integrity
+from ssm_forge.install.downloads import Mirror
+from ssm_forge.install.integrity import Report
+from ssm_forge.install.marker import read_marker
 from ssm_forge.solve import lock, source_packages
 from ssm_forge.solve.lock import LockedEnvironment
 
@@ -62,7 +62,7 @@ def create(
     place = workspace()
     wanted = _wanted(name, lock_file, place)
     target = (prefix or place.envs / name).absolute()
-    report = environment.create(
+    report = from_lock.create(
         wanted,
         target,
         mirrors=[Mirror.parse(text) for text in mirrors],

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import install_marker, packtools
-from ssm_forge import pack as packing
 from ssm_forge.base import machine
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import human_bytes, out, say
 from ssm_forge.commands.install_mamba import trust_option
-from ssm_forge.packages import Mirror
+from ssm_forge.install import marker, pack_tools
+from ssm_forge.install import pack as packing
+from ssm_forge.install.downloads import Mirror
 from ssm_forge.solve import lock, source_packages
 
 
@@ -59,7 +59,7 @@ def pack(
     installed = None
     if prefix is not None:
         locked = packing.of_prefix(prefix.resolve())
-        installed = install_marker.read_marker(prefix)
+        installed = marker.read_marker(prefix)
     else:
         assert name is not None
         path = lock_file or place.lock
@@ -78,7 +78,7 @@ def pack(
         mirrors=[Mirror.parse(text) for text in mirrors],
         workspace=place,
         installed=installed,
-        add_tools=(lambda top: packtools.add_tools(top, place)) if with_tools else None,
+        add_tools=(lambda top: pack_tools.add_tools(top, place)) if with_tools else None,
     )
     size = target.stat().st_size
     say(f"{target}: {made.packages} packages, {len(made.kernels)} of them built here, {human_bytes(size)}.")

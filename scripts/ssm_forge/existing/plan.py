@@ -24,7 +24,7 @@ from ssm_forge.existing.rows import Row
 from ssm_forge.existing.torch import Torch
 from ssm_forge.flow_needs import choose_archs, with_needs
 from ssm_forge.flow_planning import is_current
-from ssm_forge.install_marker import is_foreign as foreign_conda
+from ssm_forge.install.marker import is_foreign as foreign_conda
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.variants import Matrix
 from ssm_forge.plan import Options, Plan, PlannedPackage, State

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssm_forge.base import locks, owners
-from ssm_forge.install_marker import UNFINISHED, check_target
+from ssm_forge.install.marker import UNFINISHED, check_target
 
 if TYPE_CHECKING:
     pass

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from rattler import RepoDataRecord
 
-from ssm_forge import environment
 from ssm_forge.base import files, foreign, owners
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
@@ -31,15 +30,16 @@ from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.unpacking import DAMAGE, Member, is_damage
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import policy
-from ssm_forge.install_marker import Installed, installed_from
-from ssm_forge.install_registry import remember
-from ssm_forge.integrity import Report
+from ssm_forge.install import from_lock as environment
+from ssm_forge.install.downloads import Mirror, collect, local_file, require_plain_names
+from ssm_forge.install.integrity import Report
+from ssm_forge.install.marker import Installed, installed_from
+from ssm_forge.install.registry import remember
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.virtual import VirtualPackage, virtual_packages
 from ssm_forge.package.installed import engine_records
 from ssm_forge.package.write import EPOCH
-from ssm_forge.packages import Mirror, collect, local_file, require_plain_names
 from ssm_forge.solve.lock import LockedEnvironment, read, write_locked
 from ssm_forge.solve.solver import Request, solve
 

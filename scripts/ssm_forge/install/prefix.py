@@ -15,10 +15,10 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, step_progress
 from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.channel import policy
-from ssm_forge.install_marker import Installed, check_target, write_marker
-from ssm_forge.install_swap import discard, locked, replacing, swap, sweep
+from ssm_forge.install.downloads import local_file
+from ssm_forge.install.marker import Installed, check_target, write_marker
+from ssm_forge.install.swap import discard, locked, replacing, swap, sweep
 from ssm_forge.package.intact import require_all_intact
-from ssm_forge.packages import local_file
 
 if TYPE_CHECKING:
     from rattler import RepoDataRecord

@@ -12,17 +12,18 @@ import rattler
 import rattler.exceptions
 from rattler import RepoDataRecord
 
-from ssm_forge import install, install_marker, install_swap
 from ssm_forge.base.credentials import for_engine, redact
 from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
 from ssm_forge.base.mirrors import client as channel_client
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.channel import policy
-from ssm_forge.integrity import Report, verify
+from ssm_forge.install import marker, swap
+from ssm_forge.install import prefix as install
+from ssm_forge.install.downloads import Mirror, local_file, network_mirrors, require_plain_names
+from ssm_forge.install.integrity import Report, verify
 from ssm_forge.manifest.virtual import subdir_type
 from ssm_forge.package.intact import require_all_intact
-from ssm_forge.packages import Mirror, local_file, network_mirrors, require_plain_names
 from ssm_forge.solve.lock import LockedEnvironment
 
 _TIMEOUT_SECONDS = 60
@@ -35,7 +36,7 @@ def create(
     mirrors: Sequence[Mirror],
     workspace: Workspace,
     force: bool = False,
-    installed: install_marker.Installed | None = None,
+    installed: marker.Installed | None = None,
     rules: Sequence[policy.Rule] | None = None,
 ) -> Report:
     """Make ``prefix`` exactly the locked environment and verify it.
@@ -60,19 +61,19 @@ def create(
     require_all_intact(files)
     _require_hashes(locked)
     admitted = policy.admit(locked.records, workspace, rules, beside=lambda record: local_file(record, mirrors))
-    with install_swap.locked(prefix):
+    with swap.locked(prefix):
         # Again: a run that this one waited for may have made it.
         _check_free(prefix, force)
-        with install_swap.replacing(prefix):
+        with swap.replacing(prefix):
             report = _install_and_verify(locked, admitted, prefix, mirrors, workspace)
             if installed is not None:
-                install_marker.write_marker(prefix, installed)
+                marker.write_marker(prefix, installed)
             return report
 
 
 def _check_free(prefix: Path, force: bool) -> None:
-    install_marker.check_target(prefix)
-    finished = prefix.exists() and not (prefix / install_marker.UNFINISHED).exists()
+    marker.check_target(prefix)
+    finished = prefix.exists() and not (prefix / marker.UNFINISHED).exists()
     if finished and any(prefix.iterdir()) and not force:
         raise UsageError(f"{prefix} exists already.", fix="Add --force to make it anew, or choose another --prefix.")
 

@@ -14,7 +14,7 @@ from rattler import RepoDataRecord
 
 from ssm_forge.base.errors import InstallError
 from ssm_forge.base.urls import is_under
-from ssm_forge.install_marker import UNFINISHED
+from ssm_forge.install.marker import UNFINISHED
 from ssm_forge.package.installed import InstalledPath, InstalledRecord
 from ssm_forge.package.installed import records as records_of
 from ssm_forge.package.intact import digest, file_digest

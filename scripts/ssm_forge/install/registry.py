@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssm_forge.base.paths import Workspace
-from ssm_forge.install_marker import MARKER, read_marker
+from ssm_forge.install.marker import MARKER, read_marker
 
 if TYPE_CHECKING:
     pass
