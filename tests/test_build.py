@@ -14,19 +14,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ssm_forge import build as builds
-from ssm_forge import build_jobs
 from ssm_forge.base import machine, owners
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, open_log
-from ssm_forge.build_jobs import MEMORY_BASE, MEMORY_MARGIN, choose_jobs, memory_needed
-from ssm_forge.build_leftovers import sweep
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build import jobs
+from ssm_forge.build import run as builds
+from ssm_forge.build.jobs import MEMORY_BASE, MEMORY_MARGIN, choose_jobs, memory_needed
+from ssm_forge.build.leftovers import sweep
+from ssm_forge.build.request import BuildRequest
+from ssm_forge.build.schedule import Job
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import Rendered
-from ssm_forge.schedule import Job
 
 GB = 1_000_000_000
 
@@ -44,8 +44,8 @@ def log(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def have(monkeypatch: pytest.MonkeyPatch, *, memory: int, cores: int) -> None:
-    monkeypatch.setattr(build_jobs, "free_memory", lambda: memory)
-    monkeypatch.setattr(build_jobs, "cores", lambda: cores)
+    monkeypatch.setattr(jobs, "free_memory", lambda: memory)
+    monkeypatch.setattr(jobs, "cores", lambda: cores)
 
 
 # Four files; with the margin they take 3, 2, 1 and 1 GB.
@@ -335,7 +335,7 @@ REAL_WORKER = r"""
 import subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
-from ssm_forge import build_worker
+from ssm_forge.build import worker as build_worker
 
 class Engine:
     def run_build(self, *, progress_callback, **_):
@@ -426,7 +426,7 @@ def test_a_recipe_that_changed_during_the_build_gives_no_package(
 ) -> None:
     other = tmp_path / "demo-1-1.conda"
     other.write_bytes(b"")
-    monkeypatch.setattr("ssm_forge.build._run_worker", lambda *args: other)
+    monkeypatch.setattr("ssm_forge.build.run._run_worker", lambda *args: other)
     with open_log(tmp_path, "build") as log, pytest.raises(BuildError, match=r"demo-1-0\.conda was planned"):
         builds.build(REQUEST, channel=tmp_path / "channel", jobs=1, workspace=place, log=log)
     assert not (tmp_path / "channel").exists()

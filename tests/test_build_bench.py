@@ -19,13 +19,13 @@ from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import workspace
+from ssm_forge.build.schedule import Job
 from ssm_forge.build_baseline import Wheel
 from ssm_forge.build_bench import Document, Target
 from ssm_forge.commands.build import build
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.process_tree import Group, ToolUse, Usage
-from ssm_forge.schedule import Job
 
 SCAN, CONV = "selective_scan_cuda", "causal_conv1d_cuda"
 LIBRARY = f"{SCAN}.cpython-312-x86_64-linux-gnu.so"

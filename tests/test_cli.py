@@ -21,10 +21,11 @@ import pytest
 
 import fake_pixi
 from front_door import ROOT, assert_one_line_error, run
-from ssm_forge import build_jobs, cli
+from ssm_forge import cli
 from ssm_forge.base import errors
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.build import jobs
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -256,7 +257,7 @@ def test_too_much_memory_is_refused_with_the_arithmetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a machine with 4 GB free; what fits there follows from the costs of the recipes' own files."""
-    monkeypatch.setattr(build_jobs, "free_memory", lambda: 4_000_000_000)
+    monkeypatch.setattr(jobs, "free_memory", lambda: 4_000_000_000)
     monkeypatch.setenv("SSM_FORGE_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
     monkeypatch.setattr(sys, "argv", ["run", "install-mamba", "--source", "bridge", "--dry-run", "--jobs", "16"])

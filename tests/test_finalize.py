@@ -13,7 +13,7 @@ from conda_channel import make_package
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.finalize import finalize
+from ssm_forge.build.finalize import finalize
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.read import provenance

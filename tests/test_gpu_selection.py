@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rattler_build import assemble_package
 
-from ssm_forge import finalize
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
+from ssm_forge.build import finalize
 from ssm_forge.channel import folder as channel
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package.write import InfoFiles, dump_json, rewrite_info

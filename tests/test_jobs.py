@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from ssm_forge.build_jobs import memory_needed
-from ssm_forge.schedule import Job
+from ssm_forge.build.jobs import memory_needed
+from ssm_forge.build.schedule import Job
 
 ROOT = Path(__file__).parents[1]
 JOBS = ROOT / "recipes/common/jobs.py"

@@ -10,9 +10,10 @@ from rattler.package_streaming import extract
 from rattler_build import ToolConfiguration
 
 from conda_channel import index, make_package
-from ssm_forge import flow_planning, locked_build
+from ssm_forge import flow_planning
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.build import locked as locked_build
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.solve import lock

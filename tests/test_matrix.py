@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, matrix
+from ssm_forge import matrix
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import interpreter
+from ssm_forge.build import origin
 from ssm_forge.install import marker
 from ssm_forge.manifest import variants
 from ssm_forge.package import read as inspection
@@ -22,7 +23,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """This project's recipes, a channel and environments of its own, Python 3.10 and 3.12, no network."""
     (tmp_path / "recipes").symlink_to(_ROOT / "recipes")
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
-    monkeypatch.setattr(build_origin, "conda_reachable", lambda: False)
+    monkeypatch.setattr(origin, "conda_reachable", lambda: False)
     monkeypatch.setattr(interpreter, "available", lambda place: ["3.10", "3.12"])
     monkeypatch.setattr(interpreter, "brought", lambda place: [])
     return Workspace(root=tmp_path, cache=tmp_path / "cache")
@@ -44,7 +45,7 @@ def test_what_is_available_depends_on_pythons_and_channels(place: Workspace) -> 
 def test_with_a_channel_every_python_of_a_conda_row_is_available(
     place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_origin, "conda_reachable", lambda: True)
+    monkeypatch.setattr(origin, "conda_reachable", lambda: True)
     row = rows(place)["cu130", "conda"]
     assert row.available == row.pythons
 

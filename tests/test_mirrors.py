@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin
 from ssm_forge.base import mirrors
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.build import origin
 from ssm_forge.install import from_lock
 from ssm_forge.install import prefix as install
 from ssm_forge.install.marker import Installed
@@ -77,9 +77,9 @@ def test_packages_come_from_the_mirror_and_keep_their_own_address(tmp_path: Path
 
 def test_the_mirror_of_conda_forge_is_asked_instead_of_it(mirror: str, config: Path) -> None:
     config.write_text(f'[mirrors]\n"https://conda.anaconda.org/conda-forge" = ["{mirror}"]\n')
-    assert build_origin.conda_reachable()
+    assert origin.conda_reachable()
     config.write_text('[mirrors]\n"https://conda.anaconda.org/conda-forge" = ["http://127.0.0.1:1/"]\n')
-    assert not build_origin.conda_reachable()
+    assert not origin.conda_reachable()
 
 
 @pytest.mark.parametrize("name", ["repodata.json", "repodata.json.zst"])

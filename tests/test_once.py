@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import rattler_build
 
-from ssm_forge import build_origin, flow_planning, materials, pipeline
+from ssm_forge import flow_planning, pipeline
 from ssm_forge.base import machine
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.build import origin
+from ssm_forge.build import provenance as materials
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.plan import Options
@@ -27,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.delenv("PIXI_EXE", raising=False)
     monkeypatch.setattr(machine, "gpus", lambda: ())
     monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)
-    monkeypatch.setattr("ssm_forge.build_jobs.free_memory", lambda: 10**12)
+    monkeypatch.setattr("ssm_forge.build.jobs.free_memory", lambda: 10**12)
     return replace(workspace(), cache=tmp_path / "cache")
 
 
@@ -53,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
     monkeypatch.setattr(rattler_build, "Stage0Recipe", Recipe)
     monkeypatch.setattr(BuildKey, "from_settings", reads)
-    monkeypatch.setattr(build_origin, "conda_reachable", answers)
+    monkeypatch.setattr(origin, "conda_reachable", answers)
     yield counts
 
 

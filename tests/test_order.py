@@ -11,11 +11,11 @@ from typing import cast
 
 import pytest
 
-from ssm_forge import compile_costs
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.build import costs as compile_costs
+from ssm_forge.build.schedule import Job
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
-from ssm_forge.schedule import Job
 
 ROOT = Path(__file__).parents[1]
 ORDER = ROOT / "recipes/common/order.py"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import build_origin, flow_planning, pixi_kernels, plan
+from ssm_forge import flow_planning, pixi_kernels, plan
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import BuildError, InstallError, NetworkError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.build import origin
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.recipe import PROJECTS
@@ -41,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("PIXI_EXE", "/nowhere/pixi")
     monkeypatch.setenv("SSM_FORGE_CCACHE", "off")
     monkeypatch.delenv("SSM_FORGE_TRUST", raising=False)
-    monkeypatch.setattr(build_origin, "conda_reachable", lambda: True)
+    monkeypatch.setattr(origin, "conda_reachable", lambda: True)
     monkeypatch.setattr(pixi_kernels.machine, "gpus", lambda: ())
     monkeypatch.setattr(pixi, "machine_virtual_packages", virtual_packages)
     return Workspace(tmp_path, tmp_path / "cache")
@@ -81,7 +82,7 @@ class TestChoice:
             without.delenv("PIXI_EXE")
             assert choose(Options(), place) is None
         with monkeypatch.context() as without:
-            without.setattr(build_origin, "conda_reachable", lambda: False)
+            without.setattr(origin, "conda_reachable", lambda: False)
             assert choose(Options(), place) is None
         spaced = Workspace(place.root / "a b", place.cache)
         shutil.copytree(place.recipes, spaced.recipes)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run, run_here
-from ssm_forge import build_origin, flow_needs, flow_planning, plan
+from ssm_forge import flow_needs, flow_planning, plan
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.build import origin
 from ssm_forge.install.marker import Installed, write_marker
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Matrix, Variant
@@ -42,24 +43,24 @@ BOTH = matrix(("cu130", "conda"), ("cu130", "bridge"), ("cu129", "conda"), ("cu1
 def test_conda_channels_where_they_answer_else_the_bridge(
     variant: str, asked: str, reachable: bool, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_origin, "conda_reachable", lambda: reachable)
-    assert build_origin.choose_source(variant, asked, BOTH) == source  # type: ignore[arg-type]
+    monkeypatch.setattr(origin, "conda_reachable", lambda: reachable)
+    assert origin.choose_source(variant, asked, BOTH) == source  # type: ignore[arg-type]
 
 
 def test_falling_back_to_the_bridge_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build_origin, "conda_reachable", lambda: False)
-    build_origin.choose_source("cu130", "auto", BOTH)
+    monkeypatch.setattr(origin, "conda_reachable", lambda: False)
+    origin.choose_source("cu130", "auto", BOTH)
     said = capsys.readouterr().err
     assert said.startswith("No conda channel can be reached: using the bridge")
     assert said.count("\n") == 1
 
 
 def test_a_variant_that_only_conda_has_needs_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_origin, "conda_reachable", lambda: False)
+    monkeypatch.setattr(origin, "conda_reachable", lambda: False)
     with pytest.raises(NetworkError, match="cu129 comes from conda channels, and none can be reached"):
-        build_origin.choose_source("cu129", "auto", BOTH)
+        origin.choose_source("cu129", "auto", BOTH)
 
 
 @pytest.fixture

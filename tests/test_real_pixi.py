@@ -25,7 +25,7 @@ from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import InstallError, NetworkError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, open_log
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS, Rendered

@@ -17,12 +17,15 @@ import pytest
 from rattler_build import assemble_package
 
 from conda_channel import make_package
-from ssm_forge import build as builds
-from ssm_forge import build_jobs, cli, finalize, flow_planning, materials, pipeline, plan, reproduce
+from ssm_forge import cli, flow_planning, pipeline, plan, reproduce
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build import finalize
+from ssm_forge.build import jobs as build_jobs
+from ssm_forge.build import provenance as materials
+from ssm_forge.build import run as builds
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.commands import reproduce as command
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import read as inspection
@@ -412,7 +415,7 @@ def test_files_outside_of_the_checkout_are_no_inputs(rebuild: Builds, place: Wor
 def test_another_format_is_refused(rebuild: Builds, place: Workspace, tmp_path: Path) -> None:
     error = refusal(packed(tmp_path / "old", place, format=1), place)
     assert f"is finished in format 1, and this checkout writes format {finalize.FORMAT}" in error.what
-    assert "scripts/ssm_forge/finalize.py" in error.fix
+    assert "scripts/ssm_forge/build/finalize.py" in error.fix
 
 
 def git(place: Workspace, *arguments: str) -> str:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ssm_forge.schedule import Job, longest_first, simulate
+from ssm_forge.build.schedule import Job, longest_first, simulate
 
 
 def _jobs(*seconds: float) -> list[Job]:

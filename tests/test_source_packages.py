@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from conda_channel import index, make_package
-from ssm_forge import materials
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.build import provenance as materials
 from ssm_forge.install import from_lock, integrity, marker, pack
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.environments import Platform

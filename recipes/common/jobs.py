@@ -2,7 +2,7 @@
 
 usage: jobs.py COSTS EXTENSION AT_MOST
 
-pixi tells a build how many cores there are, and nothing of memory. The rule is that of ssm_forge.build.
+pixi tells a build how many cores there are, and nothing of memory. The rule is that of ssm_forge.build.run.
 """
 
 import sys

@@ -25,12 +25,12 @@ from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bridge.assemble import assemble
+from ssm_forge.build.schedule import Job, longest_first, simulate
 from ssm_forge.channel import folder as channel
 from ssm_forge.manifest import recipe
 from ssm_forge.package import gpu_code
 from ssm_forge.package.write import read_json
 from ssm_forge.process_tree import Group, Usage
-from ssm_forge.schedule import Job, longest_first, simulate
 
 Document = dict[str, Any]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ssm_forge import build_origin, finalize
 from ssm_forge.base import machine
 from ssm_forge.base.errors import IntegrityError, VerifyError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import note, say
-from ssm_forge.build_origin import Origin, choose_source, compiler_of, default_python
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build import finalize
+from ssm_forge.build import origin as build_origin
+from ssm_forge.build.origin import Origin, choose_source, compiler_of, default_python
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.text import Text
 
-from ssm_forge import build_origin
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
+from ssm_forge.build import origin
 from ssm_forge.channel.folder import SUBDIR
 from ssm_forge.install import marker as install_marker
 from ssm_forge.install import registry
@@ -59,7 +59,7 @@ class Row:
 def rows(workspace: Workspace) -> list[Row]:
     """Every row of ``variants.yaml``; channels are asked once, built packages are read."""
     matrix = variants.load(workspace.variants)
-    online = build_origin.conda_reachable()
+    online = origin.conda_reachable()
     here = {*interpreter.available(workspace), *interpreter.brought(workspace)}
     built = _built(workspace)
     installed = _installed(workspace)

@@ -19,8 +19,8 @@ from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.bridge.assemble import assemble
-from ssm_forge.build import build
-from ssm_forge.build_leftovers import sweep
+from ssm_forge.build.leftovers import sweep
+from ssm_forge.build.run import build
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy

@@ -1,7 +1,7 @@
 """The kernels as pixi builds, locks and keeps them: ``pixi install`` in recipes/, and the finished packages from there.
 
 pixi's packages say nothing of the glibc and the GPUs that they need, and nothing of what they were made from. Those
-that go into the channel are finished like any other (see :mod:`ssm_forge.finalize`).
+that go into the channel are finished like any other (see :mod:`ssm_forge.build.finalize`).
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from ssm_forge import compile_cache, flow_planning, materials
+from ssm_forge import flow_planning
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, InstallError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, say
-from ssm_forge.build import hint
+from ssm_forge.build import compile_cache
+from ssm_forge.build import provenance as materials
+from ssm_forge.build.finalize import finalize
+from ssm_forge.build.run import hint
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import policy
-from ssm_forge.finalize import finalize
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import source_workspace

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.bridge import assemble
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import policy
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Variant

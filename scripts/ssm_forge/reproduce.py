@@ -16,22 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import build as builds
-from ssm_forge import (
-    build_jobs,
-    build_leftovers,
-    build_request,
-    compile_costs,
-    finalize,
-    flow_planning,
-    materials,
-    pipeline,
-    plan,
-)
+from ssm_forge import flow_planning, pipeline, plan
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, open_log, say
+from ssm_forge.build import costs as compile_costs
+from ssm_forge.build import finalize, leftovers
+from ssm_forge.build import jobs as build_jobs
+from ssm_forge.build import provenance as materials
+from ssm_forge.build import request as build_request
+from ssm_forge.build import run as builds
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.package import differences as package_diff
@@ -95,7 +90,7 @@ def reproduce(
     """
     recorded = read(package)
     check_inputs(recorded, place)
-    build_leftovers.sweep(place)
+    leftovers.sweep(place)
     with (
         tempfile.TemporaryDirectory(prefix="ssm-forge-reproduce-") as scratch,
         open_log(place.logs, "reproduce") as log,
@@ -182,7 +177,7 @@ def check_inputs(recorded: Recorded, place: Workspace) -> None:
             f"{recorded.filename} is finished in format {recorded.format}, and this checkout writes format "
             f"{finalize.FORMAT}, so a rebuild here can't give the same bytes.",
             fix="Check out the version of ssm-forge that built it (git log -S 'FORMAT = "
-            f"{recorded.format}' -- scripts/ssm_forge/finalize.py).",
+            f"{recorded.format}' -- scripts/ssm_forge/build/finalize.py).",
         )
     found = _other_inputs(recorded, place)
     if found:

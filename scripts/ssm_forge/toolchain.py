@@ -15,7 +15,7 @@ from ssm_forge.base.errors import BuildError, ForgeError, InstallError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, say
 from ssm_forge.bridge.torch_patch import read_host_config
-from ssm_forge.build_origin import Origin
+from ssm_forge.build.origin import Origin
 from ssm_forge.channel import folder as channel
 from ssm_forge.install import marker
 from ssm_forge.install import prefix as install

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run
-from ssm_forge import build_origin
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.fetch import fetch_all
@@ -21,6 +20,7 @@ from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.bridge import debian, debian_python, pylock
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.debian_python import DebianPython
+from ssm_forge.build import origin
 from ssm_forge.manifest import variants
 from ssm_forge.package import libraries as elf
 
@@ -140,7 +140,7 @@ def test_an_older_c_library_is_refused_with_both_versions(place: Workspace, monk
 
 def test_a_fresh_machine_gets_the_python_of_its_system(system: Path, place: Workspace) -> None:
     cu130 = variants.load(place.variants).get("cu130", "bridge")
-    assert build_origin.default_python(cu130, place) == "3.11"
+    assert origin.default_python(cu130, place) == "3.11"
     chosen = interpreters.choose("3.11", place)
     assert (chosen.version, chosen.made_from and chosen.made_from.system) == ("3.11.2", system)
     assert chosen.executable == chosen.prefix / "bin/python3.11"
@@ -151,8 +151,8 @@ def test_a_machine_without_any_gets_debians(system: Path, place: Workspace, monk
     shutil.rmtree(system)
     monkeypatch.setattr(machine, "glibc", lambda: "2.41")
     matrix = variants.load(place.variants)
-    assert build_origin.default_python(matrix.get("cu130", "bridge"), place) == "3.13"
-    assert build_origin.default_python(matrix.get("cu124", "bridge"), place) == "3.11"
+    assert origin.default_python(matrix.get("cu130", "bridge"), place) == "3.13"
+    assert origin.default_python(matrix.get("cu124", "bridge"), place) == "3.11"
     chosen = interpreters.choose("3.13", place)
     assert chosen.origin == "Debian 13"
     assert {deb.suite for deb in chosen.debs} == {"trixie"}

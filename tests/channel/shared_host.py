@@ -28,14 +28,14 @@ import rattler.index  # noqa: F401
 from killed_publisher import Steps, end_after
 from lab import serving
 
-from ssm_forge import build as builds
-from ssm_forge import build_request
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.fetch import Artifact, fetch_all
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.build import request as build_request
+from ssm_forge.build import run as builds
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import prune as channel_prune
 from ssm_forge.install import marker, swap

@@ -12,13 +12,14 @@ from rattler.package_streaming import extract
 from rattler_build import RenderConfig, Stage0Recipe, VariantConfig
 
 from conda_channel import demo_channel
-from ssm_forge import build_origin, materials
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import workspace
 from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.gcc import BundledCompiler
+from ssm_forge.build import origin
+from ssm_forge.build import provenance as materials
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import render
 from ssm_forge.package import read as inspection
@@ -114,10 +115,10 @@ def test_a_plan_knows_the_lock_or_the_words_of_the_compiler(tmp_path: Path) -> N
     place = workspace()
     variant = variants.load(place.variants).get("cu118", "bridge")
     bundled: Any = SimpleNamespace(compiler=BundledCompiler(()))
-    assert build_origin.compiler_of(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
+    assert origin.compiler_of(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
     gxx = tmp_path / "g++"
     gxx.write_text("#!/bin/sh\necho 'g++ (Debian 12.2.0-14) 12.2.0'\necho more\n")
     gxx.chmod(0o755)
     machines: Any = SimpleNamespace(compiler=HostCompiler(gxx, gxx, "12.2.0"))
-    assert build_origin.compiler_of(variant, machines, place) == ("g++ (Debian 12.2.0-14) 12.2.0", None)
-    assert build_origin.compiler_of(variant, None, place) == ("", None)
+    assert origin.compiler_of(variant, machines, place) == ("g++ (Debian 12.2.0-14) 12.2.0", None)
+    assert origin.compiler_of(variant, None, place) == ("", None)

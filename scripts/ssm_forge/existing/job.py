@@ -14,7 +14,7 @@ from ssm_forge.base.errors import UsageError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, human_bytes, human_seconds, note, open_log, out, say
-from ssm_forge.build_leftovers import sweep
+from ssm_forge.build.leftovers import sweep
 from ssm_forge.channel import folder as channel
 from ssm_forge.existing import check, install, needs, plan, reader
 from ssm_forge.existing.plan import Work

@@ -13,8 +13,8 @@ from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
-from ssm_forge.build_origin import compiler_of
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build.origin import compiler_of
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel.folder import channel_urls
 from ssm_forge.existing import install, needs, reader, rows, torch

@@ -147,7 +147,7 @@ def _read_json(tar: tarfile.TarFile, member: tarfile.TarInfo, filename: str) -> 
 
 
 def provenance(package: Path) -> dict[str, Any]:
-    """What :func:`ssm_forge.finalize.finalize` wrote into a package; empty for one made elsewhere."""
+    """What :func:`ssm_forge.build.finalize.finalize` wrote into a package; empty for one made elsewhere."""
     try:
         return read_json(package, PROVENANCE.removeprefix("info/"))
     except KeyError:

@@ -12,8 +12,8 @@ from pathlib import Path
 from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.build.schedule import Job, longest_first
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
-from ssm_forge.schedule import Job, longest_first
 
 _HEADER = (
     "# What compiling each source file takes for one capability: CPU seconds, and the peak memory of its compilers",

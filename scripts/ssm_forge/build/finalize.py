@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import materials
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.build import provenance as materials
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
@@ -45,7 +45,7 @@ def finalize(
 
     Args:
         rendered: the recipe that it was built from.
-        compiler, compiler_lock: as in :class:`ssm_forge.build_request.BuildRequest`.
+        compiler, compiler_lock: as in :class:`ssm_forge.build.request.BuildRequest`.
         solved: what it was built with from channels, where the engine that built it does not say so in the package.
 
     Raises:

@@ -14,17 +14,19 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ssm_forge import compile_cache, locked_build, materials
 from ssm_forge.base import mirrors, owners
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, say
-from ssm_forge.build_leftovers import kill_session, staging_folder, sweep
-from ssm_forge.build_request import BuildRequest
+from ssm_forge.build import compile_cache
+from ssm_forge.build import locked as locked_build
+from ssm_forge.build import provenance as materials
+from ssm_forge.build.finalize import finalize
+from ssm_forge.build.leftovers import kill_session, staging_folder, sweep
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel.folder import channel_urls
-from ssm_forge.finalize import finalize
 
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _SOURCE = re.compile(r"([\w./-]+\.(?:cu|cpp))\b(?! *:)")
@@ -111,7 +113,7 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     answer = os.memfd_create("outcome")
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ssm_forge.build_worker", spec, str(answer)],
+            [sys.executable, "-m", "ssm_forge.build.worker", spec, str(answer)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",

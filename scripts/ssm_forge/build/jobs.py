@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.machine import cores, free_memory
 from ssm_forge.base.ui import human_bytes
-from ssm_forge.schedule import Job
+from ssm_forge.build.schedule import Job
 
 # What a build takes beside its compilers: the engine, pip, the tests' Python.
 MEMORY_BASE = 800_000_000

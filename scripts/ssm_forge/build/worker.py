@@ -1,6 +1,6 @@
 """Builds one recipe in a process of its own, so that it can be stopped with everything it started.
 
-Started by :mod:`ssm_forge.build` as ``python -m ssm_forge.build_worker SPEC.json DESCRIPTOR``. What the engine and
+Started by :mod:`ssm_forge.build.run` as ``python -m ssm_forge.build.worker SPEC.json DESCRIPTOR``. What the engine and
 the recipe's tools say goes to stdout; what came of it, ``{"package": "PATH"}`` or ``{"error": "..."}``, is written to
 the open file DESCRIPTOR, which no tool inherits.
 """
