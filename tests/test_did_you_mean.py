@@ -8,11 +8,11 @@ import pytest
 
 from conda_channel import demo_channel, make_package
 from front_door import assert_one_line_error, run
-from ssm_forge import publish
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.paths import workspace
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import variants
+from ssm_forge.publish import send as publish
 from ssm_forge.solve import lock
 from ssm_forge.tokens import TokenStore
 

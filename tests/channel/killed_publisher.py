@@ -21,7 +21,7 @@ from types import FrameType
 # Imported here, once, not in each child.
 import rattler.index  # noqa: F401
 
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 
 
 class Steps:

@@ -44,7 +44,7 @@ from ssm_forge.manifest import variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.solver import Request, solve
 from ssm_forge.tokens import TokenStore
 

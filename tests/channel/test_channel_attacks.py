@@ -19,7 +19,7 @@ from lab import Lab, auth_file, check_folder, make_package, serving
 from ssm_forge.base.errors import IntegrityError, NetworkError
 from ssm_forge.channel.folder import index
 from ssm_forge.package.read import inspect
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.tokens import TokenStore
 
 

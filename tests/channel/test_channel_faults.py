@@ -27,7 +27,7 @@ from real_servers import free_port
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.channel import folder as channels
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.tokens import TokenStore
 
 # Every night and before a release; the usual run does the same less often.

@@ -27,7 +27,7 @@ from ssm_forge.channel import statement as trust
 from ssm_forge.channel.index import DamagedIndexError
 from ssm_forge.channel.source import open_source
 from ssm_forge.manifest import variants
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 
 NAME = "tool-1.0-h1_0.conda"
 

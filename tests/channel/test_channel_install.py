@@ -18,7 +18,7 @@ from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
 from ssm_forge.install import marker
 from ssm_forge.install import prefix as install
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.solver import Request, solve
 
 NAME = "tool-1.0-h1_0.conda"

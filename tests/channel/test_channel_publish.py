@@ -9,10 +9,10 @@ import httpx
 import pytest
 from lab import Lab, check_folder, make_package, read_channel
 
-from ssm_forge import publish as publishing
-from ssm_forge import publish_target
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
-from ssm_forge.publish import publish
+from ssm_forge.publish import send as publishing
+from ssm_forge.publish import target
+from ssm_forge.publish.send import publish
 
 
 @pytest.fixture(params=["folder", "server"])
@@ -85,7 +85,7 @@ def test_an_upload_that_was_cut_goes_on_where_it_was(lab: Lab, tmp_path: Path) -
     part.write_bytes(file.read_bytes()[:2_000_000])
     sent: list[int] = []
     original = publishing.target(lab.url)
-    parcel = publish_target.Parcel(publishing.inspect(file))
+    parcel = target.Parcel(publishing.inspect(file))
     assert original.upload(parcel, sent.append) == "added"
     assert sent[0] == 2_000_000  # Counted as done at once; the rest is what was sent.
     assert sum(sent) == file.stat().st_size

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from lab import Lab, environment, make_package, serving
 
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.tokens import TokenStore
 
 NAME = "tool-1.0-h1_0.conda"

@@ -18,12 +18,12 @@ from ssm_forge.install import marker
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import publish_hosted
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.channel import index as repodata
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import statement as trust
-from ssm_forge.publish import publish
+from ssm_forge.publish import to_hosted
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.solver import Request, solve
 
 NAME = "tool-1.0-h1_0.conda"
@@ -193,12 +193,12 @@ def test_artifactory_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("maker", "wanted"),
     [
-        (publish_hosted._prefix, ("POST", "/api/v1/upload/lab", f"Bearer {TOKEN}")),
-        (publish_hosted._anaconda, ("POST", f"/stage/lab/tool/1.0/linux-64/{NAME}", f"token {TOKEN}")),
+        (to_hosted._prefix, ("POST", "/api/v1/upload/lab", f"Bearer {TOKEN}")),
+        (to_hosted._anaconda, ("POST", f"/stage/lab/tool/1.0/linux-64/{NAME}", f"token {TOKEN}")),
     ],
 )
 def test_prefix_and_anaconda_arguments(
-    tmp_path: Path, maker: Callable[[str, str], publish_hosted.Hosted], wanted: tuple[str, str, str]
+    tmp_path: Path, maker: Callable[[str, str], to_hosted.Hosted], wanted: tuple[str, str, str]
 ) -> None:
     """Small fakes, as above. Their answers are not the real servers', so only what is sent is compared."""
     package = make_package(tmp_path / "made")
@@ -223,12 +223,12 @@ def test_prefix_and_anaconda_arguments(
     ],
 )
 def test_hosted_channels_are_known_by_their_address(url: str, read: str) -> None:
-    target = publish_hosted.target(url)
-    assert isinstance(target, publish_hosted.HostedTarget)
+    target = to_hosted.target(url)
+    assert isinstance(target, to_hosted.HostedTarget)
     assert target._hosted.read_url == read
 
 
 @pytest.mark.parametrize("url", ["quetz://h.example", "https://prefix.dev/"])
 def test_a_hosted_server_without_a_channel_is_an_error(url: str) -> None:
     with pytest.raises(UsageError, match="names a server, but no channel"):
-        publish_hosted.target(url)
+        to_hosted.target(url)

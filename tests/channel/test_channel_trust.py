@@ -26,7 +26,7 @@ from ssm_forge.channel import policy
 from ssm_forge.channel import statement as trust
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package.read import inspect
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.solver import Request, solve
 
 

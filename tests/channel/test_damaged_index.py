@@ -23,7 +23,7 @@ from ssm_forge.channel import others as remote
 from ssm_forge.channel import statement as trust
 from ssm_forge.channel.index import DamagedIndexError
 from ssm_forge.channel.source import open_source
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.solver import Request, solve
 from ssm_forge.tokens import TokenStore
 from ssm_forge.uploads import Uploads

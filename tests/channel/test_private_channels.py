@@ -17,7 +17,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.install import from_lock, pack
 from ssm_forge.manifest.environments import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest.virtual import virtual_packages
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.lock import LockedEnvironment, read, write
 from ssm_forge.solve.solver import Request, require_reachable, solve
 

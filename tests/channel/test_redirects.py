@@ -13,7 +13,6 @@ import httpx
 import pytest
 from lab import make_package
 
-from ssm_forge import publish_hosted
 from ssm_forge.base import web
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
@@ -26,7 +25,8 @@ from ssm_forge.install import pack
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package.read import inspect
-from ssm_forge.publish import publish
+from ssm_forge.publish import to_hosted
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.solver import Request, solve
 
@@ -133,9 +133,9 @@ def test_statements_and_what_a_hosted_channel_has(front: str, tmp_path: Path, fo
     (record,) = solve(Request(specs=("tool",), channels=(f"{front}/",)))
     rule = policy.Rule(f"{front}/", "signature", (trust.load_public(tmp_path / "keys" / "lab.pub"),))
     assert policy.enforce([record], [rule], lambda line: None) == 1
-    hosted = publish_hosted.Hosted(front, front, "NO_SUCH_VARIABLE", lambda files, key: None, ("bearer",))
+    hosted = to_hosted.Hosted(front, front, "NO_SUCH_VARIABLE", lambda files, key: None, ("bearer",))
     package = inspect(folder / "linux-64" / NAME)
-    assert publish_hosted.HostedTarget(hosted).present(package) == package.sha256
+    assert to_hosted.HostedTarget(hosted).present(package) == package.sha256
 
 
 @pytest.mark.parametrize("front", [302], indirect=True)

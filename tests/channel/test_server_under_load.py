@@ -29,7 +29,7 @@ from lab import Lab, check_folder, make_package, read_channel, serving
 from starlette.exceptions import HTTPException
 
 from ssm_forge.base import locks
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.serve import _open_beneath
 from ssm_forge.tokens import TokenStore
 from ssm_forge.uploads import _WORKERS, Uploads

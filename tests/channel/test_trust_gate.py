@@ -24,7 +24,7 @@ from ssm_forge.install import prefix as install
 from ssm_forge.install.downloads import Mirror
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
-from ssm_forge.publish import publish
+from ssm_forge.publish.send import publish
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.solver import Request, solve
 

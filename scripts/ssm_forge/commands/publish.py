@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import publish as publishing
 from ssm_forge.base.credentials import redact, require_clean
 from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import note, open_log, out, say
 from ssm_forge.channel import statement as trust
+from ssm_forge.publish import send as publishing
 
 
 @click.command()

@@ -10,7 +10,7 @@ from ssm_forge.base.files import sha256_of
 from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import Package
-from ssm_forge.publish_target import Advance, Outcome, Parcel
+from ssm_forge.publish.target import Advance, Outcome, Parcel
 
 
 class FolderTarget:

@@ -15,7 +15,7 @@ from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.web import Client, TransientError
 from ssm_forge.channel.source import records_at
 from ssm_forge.package.read import Package
-from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Target, compare
 
 Upload = Callable[[list[str], str | None], None]
 

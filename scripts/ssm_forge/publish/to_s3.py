@@ -19,7 +19,7 @@ from ssm_forge.base.web import TransientError
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import index as repodata
 from ssm_forge.package.read import Package
-from ssm_forge.publish_target import Advance, Outcome, Parcel, compare
+from ssm_forge.publish.target import Advance, Outcome, Parcel, compare
 
 # More than this needs a multipart upload, which can't be conditional everywhere.
 _MOST_BYTES = 5_000_000_000

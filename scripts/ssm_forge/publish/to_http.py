@@ -14,7 +14,7 @@ from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, Netw
 from ssm_forge.base.web import Client, TransientError, reason
 from ssm_forge.channel.source import records_at
 from ssm_forge.package.read import Package
-from ssm_forge.publish_target import Advance, Outcome, Parcel, Target, compare
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Target, compare
 
 _CHUNK = 1 << 18
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ssm_forge import publish_hosted, publish_http
 from ssm_forge.base.credentials import for_engine, redact, require_clean
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.paths import launcher
@@ -20,9 +19,10 @@ from ssm_forge.base.web import TransientError as TransientError  # What targets 
 from ssm_forge.base.web import retrying
 from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import Package, inspect
-from ssm_forge.publish_s3 import S3Target
-from ssm_forge.publish_target import Advance, Outcome, Parcel, Target
-from ssm_forge.publish_to_folder import FolderTarget
+from ssm_forge.publish import to_hosted, to_http
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Target
+from ssm_forge.publish.to_folder import FolderTarget
+from ssm_forge.publish.to_s3 import S3Target
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def target(url: str) -> Target:
     if scheme == "s3":
         return S3Target(url)
 
-    hosted = publish_hosted.target(url)
+    hosted = to_hosted.target(url)
     if hosted is not None:
         return hosted
     if scheme in ("http", "https"):
-        return publish_http.target(url)
+        return to_http.target(url)
     raise UsageError(
         f"'{redact(url)}' is no channel that can be published to.",
         fix="Use a folder, s3://, http(s)://, quetz://, artifactory://, https://prefix.dev/NAME or "
