@@ -13,8 +13,8 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import variants
 from ssm_forge.publish import send as publish
+from ssm_forge.serve.tokens import TokenStore
 from ssm_forge.solve import lock
-from ssm_forge.tokens import TokenStore
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from ssm_forge.base import locks, owners
 from ssm_forge.bridge import assemble
 from ssm_forge.channel import folder as channel
 from ssm_forge.install import swap
-from ssm_forge.tokens import TokenStore
-from ssm_forge.uploads import Uploads
+from ssm_forge.serve.tokens import TokenStore
+from ssm_forge.serve.uploads import Uploads
 
 ROOT = Path(__file__).resolve().parents[1]
 

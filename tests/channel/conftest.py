@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from lab import Lab, serving
 
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve.tokens import TokenStore
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from rattler_build import assemble_package
 
 from ssm_forge.package.read import PROVENANCE
 from ssm_forge.package.write import dump_json, rewrite_info
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve.tokens import TokenStore
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -45,8 +45,8 @@ from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
 from ssm_forge.publish.send import publish
+from ssm_forge.serve.tokens import TokenStore
 from ssm_forge.solve.solver import Request, solve
-from ssm_forge.tokens import TokenStore
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 

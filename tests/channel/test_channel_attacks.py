@@ -20,7 +20,7 @@ from ssm_forge.base.errors import IntegrityError, NetworkError
 from ssm_forge.channel.folder import index
 from ssm_forge.package.read import inspect
 from ssm_forge.publish.send import publish
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve.tokens import TokenStore
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from ssm_forge.base.errors import MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.channel import folder as channels
 from ssm_forge.publish.send import publish
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve.tokens import TokenStore
 
 # Every night and before a release; the usual run does the same less often.
 ALL = os.environ.get("SSM_FORGE_TEST_ALL") == "1"

@@ -16,7 +16,7 @@ import pytest
 from lab import Lab, environment, make_package, serving
 
 from ssm_forge.publish.send import publish
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve.tokens import TokenStore
 
 NAME = "tool-1.0-h1_0.conda"
 

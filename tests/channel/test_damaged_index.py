@@ -24,9 +24,9 @@ from ssm_forge.channel import statement as trust
 from ssm_forge.channel.index import DamagedIndexError
 from ssm_forge.channel.source import open_source
 from ssm_forge.publish.send import publish
+from ssm_forge.serve.tokens import TokenStore
+from ssm_forge.serve.uploads import Uploads
 from ssm_forge.solve.solver import Request, solve
-from ssm_forge.tokens import TokenStore
-from ssm_forge.uploads import Uploads
 
 NAME = "tool-1.0-h1_0.conda"
 REPODATA, PACKED = "repodata.json", "repodata.json.zst"

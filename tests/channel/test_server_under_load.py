@@ -30,9 +30,9 @@ from starlette.exceptions import HTTPException
 
 from ssm_forge.base import locks
 from ssm_forge.publish.send import publish
-from ssm_forge.serve import _open_beneath
-from ssm_forge.tokens import TokenStore
-from ssm_forge.uploads import _WORKERS, Uploads
+from ssm_forge.serve.app import _open_beneath
+from ssm_forge.serve.tokens import TokenStore
+from ssm_forge.serve.uploads import _WORKERS, Uploads
 
 NAME = "tool-1.0-h1_0.conda"
 # What a connection may cost the server: sockets' buffers, a piece of an upload, what Python keeps of a request.

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from hostile import hostile, json_files, judge
 from ssm_forge.base.errors import UsageError
-from ssm_forge.tokens import Token, TokenStore
+from ssm_forge.serve.tokens import Token, TokenStore
 
 VALID = [
     {"name": "ci", "right": "write", "sha256": "0" * 64, "expires": 2_000_000_000},

@@ -9,11 +9,11 @@ from typing import Literal
 
 import click
 
-from ssm_forge import server
 from ssm_forge.base.paths import launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import out, say
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve import run as server
+from ssm_forge.serve.tokens import TokenStore
 
 _STORE = click.option(
     "--tokens",

@@ -14,8 +14,8 @@ import uvicorn
 from ssm_forge.base.errors import MachineError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import open_log, say
-from ssm_forge.serve import create_app
-from ssm_forge.tokens import TokenStore
+from ssm_forge.serve.app import create_app
+from ssm_forge.serve.tokens import TokenStore
 
 _BACKLOG = 2048
 _STOP_SECONDS = 20

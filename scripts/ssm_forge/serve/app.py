@@ -29,8 +29,8 @@ from ssm_forge.base.credentials import redact_path
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import FILENAME, SUBDIRS
-from ssm_forge.tokens import Right, TokenStore
-from ssm_forge.uploads import Uploads
+from ssm_forge.serve.tokens import Right, TokenStore
+from ssm_forge.serve.uploads import Uploads
 
 MARK = "SSM-Forge-Channel"
 DIGEST = "Repr-Digest"
