@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import real_pixi
 import stand_in
-from ssm_forge import tiers
 from ssm_forge.base import owners
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.upkeep import tiers
 
 ROOT = Path(__file__).parents[1]
 

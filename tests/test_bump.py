@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from ssm_forge import bump, bump_parts
 from ssm_forge.base.errors import BuildError, IntegrityError, UsageError
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace, workspace
@@ -18,7 +17,9 @@ from ssm_forge.bridge.torch_patch import MEMBER, read_bounds
 from ssm_forge.manifest import sdists, variants
 from ssm_forge.manifest.patching import HunkResult, patched, reapply
 from ssm_forge.manifest.recipe import PROJECTS
-from ssm_forge.package_index import Release
+from ssm_forge.upkeep import parts as bump_parts
+from ssm_forge.upkeep import projects as bump
+from ssm_forge.upkeep.package_index import Release
 
 _ROOT = Path(__file__).parents[1]
 

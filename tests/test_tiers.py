@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import tiers
 from ssm_forge.base.errors import UsageError
-from ssm_forge.tiers import Step
+from ssm_forge.upkeep import tiers
+from ssm_forge.upkeep.tiers import Step
 
 ROOT = Path(__file__).resolve().parents[1]
 DAY = datetime.date(2026, 11, 25)

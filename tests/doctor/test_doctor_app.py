@@ -20,12 +20,13 @@ import pytest
 import broken_environments as make
 from broken_environments import SUFFIX, Source
 from front_door import ROOT
-from ssm_forge import advice, bump_symbols, cli
+from ssm_forge import advice, cli
 from ssm_forge.base.errors import BuildError
 from ssm_forge.doctor import __main__ as doctor_main
 from ssm_forge.doctor import app, docs, network, pyz, report, requirements, symbols
 from ssm_forge.doctor.diagnosis import Diagnosis
 from ssm_forge.doctor.findings import Target, finding
+from ssm_forge.upkeep import symbols as bump_symbols
 
 PACKAGE = ROOT / "scripts/ssm_forge/doctor"
 KNOWN = "ImportError: selective_scan_cuda.so: undefined symbol: _ZN3c104cuda9SetDeviceEi\n"

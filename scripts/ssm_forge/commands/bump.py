@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import click
 
-from ssm_forge import bump as bumps
-from ssm_forge import bump_parts, bump_symbols
 from ssm_forge.base.paths import launcher, workspace
 from ssm_forge.base.ui import out, say
+from ssm_forge.upkeep import parts as bump_parts
+from ssm_forge.upkeep import projects as bumps
+from ssm_forge.upkeep import symbols as bump_symbols
 
 
 @click.command()

@@ -7,10 +7,10 @@ import sys
 
 import click
 
-from ssm_forge import tiers
 from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import say
+from ssm_forge.upkeep import tiers
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

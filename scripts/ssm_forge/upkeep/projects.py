@@ -17,7 +17,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.manifest import sdists
 from ssm_forge.manifest.patching import HunkResult, reapply
 from ssm_forge.manifest.recipe import EXTENSIONS
-from ssm_forge.package_index import Release, releases
+from ssm_forge.upkeep.package_index import Release, releases
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import say
 from ssm_forge.bridge import debian
 from ssm_forge.bridge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
-from ssm_forge.bump import Update
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.patching import reapply
-from ssm_forge.package_index import Release, index_url, releases
-from ssm_forge.remote_zip import read_member
+from ssm_forge.upkeep.package_index import Release, index_url, releases
+from ssm_forge.upkeep.projects import Update
+from ssm_forge.upkeep.remote_zip import read_member
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,10 +17,10 @@ from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import say
 from ssm_forge.base.web import session
-from ssm_forge.bump import Update
 from ssm_forge.doctor import binary
-from ssm_forge.package_index import Release, releases
-from ssm_forge.remote_zip import RemoteFile
+from ssm_forge.upkeep.package_index import Release, releases
+from ssm_forge.upkeep.projects import Update
+from ssm_forge.upkeep.remote_zip import RemoteFile
 
 _OLDEST = Version("2.0")
 _LIBRARIES = ("libc10.so", "libc10_cuda.so", "libtorch_python.so", "libtorch_cpu.so")
