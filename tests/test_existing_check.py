@@ -10,7 +10,7 @@ import pytest
 from fake_environment import add, add_torch, make_venv, site_of
 from ssm_forge.existing import check, install, reader, torch
 from ssm_forge.package import wheel
-from ssm_forge.verify_report import Check
+from ssm_forge.verify.report import Check
 from test_wheel import DEPENDS, INFO, conda_package
 
 

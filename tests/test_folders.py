@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import gpu
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import debian
 from ssm_forge.build import compile_cache
+from ssm_forge.verify import gpu
 
 
 def test_the_first_one_stays(tmp_path: Path) -> None:

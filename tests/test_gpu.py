@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ssm_forge import gpu
 from ssm_forge.base.errors import InstallError, UsageError, VerifyError
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.verify import gpu
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import toolchain
 from ssm_forge.base.errors import InstallError
 from ssm_forge.manifest import variants
-from ssm_forge.verify_report import Check
+from ssm_forge.verify import toolchain
+from ssm_forge.verify.report import Check
 
 _ROOT = Path(__file__).parents[1]
 

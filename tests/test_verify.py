@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run_here
-from ssm_forge import verify, verify_report
 from ssm_forge.base import machine
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError
@@ -23,6 +22,8 @@ from ssm_forge.base.machine import Gpu
 from ssm_forge.install.marker import MARKER, Installed, write_marker
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath
+from ssm_forge.verify import installed as verify
+from ssm_forge.verify import report as verify_report
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 SITE = f"lib/python{PYTHON}/site-packages"

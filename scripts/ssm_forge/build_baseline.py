@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import build_tools, flow_planning, plan, process_tree, toolchain
+from ssm_forge import build_tools, flow_planning, plan, process_tree
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
@@ -25,6 +25,7 @@ from ssm_forge.manifest import patching, recipe, sdists
 from ssm_forge.package import write as archive
 from ssm_forge.process_tree import Usage
 from ssm_forge.solve import prefix as solve_prefix
+from ssm_forge.verify import toolchain
 
 Kind = Literal["default", "same capability"]
 KINDS: tuple[Kind, ...] = ("default", "same capability")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import gpu
 from ssm_forge.base import foreign, owners
 from ssm_forge.base.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.base.files import sha256_of
@@ -27,6 +26,7 @@ from ssm_forge.channel import folder as channel
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import write as archive
+from ssm_forge.verify import gpu
 
 SIZE_LIMIT = 64 << 20
 # Of a package's files, which are read one by one; machine code for many GPUs is compressed to a tenth.

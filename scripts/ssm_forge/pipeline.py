@@ -12,7 +12,7 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge import advice, flow_needs, flow_planning, pixi_kernels, toolchain, verify, verify_report
+from ssm_forge import advice, flow_needs, flow_planning, pixi_kernels
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
@@ -34,6 +34,9 @@ from ssm_forge.solve import prefix as solve_prefix
 from ssm_forge.solve import recipes as solve_only
 from ssm_forge.solve.recipes import solve_builds
 from ssm_forge.solve.solver import require_reachable
+from ssm_forge.verify import installed as verify
+from ssm_forge.verify import report as verify_report
+from ssm_forge.verify import toolchain
 
 
 @for_engine()

@@ -8,7 +8,7 @@ import click
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
-from ssm_forge.verify import choose_prefix
+from ssm_forge.verify.installed import choose_prefix
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 

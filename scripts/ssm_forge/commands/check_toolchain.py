@@ -5,13 +5,14 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import advice, flow_planning, plan, toolchain
+from ssm_forge import advice, flow_planning, plan
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.bridge.assemble import assemble
-from ssm_forge.verify import choose_prefix
-from ssm_forge.verify_report import show
+from ssm_forge.verify import toolchain
+from ssm_forge.verify.installed import choose_prefix
+from ssm_forge.verify.report import show
 
 
 @click.command("check-toolchain")

@@ -1,4 +1,4 @@
-"""Verifies the kernels in an environment of wheels: the questions of :mod:`ssm_forge.verify`, asked of its files."""
+"""Verifies the kernels in an environment of wheels: the questions of :mod:`ssm_forge.verify.installed`, asked of its files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import verify
 from ssm_forge.base.paths import launcher
 from ssm_forge.existing import install, torch
 from ssm_forge.existing.reader import Distribution, Existing
 from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import wheel
-from ssm_forge.verify_report import Check, Report
+from ssm_forge.verify import installed as verify
+from ssm_forge.verify.report import Check, Report
 
 # Of the system, where an environment brings none.
 _SYSTEMS = ("libstdc++.so.6", "libgcc_s.so.1")

@@ -22,7 +22,7 @@ from ssm_forge.existing.reader import Existing
 from ssm_forge.package import wheel
 from ssm_forge.pipeline import build_missing, prepare
 from ssm_forge.plan import Options
-from ssm_forge.verify_report import show
+from ssm_forge.verify.report import show
 
 
 def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_run: bool, as_json: bool) -> None:

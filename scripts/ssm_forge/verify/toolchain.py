@@ -22,7 +22,7 @@ from ssm_forge.install import prefix as install
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
 from ssm_forge.solve import prefix as solve_prefix
-from ssm_forge.verify_report import Check, Report
+from ssm_forge.verify.report import Check, Report
 
 _TIMEOUT = 120
 

@@ -19,7 +19,7 @@ from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath, InstalledRecord
 from ssm_forge.package.installed import records as installed_records
-from ssm_forge.verify_report import Check, Report
+from ssm_forge.verify.report import Check, Report
 
 _IMPORT_TIMEOUT = 300
 _GPU_TIMEOUT = 900
