@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from conda_channel import make_package
-from ssm_forge import build_baseline, build_bench, build_report, pipeline, plan
+from ssm_forge import build_baseline, build_bench, build_report
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
@@ -23,6 +23,7 @@ from ssm_forge.build.schedule import Job
 from ssm_forge.build_baseline import Wheel
 from ssm_forge.build_bench import Document, Target
 from ssm_forge.commands.build import build
+from ssm_forge.flow import pipeline, plan
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.process_tree import Group, ToolUse, Usage

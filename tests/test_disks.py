@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from front_door import ROOT, assert_one_line_error
-from ssm_forge import disks
 from ssm_forge.base import machine
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.disks import Need, Packages
+from ssm_forge.flow import disks
+from ssm_forge.flow.disks import Need, Packages
 from ssm_forge.manifest import variants
 from ssm_forge.solve import lock
 

@@ -15,8 +15,8 @@ from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import InstallError, MachineError, UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.existing import job, needs, plan, reader, rows, torch
+from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
-from ssm_forge.plan import Options
 
 
 def existing(env: Path) -> reader.Existing:

@@ -10,10 +10,10 @@ from rattler.package_streaming import extract
 from rattler_build import ToolConfiguration
 
 from conda_channel import index, make_package
-from ssm_forge import flow_planning
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import locked as locked_build
+from ssm_forge.flow import planning
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.solve import lock
@@ -109,14 +109,14 @@ class TestPlan:
         for name, python in (("cu118", "3.10"), ("cu129", "3.12"), ("cu130", "3.12")):
             row = variants.load(place.variants).get(name, "conda")
             values = row.key(python, ArchList.parse(row.default_archs))
-            found = flow_planning.locked_sources(row, values, place)
+            found = planning.locked_sources(row, values, place)
             assert list(found) == list(PROJECTS)
             assert found["mamba-ssm"] == lock.environment(place.source_lock, name).sources[1]
 
     def test_those_for_other_gpus_and_pythons_are_not_in_it(self) -> None:
         row = variants.load(workspace().variants).get("cu130", "conda")
         for python, archs in (("3.12", "9.0"), ("3.13", row.default_archs)):
-            assert flow_planning.locked_sources(row, row.key(python, ArchList.parse(archs)), workspace()) == {}
+            assert planning.locked_sources(row, row.key(python, ArchList.parse(archs)), workspace()) == {}
 
     def test_a_recipe_that_changed_after_the_lock_is_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -128,6 +128,6 @@ class TestPlan:
         place = Workspace(tmp_path, tmp_path / "cache")
         row = variants.load(workspace().variants).get("cu130", "conda")
         values = row.key("3.12", ArchList.parse(row.default_archs))
-        assert flow_planning.locked_sources(row, values, place) == {}
+        assert planning.locked_sources(row, values, place) == {}
         said = " ".join(capsys.readouterr().err.split())
         assert "recipes/pixi.lock is out of step (cu130: mamba-ssm: its recipe needs 'nano', the lock does not)" in said

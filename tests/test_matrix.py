@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import matrix
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import interpreter
 from ssm_forge.build import origin
+from ssm_forge.flow import overview as matrix
 from ssm_forge.install import marker
 from ssm_forge.manifest import variants
 from ssm_forge.package import read as inspection

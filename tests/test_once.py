@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import rattler_build
 
-from ssm_forge import flow_planning, pipeline
 from ssm_forge.base import machine
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import origin
 from ssm_forge.build import provenance as materials
+from ssm_forge.flow import pipeline, planning
+from ssm_forge.flow.plan import Options
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import PROJECTS
-from ssm_forge.plan import Options
 from ssm_forge.solve import recipes as solve_only
 
 
@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
     monkeypatch.delenv("PIXI_EXE", raising=False)
     monkeypatch.setattr(machine, "gpus", lambda: ())
-    monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)
+    monkeypatch.setattr("ssm_forge.flow.disks.free_disk", lambda path: 10**12)
     monkeypatch.setattr("ssm_forge.build.jobs.free_memory", lambda: 10**12)
     return replace(workspace(), cache=tmp_path / "cache")
 
@@ -71,7 +71,7 @@ def test_a_dry_run_renders_each_recipe_once_and_asks_the_channels_once(
 
 
 def test_what_comes_after_the_plan_renders_nothing(place: Workspace, counted: Counter[str], tmp_path: Path) -> None:
-    work = flow_planning.make(Options(source="conda", prefix=tmp_path / "prefix"), place)
+    work = planning.make(Options(source="conda", prefix=tmp_path / "prefix"), place)
     planned = counted.copy()
     requests = [package.request for package in work.to_build]
     assert len(requests) == len(PROJECTS)

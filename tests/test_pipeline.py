@@ -14,13 +14,13 @@ import pytest
 import zstandard
 
 from conda_channel import demo_channel
-from ssm_forge import flow_planning, pipeline
 from ssm_forge.base.errors import NetworkError, SolveError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import open_log
+from ssm_forge.flow import pipeline, planning
+from ssm_forge.flow.pipeline import Base
+from ssm_forge.flow.plan import Options, Plan
 from ssm_forge.manifest.virtual import virtual_packages
-from ssm_forge.pipeline import Base
-from ssm_forge.plan import Options, Plan
 from ssm_forge.solve import prefix as solve_prefix
 
 SNAPSHOT = workspace().root.parent / "shared" / "conda-snapshot"
@@ -40,12 +40,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(solve_prefix, "machine_virtual_packages", lambda: virtual_packages(glibc="2.36"))
     monkeypatch.setattr("ssm_forge.base.machine.gpus", lambda: ())
     # Nothing is downloaded here.
-    monkeypatch.setattr("ssm_forge.disks.free_disk", lambda path: 10**12)
+    monkeypatch.setattr("ssm_forge.flow.disks.free_disk", lambda path: 10**12)
     return workspace()
 
 
 def planned(variant: str, place: Workspace, tmp_path: Path) -> Plan:
-    work = flow_planning.make(Options(variant=variant, source="conda", prefix=tmp_path / "prefix"), place)
+    work = planning.make(Options(variant=variant, source="conda", prefix=tmp_path / "prefix"), place)
     # Our own channel is empty, and no recorded one.
     return replace(work, channels=work.channels[1:])
 
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_known_before_anything_is_compiled(
     packages = tuple(replace(p, request=replace(p.request, channels=(channel,), locked=None)) for p in work.packages)
     work = replace(work, channels=(channel,), packages=packages, locked=None)
     built: list[str] = []
-    monkeypatch.setattr(flow_planning, "make", lambda options, place, choice: work)
+    monkeypatch.setattr(planning, "make", lambda options, place, choice: work)
     monkeypatch.setattr(pipeline, "build", lambda request, **_: built.append(request.project))
     with pytest.raises(SolveError) as error:
         pipeline.install_mamba(Options(source="conda"), dry_run=False, as_json=False)
@@ -125,7 +125,9 @@ def test_without_a_network_conda_is_refused_before_anything_is_done(tmp_path: Pa
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not allow a network namespace")
     settings = {"SSM_FORGE_CACHE_DIR": str(tmp_path / "cache"), "SSM_FORGE_CHANNEL": str(tmp_path / "channel")}
-    script = "from ssm_forge import disks; disks.free_disk = lambda _: 10**12; from ssm_forge.cli import main; main()"
+    script = (
+        "from ssm_forge.flow import disks; disks.free_disk = lambda _: 10**12; from ssm_forge.cli import main; main()"
+    )
     words = ["install-mamba", "--source", "conda", "--variant", "cu118", "--prefix", str(tmp_path / "prefix")]
     done = subprocess.run(
         ["unshare", "-rn", sys.executable, "-c", script, *words],

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from ssm_forge import flow_planning, pixi_kernels, plan
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import BuildError, InstallError, NetworkError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import open_log
 from ssm_forge.build import origin
+from ssm_forge.flow import pixi_kernels, plan, planning
+from ssm_forge.flow.pixi_kernels import Kept
+from ssm_forge.flow.plan import Options
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.recipe import PROJECTS
@@ -25,8 +27,6 @@ from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.read import provenance
 from ssm_forge.package.write import read_json
-from ssm_forge.pixi_kernels import Kept
-from ssm_forge.plan import Options
 from ssm_forge.solve import source_packages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def choose(options: Options, place: Workspace) -> Kept | None:
-    return pixi_kernels.choose(options, flow_planning.choose(options, place), place)
+    return pixi_kernels.choose(options, planning.choose(options, place), place)
 
 
 class TestChoice:

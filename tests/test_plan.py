@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run, run_here
-from ssm_forge import flow_needs, flow_planning, plan
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import origin
+from ssm_forge.flow import needs, plan, planning
 from ssm_forge.install.marker import Installed, write_marker
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Matrix, Variant
@@ -76,20 +76,20 @@ def prefix(tmp_path: Path) -> Path:
 
 
 def test_a_package_is_installed_when_its_files_are_there(prefix: Path) -> None:
-    assert flow_planning._is_installed(FILENAME, "a" * 64, prefix)
+    assert planning._is_installed(FILENAME, "a" * 64, prefix)
     (prefix / "file.txt").unlink()
-    assert not flow_planning._is_installed(FILENAME, "a" * 64, prefix)
+    assert not planning._is_installed(FILENAME, "a" * 64, prefix)
 
 
 def test_a_package_built_anew_under_its_name_is_not_installed(prefix: Path) -> None:
-    assert not flow_planning._is_installed(FILENAME, "b" * 64, prefix)
+    assert not planning._is_installed(FILENAME, "b" * 64, prefix)
 
 
 def test_without_marker_or_record_nothing_is_installed(prefix: Path, tmp_path: Path) -> None:
-    assert not flow_planning._is_installed("mamba-ssm-2.3-other_0.conda", "a" * 64, prefix)
-    assert not flow_planning._is_installed(FILENAME, "a" * 64, tmp_path)
+    assert not planning._is_installed("mamba-ssm-2.3-other_0.conda", "a" * 64, prefix)
+    assert not planning._is_installed(FILENAME, "a" * 64, tmp_path)
     (prefix / "conda-meta/mamba-ssm-2.3-cuda130_0.json").unlink()
-    assert not flow_planning._is_installed(FILENAME, "a" * 64, prefix)
+    assert not planning._is_installed(FILENAME, "a" * 64, prefix)
 
 
 def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tmp_path: Path) -> None:
@@ -101,10 +101,10 @@ def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tm
 
 def test_the_default_prefix_is_pixis_and_other_pythons_do_not_collide() -> None:
     place = workspace()
-    found = {v: flow_planning.default_prefix(v, "3.10", place).name for v in ("cu118", "cu124", "cu130")}
+    found = {v: planning.default_prefix(v, "3.10", place).name for v in ("cu118", "cu124", "cu130")}
     assert found == {"cu118": "cu118", "cu124": "cu124-py310", "cu130": "cu130-py310"}
-    assert flow_planning.default_prefix("cu118", "3.11", place) == place.envs / "cu118-py311"
-    assert flow_planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
+    assert planning.default_prefix("cu118", "3.11", place) == place.envs / "cu118-py311"
+    assert planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
 
 
 def conda_row(variant: str) -> Variant:
@@ -113,12 +113,12 @@ def conda_row(variant: str) -> Variant:
 
 def test_the_lock_is_used_for_the_python_that_it_was_solved_for() -> None:
     for variant, python in (("cu118", "3.10"), ("cu130", "3.12")):
-        found = flow_planning.locked_environment(conda_row(variant), python, workspace())
+        found = planning.locked_environment(conda_row(variant), python, workspace())
         assert found is not None
         assert found.name == variant
-    assert flow_planning.locked_environment(conda_row("cu130"), "3.13", workspace()) is None
+    assert planning.locked_environment(conda_row("cu130"), "3.13", workspace()) is None
     bridge = variants.load(workspace().variants).get("cu130", "bridge")
-    assert flow_planning.locked_environment(bridge, "3.12", workspace()) is None
+    assert planning.locked_environment(bridge, "3.12", workspace()) is None
 
 
 def test_a_lock_that_does_not_fit_names_the_environment_and_the_command(tmp_path: Path) -> None:
@@ -127,13 +127,13 @@ def test_a_lock_that_does_not_fit_names_the_environment_and_the_command(tmp_path
     text = place.manifest.read_text()
     (tmp_path / "pixi.toml").write_text(text.replace('cuda-nvcc = "13.0.*"', 'cuda-nvcc = "13.1.*"'))
     with pytest.raises(VerifyError) as error:
-        flow_planning.locked_environment(conda_row("cu130"), "3.12", Workspace(tmp_path, tmp_path))
+        planning.locked_environment(conda_row("cu130"), "3.12", Workspace(tmp_path, tmp_path))
     assert "pixi.lock does not fit pixi.toml: environment cu130: cuda-nvcc: " in error.value.what
     assert "run lock'" in error.value.fix
 
 
 def test_the_name_in_a_file_name() -> None:
-    assert flow_planning.read_name(Path(FILENAME)) == "mamba-ssm"
+    assert planning.read_name(Path(FILENAME)) == "mamba-ssm"
 
 
 def dry_run(tmp_path: Path, *args: str) -> dict[str, object]:
@@ -184,16 +184,16 @@ def planned(archs: str) -> plan.Plan:
 
 def test_waiting_for_the_jit_is_told_before_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "gpus", lambda: (Gpu("RTX 6000", Capability(12, 0), "580"),))
-    assert "RTX 6000 (12.0) has no machine code in 8.0;9.0+PTX" in flow_needs.jit_note(planned("8.0;9.0+PTX"))
-    assert flow_needs.jit_note(planned("12.0")) == ""
+    assert "RTX 6000 (12.0) has no machine code in 8.0;9.0+PTX" in needs.jit_note(planned("8.0;9.0+PTX"))
+    assert needs.jit_note(planned("12.0")) == ""
     monkeypatch.setattr(machine, "gpus", lambda: ())
-    assert "native on 8.x, 9.x" in flow_needs.jit_note(planned("8.0;9.0+PTX"))
-    assert flow_needs.jit_note(planned("9.0")) == ""
+    assert "native on 8.x, 9.x" in needs.jit_note(planned("8.0;9.0+PTX"))
+    assert needs.jit_note(planned("9.0")) == ""
 
 
 def chosen(requested: str | None, gpus: tuple[Gpu, ...], instead: str | None) -> str:
     row = variants.load(workspace().variants).get("cu130", "bridge")
-    return str(flow_needs.choose_archs(row, requested, gpus, require=lambda archs: None, instead=instead))
+    return str(needs.choose_archs(row, requested, gpus, require=lambda archs: None, instead=instead))
 
 
 def test_a_gpu_that_can_not_run_the_kernels_is_refused_unless_they_are_for_another_machine() -> None:
@@ -213,4 +213,4 @@ def test_what_the_toolkit_lacks_is_said_before_what_the_gpu_lacks() -> None:
     row = variants.load(workspace().variants).get("cu130", "bridge")
     gpu = Gpu("H100", Capability(9, 0), "580")
     with pytest.raises(UsageError, match=r"no nvcc makes 8\.0"):
-        flow_needs.choose_archs(row, "8.0", (gpu,), require=lacks, instead="x")
+        needs.choose_archs(row, "8.0", (gpu,), require=lacks, instead="x")

@@ -20,19 +20,19 @@ import pytest
 
 from conda_channel import index, make_package
 from real_pixi import PIXI, needs_pixi
-from ssm_forge import pipeline, pixi_kernels
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import InstallError, NetworkError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build.request import BuildRequest
+from ssm_forge.flow import pipeline, pixi_kernels
+from ssm_forge.flow.plan import Plan, PlannedPackage
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS, Rendered
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import libraries as elf
-from ssm_forge.plan import Plan, PlannedPackage
 from ssm_forge.solve import lock as locks
 from ssm_forge.solve import pixi_export
 from ssm_forge.solve import prefix as solve_prefix

@@ -17,7 +17,7 @@ import pytest
 from rattler_build import assemble_package
 
 from conda_channel import make_package
-from ssm_forge import cli, flow_planning, pipeline, plan, reproduce
+from ssm_forge import cli
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
@@ -27,6 +27,7 @@ from ssm_forge.build import provenance as materials
 from ssm_forge.build import run as builds
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.commands import reproduce as command
+from ssm_forge.flow import pipeline, plan, planning, reproduce
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import read as inspection
 from ssm_forge.package import write as archive
@@ -153,8 +154,8 @@ def compilers(**majors: int | None) -> Callable[..., SimpleNamespace]:
 def rebuild(place: Workspace, package: Path, monkeypatch: pytest.MonkeyPatch) -> Builds:
     """The rebuilt package is the very same, until a test says otherwise."""
     fake = Builds(place, package)
-    monkeypatch.setattr(flow_planning, "make", fake.make)
-    monkeypatch.setattr(flow_planning, "origin", compilers(auto=12))
+    monkeypatch.setattr(planning, "make", fake.make)
+    monkeypatch.setattr(planning, "origin", compilers(auto=12))
     monkeypatch.setattr(pipeline, "make_packages", fake.make_packages)
     monkeypatch.setattr(builds, "build", fake.build)
     monkeypatch.setattr(build_jobs, "choose_jobs", lambda requested, costs: requested or 2)
@@ -387,7 +388,7 @@ def test_a_changed_row_of_the_matrix_is_named(rebuild: Builds, package: Path, pl
 def test_a_compiler_of_the_machine_is_no_change_of_the_matrix(
     rebuild: Builds, place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow_planning, "origin", compilers(auto=14))
+    monkeypatch.setattr(planning, "origin", compilers(auto=14))
     key = ROW.key("3.12", ARCHS, compiler="14")
     package = packed(tmp_path / "fourteen", place, variant=key.to_provenance())
     rebuild.result = package
@@ -458,18 +459,18 @@ def test_the_commit_that_has_the_inputs_is_named_and_restoring_it_helps(
 def test_a_compiler_of_the_recorded_major_is_chosen(
     majors: dict[str, int], choice: str, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow_planning, "origin", compilers(**majors))
+    monkeypatch.setattr(planning, "origin", compilers(**majors))
     assert reproduce._with_compiler(plan.Options(), "14", place).host_compiler == choice
 
 
 def test_without_that_compiler_it_is_refused(
     rebuild: Builds, package: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow_planning, "origin", compilers(auto=14, bridge=11))
+    monkeypatch.setattr(planning, "origin", compilers(auto=14, bridge=11))
     with pytest.raises(MachineError) as error:
         reproduce.reproduce(package, place)
     assert "compiled with g++ 12, and this machine has none (found: auto 14.1, bridge 11.1)" in error.value.what
-    monkeypatch.setattr(flow_planning, "origin", compilers())
+    monkeypatch.setattr(planning, "origin", compilers())
     with pytest.raises(MachineError, match="no auto"):
         reproduce.reproduce(package, place)
     assert rebuild.requests == []
@@ -478,7 +479,7 @@ def test_without_that_compiler_it_is_refused(
 def test_packages_from_conda_bring_their_compiler(
     place: Workspace, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow_planning, "origin", compilers())
+    monkeypatch.setattr(planning, "origin", compilers())
     recorded = reproduce.read(package)
     row = variants.load(place.variants).get("cu130", "conda")
     conda = replace(recorded, key=row.key("3.12", ARCHS))

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from ssm_forge import cli, matrix
+from ssm_forge import cli
 from ssm_forge.base import ui
 from ssm_forge.base.errors import InstallError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.matrix import Row
+from ssm_forge.flow import overview as matrix
+from ssm_forge.flow.overview import Row
 from ssm_forge.verify import report as verify_report
 from ssm_forge.verify.report import Check, Report
 

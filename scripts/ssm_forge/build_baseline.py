@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import build_tools, flow_planning, plan, process_tree
+from ssm_forge import build_tools, process_tree
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
 from ssm_forge.channel import folder as channel
+from ssm_forge.flow import plan, planning
 from ssm_forge.install import marker
 from ssm_forge.install import prefix as install
 from ssm_forge.manifest import patching, recipe, sdists
@@ -52,7 +53,7 @@ class Wheel:
 
 def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log) -> Path:
     """Make an environment with the variant's toolchain, torch, and what upstream's setup.py needs."""
-    origin = flow_planning.origin(options, place)
+    origin = planning.origin(options, place)
     variant = origin.variant
     channel.ensure_indexed(place.channel)
     specs = [*toolchain.specs(variant), f"python {origin.python}.*", variant.torch_spec, *_TOOLS]
@@ -69,7 +70,7 @@ def sources(options: plan.Options, kind: Kind, folder: Path, place: Workspace) -
     Raises:
         BuildError: when a patch does not fit.
     """
-    variant = flow_planning.origin(options, place).variant
+    variant = planning.origin(options, place).variant
     found = {}
     for project in recipe.PROJECTS:
         version = variant.projects[project]

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge import build_baseline, build_tools, flow_planning, plan, process_tree
+from ssm_forge import build_baseline, build_tools, process_tree
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
@@ -27,6 +27,7 @@ from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build.schedule import Job, longest_first, simulate
 from ssm_forge.channel import folder as channel
+from ssm_forge.flow import plan, planning
 from ssm_forge.manifest import recipe
 from ssm_forge.package import gpu_code
 from ssm_forge.package.write import read_json
@@ -119,7 +120,7 @@ class Bench:
         return document
 
     def _prepare(self, options: plan.Options) -> None:
-        parts = flow_planning.origin(options, self.place).parts
+        parts = planning.origin(options, self.place).parts
         if parts is not None:
             assemble(parts, self.place, self.log)
 

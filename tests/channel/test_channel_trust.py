@@ -11,11 +11,10 @@ import pytest
 from lab import Lab, make_package
 from rattler import RepoDataRecord
 
-from ssm_forge import flow_planning
+from ssm_forge.flow import planning
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
-from ssm_forge import pipeline, plan
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import Workspace
@@ -24,6 +23,7 @@ from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy
 from ssm_forge.channel import statement as trust
+from ssm_forge.flow import pipeline, plan
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package.read import inspect
 from ssm_forge.publish.send import publish
@@ -156,7 +156,7 @@ def test_an_installation_stops_at_a_rule_that_protects_nothing(
     work = plan.Plan(
         row, "3.12", archs, tmp_path, (channel,), (), None, 1, 0, 0, 0, rules(keys, "https://conda.1ab.example", "lab")
     )
-    monkeypatch.setattr(flow_planning, "make", lambda *_: work)
+    monkeypatch.setattr(planning, "make", lambda *_: work)
     with pytest.raises(UsageError, match="no channel in use is there"):
         pipeline.install_mamba(plan.Options(source="bridge"), dry_run=True, as_json=True)
 

@@ -20,12 +20,13 @@ import pytest
 import broken_environments as make
 from broken_environments import SUFFIX, Source
 from front_door import ROOT
-from ssm_forge import advice, cli
+from ssm_forge import cli
 from ssm_forge.base.errors import BuildError
 from ssm_forge.doctor import __main__ as doctor_main
 from ssm_forge.doctor import app, docs, network, pyz, report, requirements, symbols
 from ssm_forge.doctor.diagnosis import Diagnosis
 from ssm_forge.doctor.findings import Target, finding
+from ssm_forge.flow import advice
 from ssm_forge.upkeep import symbols as bump_symbols
 
 PACKAGE = ROOT / "scripts/ssm_forge/doctor"
@@ -322,7 +323,7 @@ def test_the_document_is_in_step_with_the_rules() -> None:
 def test_a_failed_installation_ends_with_what_its_log_shows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from ssm_forge import pipeline
+    from ssm_forge.flow import pipeline
 
     log = tmp_path / "install-mamba.log"
 

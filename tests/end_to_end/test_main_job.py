@@ -20,11 +20,12 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline, plan
+from ssm_forge import build_baseline
 from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
 from ssm_forge.channel.folder import index
+from ssm_forge.flow import plan
 from ssm_forge.install import marker as install_marker
 from ssm_forge.install import prefix as install
 from ssm_forge.manifest.recipe import EXTENSIONS

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from ssm_forge import pipeline
 from ssm_forge.base import arch
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.commands.install_mamba import target_options
+from ssm_forge.flow import pipeline
+from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
-from ssm_forge.plan import Options
 from ssm_forge.solve import recipes as solving
 from ssm_forge.solve.recipes import SolvedEnvironment
 

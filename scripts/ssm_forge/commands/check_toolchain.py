@@ -5,11 +5,11 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import advice, flow_planning, plan
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.bridge.assemble import assemble
+from ssm_forge.flow import advice, plan, planning
 from ssm_forge.verify import toolchain
 from ssm_forge.verify.installed import choose_prefix
 from ssm_forge.verify.report import show
@@ -35,7 +35,7 @@ def check_toolchain(
         host_compiler=host_compiler,
     )
     with open_log(place.logs, "check-toolchain") as log:
-        origin = flow_planning.origin(options, place)
+        origin = planning.origin(options, place)
         if prefix is not None:
             prefix = choose_prefix(prefix)
         else:

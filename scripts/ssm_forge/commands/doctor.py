@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ssm_forge.advice import users_variables
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import out
 from ssm_forge.doctor import app, docs, pyz
 from ssm_forge.doctor.report import LANGUAGES
+from ssm_forge.flow.advice import users_variables
 from ssm_forge.install.registry import installed_prefixes
 
 

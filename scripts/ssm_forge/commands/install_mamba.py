@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from ssm_forge import advice, pipeline
 from ssm_forge.base.errors import BuildError, InstallError, SolveError
 from ssm_forge.base.paths import workspace
 from ssm_forge.existing import job
 from ssm_forge.existing.plan import applies, for_condas_torch
-from ssm_forge.plan import Options
+from ssm_forge.flow import advice, pipeline
+from ssm_forge.flow.plan import Options
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:

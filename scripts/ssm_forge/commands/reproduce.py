@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import reproduce as reproducing
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import out, say
+from ssm_forge.flow import reproduce as reproducing
+from ssm_forge.flow.reproduce import Outcome
 from ssm_forge.package.differences import Difference
-from ssm_forge.reproduce import Outcome
 
 # Differences that are listed below the first one; the log has them all.
 _LISTED = 20

@@ -4,9 +4,9 @@ import json
 
 import click
 
-from ssm_forge import matrix
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import out
+from ssm_forge.flow import overview as matrix
 
 
 @click.command()

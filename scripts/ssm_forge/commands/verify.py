@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import advice
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import out, say
 from ssm_forge.existing import check
 from ssm_forge.existing.plan import applies
+from ssm_forge.flow import advice
 from ssm_forge.verify import gpu
 from ssm_forge.verify import installed as checks
 from ssm_forge.verify import report as verify_report

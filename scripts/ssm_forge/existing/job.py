@@ -19,9 +19,9 @@ from ssm_forge.channel import folder as channel
 from ssm_forge.existing import check, install, needs, plan, reader
 from ssm_forge.existing.plan import Work
 from ssm_forge.existing.reader import Existing
+from ssm_forge.flow.pipeline import build_missing, prepare
+from ssm_forge.flow.plan import Options
 from ssm_forge.package import wheel
-from ssm_forge.pipeline import build_missing, prepare
-from ssm_forge.plan import Options
 from ssm_forge.verify.report import show
 
 

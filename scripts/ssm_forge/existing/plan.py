@@ -22,12 +22,12 @@ from ssm_forge.existing.needs import Needs
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.rows import Row
 from ssm_forge.existing.torch import Torch
-from ssm_forge.flow_needs import choose_archs, with_needs
-from ssm_forge.flow_planning import is_current
+from ssm_forge.flow.needs import choose_archs, with_needs
+from ssm_forge.flow.plan import Options, Plan, PlannedPackage, State
+from ssm_forge.flow.planning import is_current
 from ssm_forge.install.marker import is_foreign as foreign_conda
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.variants import Matrix
-from ssm_forge.plan import Options, Plan, PlannedPackage, State
 
 # NVIDIA's driver from which on a CUDA major runs.
 _DRIVERS = {"11": 450, "12": 525, "13": 580}

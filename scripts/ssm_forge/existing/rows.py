@@ -19,8 +19,8 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.package import hash_text
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.torch import Torch
+from ssm_forge.flow.plan import Options
 from ssm_forge.manifest.variants import Matrix, Variant
-from ssm_forge.plan import Options
 
 # Keys of a cell that say what the environment is to have.
 _REQUIREMENTS = ("transformers", "numpy")

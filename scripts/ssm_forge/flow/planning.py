@@ -17,7 +17,8 @@ from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy
-from ssm_forge.flow_needs import choose_archs, with_needs
+from ssm_forge.flow.needs import choose_archs, with_needs
+from ssm_forge.flow.plan import Choice, Options, Plan, PlannedPackage, State
 from ssm_forge.install import marker as install_marker
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import recipe, source_workspace, variants
@@ -25,7 +26,6 @@ from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
 from ssm_forge.package import read as inspection
-from ssm_forge.plan import Choice, Options, Plan, PlannedPackage, State
 from ssm_forge.solve import lock
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.lock_sources import SourcePackage

@@ -12,7 +12,6 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge import advice, flow_needs, flow_planning, pixi_kernels
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
@@ -24,12 +23,14 @@ from ssm_forge.build.run import build
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy
+from ssm_forge.flow import advice, pixi_kernels, planning
+from ssm_forge.flow import needs as flow_needs
+from ssm_forge.flow.plan import Options, Plan, PlannedPackage
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.install import prefix as install
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import channel_url, virtual_packages
 from ssm_forge.package import installed as package_installed
-from ssm_forge.plan import Options, Plan, PlannedPackage
 from ssm_forge.solve import prefix as solve_prefix
 from ssm_forge.solve import recipes as solve_only
 from ssm_forge.solve.recipes import solve_builds
@@ -50,13 +51,13 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         # What a killed run left compiling takes memory that the plan counts.
         sweep(place)
-    choice = flow_planning.choose(options, place)
+    choice = planning.choose(options, place)
     kept = pixi_kernels.choose(options, choice, place)
     if kept is not None and dry_run:
         options = replace(options, prefix=kept.prefix, cuda_arch=str(kept.archs))
     elif kept is not None and _install_kept(kept, options, place, as_json):
         return
-    work = flow_planning.make(options, place, choice)
+    work = planning.make(options, place, choice)
     policy.require_used(work.trust, work.channels)
     if dry_run:
         _show(work, as_json)
@@ -127,7 +128,7 @@ def build_packages(options: Options, *, as_json: bool) -> None:
     """
     place = workspace()
     sweep(place)
-    work = flow_planning.make(options, place)
+    work = planning.make(options, place)
     if work.to_build:
         with open_log(place.logs, "build") as log:
             make_packages(work, place, log)

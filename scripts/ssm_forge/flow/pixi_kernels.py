@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from ssm_forge import flow_planning
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, InstallError, VerifyError
@@ -26,13 +25,14 @@ from ssm_forge.build.finalize import finalize
 from ssm_forge.build.run import hint
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import policy
+from ssm_forge.flow import planning
+from ssm_forge.flow.plan import Choice, Options
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import source_workspace
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
-from ssm_forge.plan import Choice, Options
 from ssm_forge.solve import lock, source_packages
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.lock_sources import SourcePackage
@@ -84,7 +84,7 @@ def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
     """
     if choice.variant.source != "conda" or not _asks_for_nothing_else(options, place):
         return None
-    python = flow_planning.manifest_python(options.variant, place)
+    python = planning.manifest_python(options.variant, place)
     if options.python not in (None, python) or python not in choice.variant.pythons:
         return None
     if any(character.isspace() for character in str(place.root)):
@@ -174,7 +174,7 @@ def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace
     """Finish one of pixi's packages and add it to the channel, where that lacks it as the recipe is now."""
     channel.ensure_indexed(place.channel)
     held = channel.find(place.channel, package.filename)
-    if held is not None and flow_planning.is_current(held, package.name, place):
+    if held is not None and planning.is_current(held, package.name, place):
         return
     artifact = _artifact(kept.prefix, package)
     place.cache.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssm_forge import flow_planning, pipeline, plan
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
@@ -27,6 +26,7 @@ from ssm_forge.build import jobs as build_jobs
 from ssm_forge.build import provenance as materials
 from ssm_forge.build import request as build_request
 from ssm_forge.build import run as builds
+from ssm_forge.flow import pipeline, plan, planning
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.package import differences as package_diff
@@ -95,7 +95,7 @@ def reproduce(
         tempfile.TemporaryDirectory(prefix="ssm-forge-reproduce-") as scratch,
         open_log(place.logs, "reproduce") as log,
     ):
-        work = flow_planning.make(_options(recorded, Path(scratch) / "prefix", jobs, place), place)
+        work = planning.make(_options(recorded, Path(scratch) / "prefix", jobs, place), place)
         request = next(p.request for p in work.packages if p.name == recorded.project)
         _check_kept(keep, {recorded.filename, request.filename})
         if request.filename != recorded.filename:
@@ -334,7 +334,7 @@ def _with_compiler(options: plan.Options, major: str, place: Workspace) -> plan.
     for choice in ("auto", f"g++-{major}", "g++", "bridge"):
         tried = replace(options, host_compiler=choice)
         try:
-            parts = flow_planning.origin(tried, place).parts
+            parts = planning.origin(tried, place).parts
         except MachineError:
             if choice == "auto":
                 raise  # It takes any compiler, so that something else is missing.

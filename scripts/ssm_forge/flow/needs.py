@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ssm_forge import disks
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList, resolve
 from ssm_forge.base.errors import MachineError, UsageError
@@ -13,8 +12,9 @@ from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build import costs as compile_costs
 from ssm_forge.build.jobs import choose_jobs, memory_needed
+from ssm_forge.flow import disks
+from ssm_forge.flow.plan import Plan
 from ssm_forge.manifest.variants import Variant
-from ssm_forge.plan import Plan
 
 
 def choose_archs(
