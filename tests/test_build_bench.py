@@ -14,19 +14,21 @@ import pytest
 from rich.console import Console
 
 from conda_channel import make_package
-from ssm_forge import build_baseline, build_bench, build_report
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import workspace
+from ssm_forge.bench import baseline
+from ssm_forge.bench import report as build_report
+from ssm_forge.bench import run as build_bench
+from ssm_forge.bench.baseline import Wheel
+from ssm_forge.bench.process_tree import Group, ToolUse, Usage
+from ssm_forge.bench.run import Document, Target
 from ssm_forge.build.schedule import Job
-from ssm_forge.build_baseline import Wheel
-from ssm_forge.build_bench import Document, Target
 from ssm_forge.commands.build import build
 from ssm_forge.flow import pipeline, plan
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import PROJECTS
-from ssm_forge.process_tree import Group, ToolUse, Usage
 
 SCAN, CONV = "selective_scan_cuda", "causal_conv1d_cuda"
 LIBRARY = f"{SCAN}.cpython-312-x86_64-linux-gnu.so"
@@ -219,19 +221,19 @@ def contents(tree: Path) -> dict[str, str]:
 def test_upstreams_flags_and_files_stay_and_every_other_patch_is_applied(tree: Path) -> None:
     split = KEPT.replace("kept", "split").replace("new/file", "new/split")
     patches = patch(tree, a1_nvcc_options=DROPPED, a2_split_backward=split, a3_kept=KEPT)
-    build_baseline._patch(tree, patches)
+    baseline._patch(tree, patches)
     assert contents(tree) == {"setup.py": SETUP.replace("scan", "kept"), "csrc/new/file.cu": "// new\n"}
 
 
 def test_the_same_patches_apply_where_they_are_not_ours(tree: Path) -> None:
-    build_baseline._patch(tree, patch(tree, a1_flags=DROPPED, a3_kept=KEPT))
+    baseline._patch(tree, patch(tree, a1_flags=DROPPED, a3_kept=KEPT))
     assert "-lineinfo" not in contents(tree)["setup.py"]
 
 
 def test_a_patch_that_does_not_fit_is_named_by_file_and_hunk_and_nothing_is_changed(tree: Path) -> None:
     patches = patch(tree, a1_flags=DROPPED, a2_misfit=KEPT.replace("'scan'", "'other'"))
     with pytest.raises(BuildError, match=r"a2-misfit\.patch: setup\.py, hunk 1 \(line 4\) does not fit: .*'other'"):
-        build_baseline._patch(tree, patches)
+        baseline._patch(tree, patches)
     assert contents(tree) == {"setup.py": SETUP}
 
 
@@ -248,7 +250,7 @@ def test_what_is_left_out_is_there_by_these_names_and_the_rest_keeps_upstreams_f
             changed = [line for line in text.splitlines() if re.match(r"[-+](?![-+])", line)]
             touches_flags = any("-lineinfo" in line or "--threads" in line for line in changed)
             assert touches_flags == name.endswith("nvcc-options"), (version, name)
-            assert name.endswith(build_baseline._OURS) == (name in ("nvcc-options", "split-backward"))
+            assert name.endswith(baseline._OURS) == (name in ("nvcc-options", "split-backward"))
 
 
 def test_the_extension_is_taken_out_of_the_wheel(tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_the_extension_is_taken_out_of_the_wheel(tmp_path: Path) -> None:
         wheel.writestr(LIBRARY, b"\x7fELF, more or less")
         wheel.writestr(f"{SCAN}_notes.txt", b"")
         wheel.writestr("mamba_ssm/other.so", b"")
-    found = build_baseline._read("mamba-ssm", tmp_path)
+    found = baseline._read("mamba-ssm", tmp_path)
     assert found == Wheel("mamba-ssm", path, tmp_path / LIBRARY)
     assert found.extension.read_bytes() == b"\x7fELF, more or less"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, LIBRARY])
@@ -267,7 +269,7 @@ def test_a_wheel_that_came_without_its_extension_is_one_clear_error(tmp_path: Pa
     with zipfile.ZipFile(tmp_path / "mamba_ssm-2.3.1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("mamba_ssm/__init__.py", b"")
     with pytest.raises(BuildError, match=r"mamba_ssm-2\.3\.1-py3-none-any\.whl without selective_scan_cuda"):
-        build_baseline._read("mamba-ssm", tmp_path)
+        baseline._read("mamba-ssm", tmp_path)
 
 
 def test_a_package_with_another_extension_is_as_large_as_that_makes_it(tmp_path: Path) -> None:
@@ -279,9 +281,9 @@ def test_a_package_with_another_extension_is_as_large_as_that_makes_it(tmp_path:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     extension.write_bytes(b"x" * size)
-    same = build_baseline.size_as_package(ours, wheel, scratch)
+    same = baseline.size_as_package(ours, wheel, scratch)
     extension.write_bytes(random.Random(7).randbytes(size))
-    other = build_baseline.size_as_package(ours, wheel, scratch)
+    other = baseline.size_as_package(ours, wheel, scratch)
     assert same < 5_000
     assert size < other - same < size * 1.01
     assert ours.read_bytes() == before

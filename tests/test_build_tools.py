@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssm_forge.build_tools import COMPILERS, describe
+from ssm_forge.bench.tools import COMPILERS, describe
 
 NAME = "-DTORCH_EXTENSION_NAME=selective_scan_cuda"
 SCAN = {"source": "selective_scan_fwd_fp16.cu", "extension": "selective_scan_cuda"}

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from ssm_forge import process_tree
-from ssm_forge.process_tree import Group, Moment, ToolUse, Tree, Usage, join, measure
+from ssm_forge.bench import process_tree
+from ssm_forge.bench.process_tree import Group, Moment, ToolUse, Tree, Usage, join, measure
 
 # Only turns a hang into a failure.
 PATIENCE_SECONDS = 120.0

@@ -20,10 +20,10 @@ import pytest
 from rattler import package_streaming
 
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
-from ssm_forge import build_baseline
 from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import SolveError
+from ssm_forge.bench import baseline
 from ssm_forge.channel.folder import index
 from ssm_forge.flow import plan
 from ssm_forge.install import marker as install_marker
@@ -329,14 +329,14 @@ def test_upstreams_flags_and_files_give_the_same_machine_code(job: Job, forge: F
     place = forge.workspace
     options = plan.Options(row.variant, row.python, row.arch, source=row.source, for_this_machine=False)
     with ui.open_log(tmp_path, "upstream") as log:
-        prefix = build_baseline.environment(options, forge.folder / "toolchain", place, log)
-        trees = build_baseline.sources(options, "same capability", forge.folder / "upstream", place)
+        prefix = baseline.environment(options, forge.folder / "toolchain", place, log)
+        trees = baseline.sources(options, "same capability", forge.folder / "upstream", place)
         for tree in trees.values():
             lines = (tree / "setup.py").read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if '.cu",' not in line or any(f'{name}",' in line for name in chosen)]
             assert len(lines) - len(kept) >= 1
             (tree / "setup.py").write_text("".join(kept), encoding="utf-8")
-        _, wheels = build_baseline.build(trees, prefix, row.arch, forge.folder / "wheels", log)
+        _, wheels = baseline.build(trees, prefix, row.arch, forge.folder / "wheels", log)
     assert len(wheels) == 2
     for wheel in wheels:
         (ours,) = job.prefix.glob(f"lib/python*/site-packages/{wheel.extension.name}")

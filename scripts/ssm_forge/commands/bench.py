@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import build_baseline, build_bench, build_report
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
+from ssm_forge.bench import baseline as build_baseline
+from ssm_forge.bench import report as build_report
+from ssm_forge.bench import run as build_bench
 from ssm_forge.build import costs as compile_costs
 from ssm_forge.commands.install_mamba import target_options
 from ssm_forge.verify import gpu

@@ -18,12 +18,15 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge import build_baseline, build_tools, process_tree
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_seconds, say
+from ssm_forge.bench import baseline as build_baseline
+from ssm_forge.bench import process_tree
+from ssm_forge.bench import tools as build_tools
+from ssm_forge.bench.process_tree import Group, Usage
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build.schedule import Job, longest_first, simulate
 from ssm_forge.channel import folder as channel
@@ -31,7 +34,6 @@ from ssm_forge.flow import plan, planning
 from ssm_forge.manifest import recipe
 from ssm_forge.package import gpu_code
 from ssm_forge.package.write import read_json
-from ssm_forge.process_tree import Group, Usage
 
 Document = dict[str, Any]
 

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ssm_forge import build_tools, process_tree
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
+from ssm_forge.bench import process_tree
+from ssm_forge.bench import tools as build_tools
+from ssm_forge.bench.process_tree import Usage
 from ssm_forge.channel import folder as channel
 from ssm_forge.flow import plan, planning
 from ssm_forge.install import marker
 from ssm_forge.install import prefix as install
 from ssm_forge.manifest import patching, recipe, sdists
 from ssm_forge.package import write as archive
-from ssm_forge.process_tree import Usage
 from ssm_forge.solve import prefix as solve_prefix
 from ssm_forge.verify import toolchain
 

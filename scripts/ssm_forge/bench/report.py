@@ -9,7 +9,7 @@ from rich.console import Group
 
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, human_seconds
-from ssm_forge.build_tools import COMPILERS
+from ssm_forge.bench.tools import COMPILERS
 
 Document = dict[str, Any]
 
