@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ssm_forge import bundle, bundle_main
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.bundle import main as bundle_main
+from ssm_forge.bundle import write as bundle
 from ssm_forge.verify import gpu
 
 MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"

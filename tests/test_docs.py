@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from ssm_forge import bundle_main, cli
+from ssm_forge import cli
+from ssm_forge.bundle import main as bundle_main
 from ssm_forge.manifest import variants
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostile import DEEP_JSON, as_json, changed, damaged, hostile, judge, memory_below, values, zstd_bomb
-from ssm_forge import bundle, bundle_main
 from ssm_forge.base.errors import IntegrityError, UsageError
+from ssm_forge.bundle import main as bundle_main
+from ssm_forge.bundle import write as bundle
 from ssm_forge.package import write as archive
 from ssm_forge.package.read import inspect
 

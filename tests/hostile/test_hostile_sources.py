@@ -27,10 +27,10 @@ from hostile import (
     writes_only_below,
     zstd_bomb,
 )
-from ssm_forge import bundle
 from ssm_forge.base import foreign, mirrors, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import workspace
+from ssm_forge.bundle import write as bundle
 from ssm_forge.channel import statement as trust
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.package.read import Package

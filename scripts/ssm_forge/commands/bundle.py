@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from ssm_forge import bundle as bundles
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import human_bytes, out
+from ssm_forge.bundle import write as bundles
 from ssm_forge.verify import installed as verify
 
 

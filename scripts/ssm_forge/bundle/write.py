@@ -1,6 +1,6 @@
 """One file that takes packages, checks and upstream's tests to a machine with Python, torch and a GPU.
 
-The bundle is a ``.pyz``: ``python3 BUNDLE.pyz`` there does everything (see :mod:`ssm_forge.bundle_main`).
+The bundle is a ``.pyz``: ``python3 BUNDLE.pyz`` there does everything (see :mod:`ssm_forge.bundle.main`).
 The two .conda files travel with their payloads recompressed from zstd to xz, because Python's standard
 library reads no zstd before 3.14; every file is still checked against the package's own sha256 there.
 """
@@ -184,7 +184,7 @@ def _fill(
     place: Workspace,
     notes: str,
 ) -> None:
-    source = Path(__file__).parent
+    source = Path(__file__).parents[1]
     bundle.write(source / "bundle_main.py", "__main__.py")
     for pattern in _SOURCES:
         for path in sorted(source.glob(pattern)):
