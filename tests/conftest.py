@@ -1,6 +1,7 @@
 """What holds for every test: logs go to a folder of the test run's own, and no skip goes unseen.
 
-Also loaded by the Python of an installed environment (tests/kernels), so it takes pytest and the standard library only.
+Also loaded by the Python of an installed environment (tests/unit/kernels), so it takes pytest and the standard library
+only.
 """
 
 from __future__ import annotations

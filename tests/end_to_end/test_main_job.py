@@ -304,11 +304,11 @@ def test_the_same_bytes_come_again_in_another_folder(
 
 
 def test_the_kernel_references_and_checks_hold_on_the_cpu(job: Job, forge: Forge) -> None:
-    """tests/kernels, under the environment's own Python and torch; nothing of it is skipped."""
+    """tests/unit/kernels, under the environment's own Python and torch; nothing of it is skipped."""
     tools = pytest_for(job.prefix, forge.folder / "pytest")
     environment = {k: v for k, v in os.environ.items() if k != "SSM_FORGE_TEST_SUMMARY"}
     done = subprocess.run(
-        [job.prefix / "bin/python", "-m", "pytest", "tests/kernels", "--strict-skips", "-p", "no:cacheprovider"],
+        [job.prefix / "bin/python", "-m", "pytest", "tests/unit/kernels", "--strict-skips", "-p", "no:cacheprovider"],
         cwd=forge.root,
         # A tier of its own, in which no skip is expected.
         env={**environment, "PYTHONPATH": str(tools), "SSM_FORGE_TEST_TIER": "installed"},

@@ -282,7 +282,7 @@ def install_and_run(options: argparse.Namespace, bundle_path: Path, folder: Path
 def main() -> int:
     options = parse(sys.argv[1:])
     # Inside a .pyz, this file's folder is the archive itself.
-    bundle_path = Path(__file__).parents[1]
+    bundle_path = Path(__file__).parent
     try:
         if options.into is not None:
             return install_and_run(options, bundle_path, options.into.resolve())

@@ -185,7 +185,7 @@ def _fill(
     notes: str,
 ) -> None:
     source = Path(__file__).parents[1]
-    bundle.write(source / "bundle_main.py", "__main__.py")
+    bundle.write(source / "bundle/main.py", "__main__.py")
     for pattern in _SOURCES:
         for path in sorted(source.glob(pattern)):
             bundle.write(path, f"src/ssm_forge/{path.relative_to(source)}")

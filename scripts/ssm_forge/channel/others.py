@@ -15,8 +15,8 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.base.urls import is_under
 from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.channel import index as repodata
+from ssm_forge.channel.local_index import require_readable
 from ssm_forge.manifest.virtual import channel_url, subdir_type
-from ssm_forge.solve.solver import require_readable
 
 _TIMEOUT_SECONDS = 60
 

@@ -1,4 +1,4 @@
-"""Verifies the kernels in an environment of wheels: the questions of :mod:`ssm_forge.verify.installed`, asked of its files."""
+"""Verifies the kernels in an environment of wheels: the questions of ``verify``, asked of its files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tests of the checks themselves, on the CPU, with torch and the standard library only.
 
 The references agree with each other and with torch; correct kernels pass; every wrong one is caught. The
-same functions run under pytest (``tests/kernels``) and as ``python -m ssm_forge.kernels selftest``.
+same functions run under pytest (``tests/unit/kernels``) and as ``python -m ssm_forge.kernels selftest``.
 """
 
 from __future__ import annotations

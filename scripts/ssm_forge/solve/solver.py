@@ -7,7 +7,6 @@ The engine is py-rattler, the one inside pixi. Channels are read online, or from
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import tempfile
 import threading
@@ -17,19 +16,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import httpx
 import rattler
 import rattler.exceptions
 from rattler import Channel, ChannelPriority, MatchSpec, RepoDataRecord, SparseRepoData
 
-from ssm_forge.base import mirrors, owners
+from ssm_forge.base import mirrors
 from ssm_forge.base.credentials import for_engine, redact
 from ssm_forge.base.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN, session
 from ssm_forge.channel import index as repodata
+from ssm_forge.channel.local_index import folder_of, repodata_file, require_readable
 from ssm_forge.manifest.virtual import VirtualPackage, channel_url, subdir_type, virtual_packages
 
 # Lines of the solver's explanation worth showing; the rest lists more alternatives of the same kind.
@@ -109,12 +108,12 @@ def _recorded_as_folders(request: Request) -> Iterator[dict[str, str]]:
         found = {}
         for number, channel in enumerate(request.channels):
             base = channel_url(channel)
-            recorded = _folder(base, request.snapshot)
+            recorded = folder_of(base, request.snapshot)
             assert recorded is not None
             for part in (request.subdir, "noarch"):
                 place = Path(scratch) / str(number) / part / "repodata.json"
                 place.parent.mkdir(parents=True)
-                if (path := _repodata_file(recorded / part)) is not None:
+                if (path := repodata_file(recorded / part)) is not None:
                     place.symlink_to(path.resolve())
             if not any((Path(scratch) / str(number)).glob("*/*")):
                 raise _no_record(channel, recorded, request)
@@ -199,12 +198,12 @@ def _parse_spec(text: str) -> MatchSpec:
 def _sparse(channel: str, request: Request, snapshot: Path) -> list[SparseRepoData]:
     """The repodata of a channel for ``subdir`` and noarch, from its own folder or from the snapshot."""
     base = channel_url(channel)
-    folder = _folder(base, snapshot)
+    folder = folder_of(base, snapshot)
     assert folder is not None
     found = [
         SparseRepoData(Channel(channel), part, str(path))
         for part in (request.subdir, "noarch")
-        if (path := _repodata_file(folder / part)) is not None
+        if (path := repodata_file(folder / part)) is not None
     ]
     if not found:
         raise _no_record(channel, folder, request)
@@ -217,52 +216,6 @@ def _no_record(channel: str, folder: Path, request: Request) -> UsageError:
         what = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
     online = ", or leave --snapshot out to solve online" if request.offers_snapshot else ""
     return UsageError(f"{what} (looked in {folder}).", fix=f"Check the folder{online}.")
-
-
-def _folder(base: str, snapshot: Path | None) -> Path | None:
-    """Where a channel's repodata lie on this machine; None when it is only online."""
-    path = urlparse(base).path
-    if base.startswith("file://"):
-        return Path(unquote(path))
-    # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
-    return snapshot / path.strip("/") if snapshot else None
-
-
-def require_readable(channels: Sequence[str], subdir: str, snapshot: Path | None) -> None:
-    """Find the damage in the indexes on this machine; the engine does not say in which file it met some.
-
-    Raises:
-        DamagedIndexError: for the first index that can't be read.
-    """
-    for channel in channels:
-        folder = _folder(channel_url(channel), snapshot)
-        for part in (subdir, "noarch"):
-            if folder is not None and (path := _repodata_file(folder / part)) is not None:
-                repodata.records(path.read_bytes(), str(folder / part / "repodata.json"))
-
-
-def _repodata_file(folder: Path) -> Path | None:
-    """Uncompressed repodata of one subdir; compressed files are unpacked into the cache once."""
-    plain, packed = folder / "repodata.json", folder / "repodata.json.zst"
-    if plain.exists():
-        return plain
-    if not packed.exists():
-        return None
-    import zstandard
-
-    data = packed.read_bytes()
-    cache = workspace().cache / "repodata"
-    target = cache / f"snapshot-{hashlib.sha256(data).hexdigest()[:32]}.json"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{owners.mark()}")
-        try:
-            partial.write_bytes(zstandard.ZstdDecompressor().stream_reader(data).read())
-        except zstandard.ZstdError as error:
-            partial.unlink(missing_ok=True)
-            raise UsageError(f"{packed} is not a zstd file ({error}).") from error
-        partial.replace(target)
-    return target
 
 
 @contextmanager

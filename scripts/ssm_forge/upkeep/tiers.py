@@ -33,7 +33,7 @@ FROM_CONDA = "cu130-conda"
 _OTHERS = ("cu118-conda",)
 VARIANT_VARIABLE = "SSM_FORGE_TEST_VARIANT"
 
-_UNIT = ("tests", "--ignore=tests/channel", "--ignore=tests/end_to_end")
+_UNIT = ("tests/unit",)
 _PARALLEL = ("-n", "2", "--dist", "loadfile")
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
 _OLDEST_PYTHON = (3, 10)
@@ -121,7 +121,7 @@ def steps(tier: str, root: Path, *, strict: bool, seed: str, variant: str) -> li
         whole = "every variant" if tier == ALL else variant
         found += [
             tests("slow unit tests", *chosen("slow"), *_UNIT, *_PARALLEL, *order),
-            tests("servers", *chosen(), "tests/channel", *_PARALLEL, *order),
+            tests("servers", *chosen(), "tests/servers", *_PARALLEL, *order),
             tests(f"end to end, {whole}", *chosen(), "tests/end_to_end", "-p", "no:randomly"),
         ]
     return found

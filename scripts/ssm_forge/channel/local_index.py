@@ -1,0 +1,60 @@
+"""The index of a channel that lies on this machine: its own folder, or a recorded snapshot of what a server has."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from ssm_forge.base import owners
+from ssm_forge.base.errors import UsageError
+from ssm_forge.base.paths import workspace
+from ssm_forge.channel import index
+from ssm_forge.manifest.virtual import channel_url
+
+
+def folder_of(base: str, snapshot: Path | None) -> Path | None:
+    """Where a channel's repodata lie on this machine; None when it is only online."""
+    path = urlparse(base).path
+    if base.startswith("file://"):
+        return Path(unquote(path))
+    # A snapshot mirrors the paths of the server: nvidia/label/cuda-11.8.0 is three folders deep.
+    return snapshot / path.strip("/") if snapshot else None
+
+
+def require_readable(channels: Sequence[str], subdir: str, snapshot: Path | None) -> None:
+    """Find the damage in the indexes on this machine; the engine does not say in which file it met some.
+
+    Raises:
+        DamagedIndexError: for the first index that can't be read.
+    """
+    for channel in channels:
+        folder = folder_of(channel_url(channel), snapshot)
+        for part in (subdir, "noarch"):
+            if folder is not None and (path := repodata_file(folder / part)) is not None:
+                index.records(path.read_bytes(), str(folder / part / "repodata.json"))
+
+
+def repodata_file(folder: Path) -> Path | None:
+    """Uncompressed repodata of one subdir; compressed files are unpacked into the cache once."""
+    plain, packed = folder / "repodata.json", folder / "repodata.json.zst"
+    if plain.exists():
+        return plain
+    if not packed.exists():
+        return None
+    import zstandard
+
+    data = packed.read_bytes()
+    cache = workspace().cache / "repodata"
+    target = cache / f"snapshot-{hashlib.sha256(data).hexdigest()[:32]}.json"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{owners.mark()}")
+        try:
+            partial.write_bytes(zstandard.ZstdDecompressor().stream_reader(data).read())
+        except zstandard.ZstdError as error:
+            partial.unlink(missing_ok=True)
+            raise UsageError(f"{packed} is not a zstd file ({error}).") from error
+        partial.replace(target)
+    return target

@@ -1,0 +1,144 @@
+"""The recipes' build script, run with stand-ins for the compilers and pip: what it hands on, and that it runs twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+# Notes the variables that pip's build would see, and leaves what it would.
+_PYTHON = """\
+#!/bin/sh
+case "$*" in
+*common/jobs.py*) echo "$*" >"$SRC_DIR/asked"; echo 1 ;;
+*"-m pip install"*)
+    env >"$SRC_DIR/seen"
+    "$CXX" -c x.cpp >"$SRC_DIR/compiled"
+    "$CXX" -shared x.o >"$SRC_DIR/linked"
+    mkdir -p "$SP_DIR/demo-1.0.dist-info"
+    touch "$SP_DIR/demo_cuda.so.so"
+    echo "demo/direct_url.json,," >"$SP_DIR/demo-1.0.dist-info/RECORD" ;;
+esac
+"""
+
+# As conda-forge's: bare name, and specs without an rpath beside its own.
+_COMPILER = """\
+#!/bin/sh
+case "$1" in
+-print-file-name=builtin.specs) echo "{specs}" ;;
+*) printf '%s\\n' "$@" ;;
+esac
+"""
+
+_TOOL = b"\x7fELF the real one"
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> dict[str, str]:
+    """The variables of a build; its environments hold what the script looks for."""
+    build_prefix, prefix = tmp_path / "build_env", tmp_path / "host_env"
+    specs = build_prefix / "lib/gcc/x86_64-conda-linux-gnu/14.4.0/builtin.specs"
+    specs.parent.mkdir(parents=True)
+    specs.touch()
+    for name in ("cc", "c++"):
+        script(build_prefix / f"bin/x86_64-conda-linux-gnu-{name}", _COMPILER.format(specs=specs))
+    script(build_prefix / "bin/nvcc", "#!/bin/sh\n")
+    for tool in ("bin/cudafe++", "nvvm/bin/cicc"):
+        (build_prefix / tool).parent.mkdir(parents=True, exist_ok=True)
+        (build_prefix / tool).write_bytes(_TOOL)
+    (prefix / "include/python3.12").mkdir(parents=True)
+    (prefix / "include/python3.12/Python.h").touch()
+    (tmp_path / "work").mkdir()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("CCACHE")}
+    return {
+        **clean,
+        "PATH": f"{build_prefix}/bin:{os.environ['PATH']}",
+        "CC": "x86_64-conda-linux-gnu-cc",
+        "CXX": "x86_64-conda-linux-gnu-c++",
+        "NVCC_PREPEND_FLAGS": "-ccbin=x86_64-conda-linux-gnu-c++",
+        "BUILD_PREFIX": str(build_prefix),
+        "PREFIX": str(prefix),
+        "SRC_DIR": str(tmp_path / "work"),
+        "SP_DIR": str(prefix / "lib/python3.12/site-packages"),
+        "PY_VER": "3.12",
+        "PYTHON": str(script(tmp_path / "python", _PYTHON)),
+        "RECIPE_DIR": str(RECIPES / "causal-conv1d"),
+        "PKG_NAME": "demo",
+        "PKG_VERSION": "1.0",
+        "EXTENSION": "demo_cuda",
+        "CPU_COUNT": "2",
+    }
+
+
+def run(build: dict[str, str]) -> dict[str, str]:
+    """Run the script; returns the variables that pip saw."""
+    done = subprocess.run(["bash", RECIPES / "common/build.sh"], env=build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = (Path(build["SRC_DIR"]) / "seen").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def test_compilers_are_named_by_their_whole_paths(build: dict[str, str]) -> None:
+    """A bare name is the system's for a compile cache that looks it up with another PATH; torch makes CC nvcc's."""
+    seen = run(build)
+    assert seen["CC"] == f"{build['BUILD_PREFIX']}/bin/x86_64-conda-linux-gnu-cc"
+    assert f"{build['BUILD_PREFIX']}/bin/x86_64-conda-linux-gnu-c++" in Path(seen["CXX"]).read_text()
+    assert "NVCC_PREPEND_FLAGS" not in seen
+
+
+def test_links_and_nothing_else_get_the_specs_without_an_rpath(build: dict[str, str]) -> None:
+    run(build)
+    work = Path(build["SRC_DIR"])
+    assert (work / "compiled").read_text().split() == ["-c", "x.cpp"]
+    specs = "-specs=.build/lib/gcc/x86_64-conda-linux-gnu/14.4.0/builtin.specs"
+    assert (work / "linked").read_text().split() == ["-shared", "x.o", specs]
+
+
+def test_a_compiler_without_such_specs_links_as_it_does(build: dict[str, str]) -> None:
+    next(Path(build["BUILD_PREFIX"]).rglob("builtin.specs")).unlink()
+    run(build)
+    assert (Path(build["SRC_DIR"]) / "linked").read_text().split() == ["-shared", "x.o"]
+
+
+def test_a_second_build_in_the_same_environments_wraps_nvccs_compilers_once(build: dict[str, str]) -> None:
+    run(build)
+    run(build)
+    for tool in ("bin/cudafe++", "nvvm/bin/cicc"):
+        path = Path(build["BUILD_PREFIX"]) / tool
+        assert path.with_name(f"{path.name}.real").read_bytes() == _TOOL
+        assert "nvcc_stage.sh" in path.read_text()
+
+
+def test_as_many_compilers_run_as_cores_and_memory_allow(build: dict[str, str]) -> None:
+    assert run(build)["MAX_JOBS"] == "1"
+    words = (Path(build["SRC_DIR"]) / "asked").read_text().split()
+    assert words[1:] == [f"{build['RECIPE_DIR']}/../compile-costs.txt", "demo_cuda", "2"]
+
+
+def test_nothing_of_an_earlier_build_in_the_same_environments_gets_into_the_package(build: dict[str, str]) -> None:
+    site = Path(build["SP_DIR"])
+    left = [site / name for name in ("demo/gone.py", "demo-0.9.dist-info/RECORD", "demo_cuda.cpython-312.so")]
+    others = [site / name for name in ("demo_tools/x.py", "torch/version.py")]
+    for path in (*left, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    run(build)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
+def test_the_recipes_know_no_source_of_packages() -> None:
+    """One path for all: what the bridge does otherwise than conda-forge belongs into the bridge."""
+    files = [path for folder in ("common", "causal-conv1d", "mamba-ssm") for path in (RECIPES / folder).iterdir()]
+    assert [path.name for path in files if path.is_file() and "bridge" in path.read_text()] == []
