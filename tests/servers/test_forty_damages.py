@@ -19,6 +19,8 @@ from lab import check_folder, make_package
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from ssm_forge.base.foreign import from_zstd
 from ssm_forge.channel import check as channel_check
 from ssm_forge.channel import folder as channels
@@ -171,7 +173,7 @@ def remove(name: str) -> Callable[[Site], object]:
 
 REPODATA, PACKED = "repodata.json", "repodata.json.zst"
 SHARDS, EXPORTS = "repodata_shards.msgpack.zst", "run_exports.json"
-_KEY = trust.Ed25519PrivateKey.from_private_bytes(bytes(32))
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 _MISSING = (("missing", "{package}"),)
 
 KINDS = {

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import tomlkit
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hostile import (
     DEEP_JSON,
     changed,
@@ -269,7 +270,7 @@ def test_what_a_package_was_built_from_can_be_signed_for_or_is_refused(data: byt
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ssm_forge.channel.statement.provenance", told)
         package = Package(Path("tool-1.0-h1_0.conda"), "linux-64", "ab" * 32, 1, {})
-        key = trust.Ed25519PrivateKey.from_private_bytes(bytes(32))
+        key = Ed25519PrivateKey.from_private_bytes(bytes(32))
         if _is_json(data):
             judge(lambda: trust.statement(package), IntegrityError, then=lambda found: trust.sign(found, key))
 

@@ -122,7 +122,7 @@ def failing(*args: object, **kwargs: object) -> None:
 def test_a_failure_leaves_no_new_prefix(channel: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     records = solved(channel, *OURS)
     prefix = place.envs / "cu130"
-    monkeypatch.setattr(install_marker, "write_marker", failing)
+    monkeypatch.setattr(install, "write_marker", failing)
     with pytest.raises(RuntimeError):
         put(place, prefix, records)
     assert names(prefix.parent) == {".cu130.lock"}
@@ -161,7 +161,7 @@ def test_what_the_engine_writes_after_its_failure_is_removed_too(
             (path / late.pop()).mkdir(parents=True)
 
     monkeypatch.setattr(shutil, "rmtree", written_to_once_more)
-    monkeypatch.setattr(install_marker, "write_marker", failing)
+    monkeypatch.setattr(install, "write_marker", failing)
     with pytest.raises(RuntimeError):
         put(place, place.envs / "cu130", solved(channel, *OURS))
     assert not late
@@ -173,7 +173,7 @@ def test_a_failure_leaves_the_old_prefix_as_it_was(
 ) -> None:
     (own / "mine.txt").write_text("mine\n")
     records = solved(channel, *OURS, "extra")
-    monkeypatch.setattr(install_marker, "write_marker", failing)
+    monkeypatch.setattr(install, "write_marker", failing)
     with pytest.raises(RuntimeError):
         put(place, own, records)
     assert (own / "mine.txt").read_text() == "mine\n"
