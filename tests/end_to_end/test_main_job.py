@@ -19,6 +19,7 @@ import psutil
 import pytest
 from rattler import package_streaming
 
+from conda_channel import holds
 from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, pytest_for, require_sound_toolchain
 from ssm_forge.base import ui
 from ssm_forge.base.arch import ArchList
@@ -180,7 +181,7 @@ def test_the_environment_is_the_locked_one_and_the_lock_fits(job: Job, forge: Fo
     done = forge("lock", "--check")
     assert done.returncode == 0, done.stderr
     locked = lock.environment(forge.workspace.lock, row.variant).records
-    assert solve_prefix.holds(job.prefix, locked)
+    assert holds(job.prefix, locked)
     # Not one of conda-forge's own, which has another ABI than pytorch.org's.
     torch = package_installed.records(job.prefix)["pytorch"]
     assert torch.channel.rstrip("/").endswith("pytorch" if row.variant == "cu118" else "conda-forge")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import real_pixi
+from conda_channel import holds
 from forge_run import ROWS, Forge, Outcome, all_pass_but_the_gpu, fresh_forge
 from real_pixi import needs_pixi
 from ssm_forge.base.files import sha256_of
-from ssm_forge.install import pixi
+from ssm_forge.install import pixi, registry
 from ssm_forge.solve import lock
-from ssm_forge.solve import prefix as solve_prefix
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(3600), needs_pixi]
 
@@ -30,19 +31,26 @@ def forge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
 
 @pytest.fixture(scope="module")
 def first(forge: Forge) -> Outcome:
-    """The one command, for a named GPU: pixi makes the environment, and the own engine builds what goes on top."""
+    """The one command, for a named GPU: the own engine builds for it, with the compilers that recipes/pixi.lock has."""
     done = forge.command("pixi", "run", "install-mamba", "--cuda-arch", ROW.arch, "--json")
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
 
-def test_for_a_named_gpu_it_ends_in_verified_kernels_on_top_of_pixis_environment(first: Outcome, forge: Forge) -> None:
+def test_for_a_named_gpu_it_ends_in_verified_kernels_beside_pixis_environments(first: Outcome, forge: Forge) -> None:
     assert first.json["source"] == "conda"
     all_pass_but_the_gpu(first.json["verify"])
-    prefix = forge.workspace.envs / ROW.variant
+    prefix = forge.workspace.envs / f"{ROW.variant}-kernels"
     assert first.json["prefix"] == str(prefix)
-    assert pixi.made(prefix)
-    assert solve_prefix.holds(prefix, lock.environment(forge.workspace.lock, ROW.variant).records)
+    assert not pixi.made(prefix)
+    assert holds(prefix, lock.environment(forge.workspace.lock, ROW.variant).records)
+    # What pixi makes is what its lock says.
+    driver = ("env", "CONDA_OVERRIDE_CUDA=13.0")
+    made = forge.command(*driver, "pixi", "install", "--locked", "-e", ROW.variant)
+    assert made.returncode == 0, made.stderr
+    assert pixi.made(forge.workspace.envs / ROW.variant)
+    assert registry.installed_prefixes(forge.workspace) == [prefix]
+    shutil.rmtree(forge.workspace.envs / ROW.variant)
 
 
 def test_its_lock_is_ours(first: Outcome, forge: Forge) -> None:
@@ -54,6 +62,16 @@ def test_its_lock_is_ours(first: Outcome, forge: Forge) -> None:
     # pixi names platforms that ask for something by their place in the manifest.
     assert b"name: p" in ours
     assert forge("lock", "--check").returncode == 0
+
+
+def test_tasks_and_the_check_of_the_locks_need_no_build_backend(first: Outcome, forge: Forge) -> None:
+    without = ("env", "--unset", "PIXI_BUILD_BACKEND_OVERRIDE")
+    shown = forge.command(*without, "pixi", "run", "variants")
+    assert shown.returncode == 0, shown.stderr
+    assert ROW.variant in shown.stdout
+    checked = forge.command(*without, str(forge.root / "run"), "lock", "--check")
+    assert checked.returncode == 0, checked.stderr
+    assert f"recipes/{ROW.variant}: agrees" in checked.stdout
 
 
 def test_a_script_with_a_quote_in_its_name_runs_where_the_user_stands(
@@ -92,3 +110,31 @@ def test_pixi_itself_builds_the_same_packages_and_keeps_them(first: Outcome, for
     shown = forge.command(str(forge.root / "run"), "python", "--prefix", str(prefix), "-c", code)
     assert shown.returncode == 0, shown.stderr
     shutil.rmtree(aside)
+
+
+@pytest.mark.parametrize("door", ["pixi", "without pixi"])
+def test_a_clone_with_the_caches_ends_in_the_same_verified_kernels_without_a_network(
+    door: str, first: Outcome, forge: Forge
+) -> None:
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not allow a network namespace")
+    root = forge.folder / door.replace(" ", "-")
+    ignore = shutil.ignore_patterns("envs", "channel", "logs", "bld", "artifacts-v0")
+    shutil.copytree(forge.root, root, ignore=ignore, symlinks=True)
+    settings = []
+    if door == "without pixi":
+        settings = ["SSM_FORGE_NO_PIXI=1"]
+        # The packages that pixi has downloaded, where ./run looks for them.
+        own = forge.workspace.cache / "ssm-forge/rattler"
+        if not own.exists():
+            own.symlink_to(next(forge.workspace.cache.glob("*/**/pkgs")).parent)
+    words = ["unshare", "-rn", "env", *settings, str(root / "run"), "install-mamba", "--json"]
+    done = forge.command(*words, folder=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = " ".join(done.stderr.split())
+    assert "No conda channel can be reached: the caches have everything that the locks name." in said
+    all_pass_but_the_gpu(done.json["verify"])
+    made = {path.name: sha256_of(path) for path in root.glob("channel/linux-64/*.conda")}
+    assert made == {path.name: sha256_of(path) for path in forge.channel.glob("linux-64/*.conda")}
+    assert len(made) == 2
+    shutil.rmtree(root)

@@ -9,9 +9,10 @@ import http.server
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rattler import RepoDataRecord
 from rattler.index import index_fs
@@ -19,6 +20,7 @@ from rattler_build import assemble_package
 
 from ssm_forge.manifest.environments import Platform
 from ssm_forge.manifest.virtual import virtual_packages
+from ssm_forge.solve import prefix as solve_prefix
 from ssm_forge.solve.lock import LockedEnvironment, write_locked
 from ssm_forge.solve.solver import Request, solve
 
@@ -53,10 +55,19 @@ def index(channel: Path) -> None:
     asyncio.run(index_fs(channel))
 
 
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None: ...
+
+    def send_head(self) -> Any:
+        # Its "not modified" has no headers, which solvers take for a failure.
+        del self.headers["If-Modified-Since"]
+        return super().send_head()
+
+
 @contextmanager
 def served(channel: Path) -> Iterator[str]:
     """The channel over HTTP; its address."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(channel))
+    handler = functools.partial(_Handler, directory=str(channel))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
@@ -93,3 +104,9 @@ def _demo() -> tempfile.TemporaryDirectory[str]:
     make_package(channel, "tool", {"bin/tool": "#!/bin/sh\necho tool\n", "share/tool.txt": "tool\n"}, depends=("base",))
     index(channel)
     return made
+
+
+def holds(prefix: Path, locked: Sequence[RepoDataRecord]) -> bool:
+    """Whether the environment is the locked one, with our packages or without."""
+    have = {(r.name.normalized, str(r.version), str(r.build)) for r in solve_prefix.present(prefix)}
+    return have == {(r.name.normalized, str(r.version), str(r.build)) for r in locked}

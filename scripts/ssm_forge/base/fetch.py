@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -53,6 +54,15 @@ def cached_path(artifact: Artifact, workspace: Workspace) -> Path:
 def missing(artifacts: Sequence[Artifact], workspace: Workspace) -> list[Artifact]:
     """Those that would have to be downloaded."""
     return [a for a in artifacts if not cached_path(a, workspace).exists()]
+
+
+def adopt(artifact: Artifact, path: Path, workspace: Workspace) -> None:
+    """Put a copy of a file, whose bytes are the artifact's, into the cache."""
+    target = cached_path(artifact, workspace)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{owners.mark()}.part")
+    shutil.copyfile(path, partial)
+    partial.replace(target)
 
 
 def fetch_all(artifacts: Sequence[Artifact], workspace: Workspace) -> dict[Artifact, Path]:

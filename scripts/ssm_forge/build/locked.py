@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import yaml
 from rattler import RepoDataRecord
 from rattler_build import assemble_package
 
-from ssm_forge.base import mirrors
+from ssm_forge.base import fetch, mirrors
+from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace
 from ssm_forge.channel import folder as channels
 from ssm_forge.solve.lock_sources import KINDS, SourcePackage
@@ -25,28 +26,37 @@ _PINS = "ssm-forge-locked-"
 
 
 def prepare(
-    source: SourcePackage, beside: Sequence[RepoDataRecord], workspace: Workspace, folder: Path
+    source: SourcePackage,
+    beside: Sequence[RepoDataRecord],
+    workspace: Workspace,
+    folder: Path,
+    archives: Sequence[Artifact] = (),
 ) -> tuple[Path, tuple[str, ...]]:
     """Make the copy of the checkout that is built, and the channels it is built from.
 
     Args:
         beside: the packages of the environment that the package is for; its own tests run with them.
         folder: where to put it all.
+        archives: what the recipe downloads, which it gets from the download cache.
 
     Returns:
         The checkout, and URLs of channels in order of priority.
+
+    Raises:
+        NetworkError, IntegrityError: when an archive can't be had, or is not what the recipe says.
     """
     root = folder / "checkout"
-    _copy_recipe(source.name, workspace, root)
+    fetch.fetch_all(archives, workspace)
+    _copy_recipe(source.name, workspace, root, {a.url: fetch.checked(a, workspace).as_uri() for a in archives})
     pins = folder / "pins"
     for kind in KINDS:
         _pin(f"{_PINS}{kind}", source.built_with(kind), folder, pins)
     channels.index(pins)
     records = {r.url: r for r in (*source.build, *source.host, *beside)}
-    return root, (pins.as_uri(), *_indexes(list(records.values()), folder / "locked"))
+    return root, (pins.as_uri(), *indexes(list(records.values()), folder / "locked"))
 
 
-def _copy_recipe(project: str, workspace: Workspace, root: Path) -> None:
+def _copy_recipe(project: str, workspace: Workspace, root: Path, archives: Mapping[str, str]) -> None:
     for name in (project, "common"):
         shutil.copytree(workspace.recipes / name, root / "recipes" / name, ignore=shutil.ignore_patterns(".pixi"))
     shutil.copy(workspace.recipes / "compile-costs.txt", root / "recipes")
@@ -55,7 +65,10 @@ def _copy_recipe(project: str, workspace: Workspace, root: Path) -> None:
     recipe: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for kind in KINDS:
         recipe["requirements"][kind].append(f"{_PINS}{kind}")
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False, width=10**9), encoding="utf-8")
+    text = yaml.safe_dump(recipe, sort_keys=False, width=10**9)
+    for there, here in archives.items():
+        text = text.replace(f"url: {there}\n", f"url: {here}\n")
+    path.write_text(text, encoding="utf-8")
 
 
 def _pin(name: str, records: Sequence[RepoDataRecord], folder: Path, channel: Path) -> None:
@@ -73,8 +86,8 @@ def _pin(name: str, records: Sequence[RepoDataRecord], folder: Path, channel: Pa
     )
 
 
-def _indexes(records: Sequence[RepoDataRecord], folder: Path) -> list[str]:
-    """A folder a channel, whose index names the place of the packages: CEP-15."""
+def indexes(records: Sequence[RepoDataRecord], folder: Path) -> list[str]:
+    """URLs of folders, one a channel of the records, whose indexes name the place of the packages: CEP-15."""
     by_channel: dict[str, list[RepoDataRecord]] = {}
     for record in records:
         by_channel.setdefault(record.url.rsplit("/", 2)[0], []).append(record)

@@ -13,6 +13,7 @@ from ssm_forge.base.ui import say
 from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.gcc import BundledCompiler
+from ssm_forge.build import offline
 from ssm_forge.channel.folder import channel_urls
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import variants
@@ -57,8 +58,16 @@ def conda_channels(variant: Variant, workspace: Workspace) -> tuple[str, ...]:
     return manifest.load(workspace.manifest).environment(variant.name).channels
 
 
-def choose_source(variant: str, asked: Literal["auto", "conda", "bridge"], matrix: variants.Matrix) -> Source:
+def choose_source(
+    variant: str,
+    asked: Literal["auto", "conda", "bridge"],
+    matrix: variants.Matrix,
+    python: str | None,
+    workspace: Workspace,
+) -> Source:
     """Where a variant's parts come from: what was asked for, else conda's channels where they can be reached.
+
+    The caches do as well, where they have all that the locks name.
 
     Raises:
         NetworkError: when only conda channels have it, and none can be reached.
@@ -71,6 +80,10 @@ def choose_source(variant: str, asked: Literal["auto", "conda", "bridge"], matri
     if "conda" not in offered:
         return "bridge"
     if conda_reachable():
+        return "conda"
+    row = matrix.get(variant, "conda")
+    if offline.has_all(row, python or default_python(row, workspace), workspace):
+        say("No conda channel can be reached: the caches have everything that the locks name.")
         return "conda"
     if "bridge" in offered:
         say("No conda channel can be reached: using the bridge (packages assembled from PyPI and Debian).")

@@ -43,3 +43,8 @@ class BuildRequest:
     def filename(self) -> str:
         """The package that it gives."""
         return self.rendered.filename
+
+    @property
+    def built_with(self) -> tuple[RepoDataRecord, ...]:
+        """The packages that recipes/pixi.lock has for the build; none where the channels are solved."""
+        return (*self.locked.build, *self.locked.host) if self.locked is not None else ()

@@ -19,7 +19,7 @@ from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, say
-from ssm_forge.build import compile_cache
+from ssm_forge.build import compile_cache, offline
 from ssm_forge.build import locked as locked_build
 from ssm_forge.build import provenance as materials
 from ssm_forge.build.finalize import finalize
@@ -28,6 +28,8 @@ from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel.folder import channel_urls
 
+# What the engine says where it can't have a package that it is to build with.
+_NOT_RESOLVED = "Failed to resolve dependencies"
 _NINJA_STEP = re.compile(r"\[(\d+)/(\d+)\]")
 _SOURCE = re.compile(r"([\w./-]+\.(?:cu|cpp))\b(?! *:)")
 
@@ -83,7 +85,8 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     _share_sources(staging, workspace)
     root, sources = workspace.root, request.channels
     if request.locked is not None:
-        root, locked = locked_build.prepare(request.locked, request.beside, workspace, staging)
+        archives = offline.sources(request.rendered)
+        root, locked = locked_build.prepare(request.locked, request.beside, workspace, staging, archives)
         # That of a rebuild is new and empty, which the engine takes for a failure.
         channels.ensure_indexed(channel)
         sources = (*channel_urls([channel]), *locked)
@@ -137,6 +140,11 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     kill_session(process.pid)
     # The engine's errors have one line for each cause.
     reason = " ".join(outcome.get("error", f"exit code {process.returncode}").split())
+    if request.locked is not None and _NOT_RESOLVED in reason:
+        error = offline.blame((*request.built_with, *request.beside), workspace)
+        if error is not None:
+            error.log = log.path
+            raise error
     raise BuildError(f"building {request.project} failed: {reason}", fix=hint(tail), log=log.path)
 
 

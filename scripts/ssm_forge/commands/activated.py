@@ -8,6 +8,7 @@ import click
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
+from ssm_forge.install import registry
 from ssm_forge.verify.installed import choose_prefix
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -16,7 +17,7 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 def _prefix(variant: str | None, prefix: Path | None) -> Path:
 
     if prefix is None and variant is not None:
-        prefix = workspace().envs / variant
+        prefix = registry.prefix_of(variant, workspace())
     return choose_prefix(prefix)
 
 

@@ -4,6 +4,7 @@ import click
 
 from ssm_forge.base.paths import launcher, workspace
 from ssm_forge.base.ui import out, say
+from ssm_forge.upkeep import bump_lock
 from ssm_forge.upkeep import parts as bump_parts
 from ssm_forge.upkeep import projects as bumps
 from ssm_forge.upkeep import symbols as bump_symbols
@@ -23,7 +24,7 @@ def bump(what: str, check: bool) -> None:
     elif what == "symbols":
         update = bump_symbols.bump_symbols(place)
     else:
-        update = bumps.bump_project(what, place)
+        update = bump_lock.carried(bumps.bump_project(what, place), place)
     for line in update.summary:
         out.print(line, markup=False)
     if not update.files:

@@ -14,7 +14,7 @@ from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.ui import out, say
 from ssm_forge.channel import policy
 from ssm_forge.commands.install_mamba import trust_option
-from ssm_forge.install import from_lock, integrity
+from ssm_forge.install import from_lock, integrity, pixi
 from ssm_forge.install.downloads import Mirror
 from ssm_forge.install.integrity import Report
 from ssm_forge.install.marker import read_marker
@@ -61,7 +61,7 @@ def create(
 
     place = workspace()
     wanted = _wanted(name, lock_file, place)
-    target = (prefix or place.envs / name).absolute()
+    target = (prefix or _usual(name, lock_file, place)).absolute()
     report = from_lock.create(
         wanted,
         target,
@@ -85,7 +85,7 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
 
     place = workspace()
     wanted = _wanted(name, lock_file, place)
-    target = (prefix or place.envs / name).absolute()
+    target = (prefix or _usual(name, lock_file, place)).absolute()
     report = integrity.verify(target, wanted.records, allowed_channels=[place.channel.resolve().as_uri()])
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "exact": not report.deviations, **asdict(report)}))
@@ -93,6 +93,12 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
         _print(target, report)
     if report.deviations:
         raise _deviates(name, target, report, given=prefix is not None)
+
+
+def _usual(name: str, lock_file: Path | None, place: Workspace) -> Path:
+    """Where an environment is when nobody says: that of another lock is not in the place of one of pixi's."""
+    prefix = place.envs / name
+    return prefix if lock_file is None else pixi.beside(prefix, place)
 
 
 def _wanted(name: str, lock_file: Path | None, place: Workspace) -> LockedEnvironment:

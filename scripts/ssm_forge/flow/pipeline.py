@@ -13,20 +13,21 @@ from rattler import RepoDataRecord
 from rich.text import Text
 
 from ssm_forge.base.credentials import for_engine
-from ssm_forge.base.errors import VerifyError
+from ssm_forge.base.errors import SolveError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.bridge.assemble import assemble
+from ssm_forge.build import offline
 from ssm_forge.build.leftovers import sweep
 from ssm_forge.build.run import build
 from ssm_forge.channel import folder as channel
 from ssm_forge.channel import others as remote
 from ssm_forge.channel import policy
-from ssm_forge.flow import advice, pixi_kernels, planning
+from ssm_forge.flow import advice, locked_environment, pixi_kernels, planning
 from ssm_forge.flow import needs as flow_needs
 from ssm_forge.flow.plan import Options, Plan, PlannedPackage
-from ssm_forge.install import marker, pixi, registry
+from ssm_forge.install import marker, registry
 from ssm_forge.install import prefix as install
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import channel_url, virtual_packages
@@ -70,7 +71,7 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
     started = time.monotonic()
     with open_log(place.logs, "install-mamba") as log:
         prepare(work, place, log)
-        base = make_base(work, place, log)
+        base = base_of(work)
         # What does not fit together is known now, and not after an hour of compiling.
         solve_environment(work, base, place, pending=work.to_build)
         build_missing(work, place, log)
@@ -162,10 +163,15 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     channel.ensure_indexed(place.channel)
     if not work.to_build:
         return
-    # One quick, clear error where the engine would retry for minutes.
-    require_reachable(work.channels)
-    # What recipes/pixi.lock has is not solved.
     rendered = [package.request.rendered for package in work.to_build if package.request.locked is None]
+    # One quick, clear error where the engine would retry for minutes.
+    if rendered:
+        require_reachable(work.channels)
+    elif lacks := offline.lacking([package.request for package in work.to_build], place):
+        offline.require_reachable(work.channels, lacks)
+    # What recipes/pixi.lock has is not solved.
+    for package in work.to_build:
+        policy.enforce(package.request.built_with, work.trust, log)
     machine = [v for v in solve_prefix.machine_virtual_packages() if not v.name.startswith("__cuda")]
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
@@ -199,23 +205,9 @@ class Base:
     specs: tuple[str, ...] = ()
 
 
-def make_base(work: Plan, place: Workspace, log: Log) -> Base:
-    """What the kernels are put on; where pixi is, it makes its environment now, and the kernels go on top.
-
-    Raises:
-        InstallError: when pixi fails.
-    """
-    foreign = marker.is_foreign(work.prefix)
-    if work.locked is not None and work.prefix == place.envs / work.locked.name:
-        # pixi makes its own environment, so that it knows it again.
-        current = pixi.made(work.prefix) and solve_prefix.holds(work.prefix, work.locked.records)
-        may = not current and (not foreign or pixi.made(work.prefix))
-        if may:
-            # pixi links what the lock says by its hashes, and knows no policy.
-            policy.admit(work.locked.records, place, work.trust, log)
-        if may and pixi.make_environment(work.locked.name, work.variant.cuda, place, log):
-            foreign = True
-    if foreign:
+def base_of(work: Plan) -> Base:
+    """What the kernels are put on."""
+    if marker.is_foreign(work.prefix):
         return Base(in_place=True)
     if work.locked is not None:
         return Base(in_place=False, locked=work.locked.records)
@@ -247,6 +239,19 @@ def solve_environment(
         package.spec + ("" if package in pending else f"[channel='{package.channel or local}']")
         for package in work.packages
     ]
+    to_come = solve_only.pending([package.request.rendered for package in pending])
+    if base.locked:
+        own = [url for url in work.channels if work.locked is not None and url not in work.locked.channels]
+        try:
+            return locked_environment.solve_on_top(
+                [*specs, f"python {work.python}.*"],
+                base.locked,
+                own,
+                solve_prefix.target_machine(work.variant.cuda, work.archs),
+                to_come,
+            )
+        except SolveError as error:
+            note(f"the kernels need more than pixi.lock has ({error}): the channels are asked.")
     return solve_prefix.solve_for_prefix(
         [*specs, f"python {work.python}.*", *base.specs],
         work.channels,
@@ -254,7 +259,7 @@ def solve_environment(
         cuda=work.variant.cuda,
         archs=work.archs,
         locked=base.locked,
-        pending=solve_only.pending([package.request.rendered for package in pending]),
+        pending=to_come,
         snapshot=snapshot,
     )
 

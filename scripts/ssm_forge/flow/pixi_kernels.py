@@ -16,10 +16,10 @@ from urllib.parse import unquote, urlparse
 
 from ssm_forge.base import machine
 from ssm_forge.base.arch import ArchList
-from ssm_forge.base.errors import BuildError, InstallError, VerifyError
+from ssm_forge.base.errors import BuildError, ForgeError, InstallError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, say
-from ssm_forge.build import compile_cache
+from ssm_forge.build import compile_cache, offline, origin
 from ssm_forge.build import provenance as materials
 from ssm_forge.build.finalize import finalize
 from ssm_forge.build.run import hint
@@ -40,6 +40,9 @@ from ssm_forge.solve.lock_sources import SourcePackage
 # What pixi says, without its spaces and line ends, where it can't build at all: it is older than the manifest asks for,
 # has no pixi-build, or can't have the program that builds recipes.
 _CAN_NOT_BUILD = ("requirespixi", "pixi-build", "initializethebuild-backend")
+# What it says where it can't have a package.
+_NOT_HAD = re.compile(r"mismatch|failed to (fetch|download|extract)|status (client|server) error")
+_OUT_OF_DATE = "lock file not up-to-date"
 _BUILDING = "Running build for recipe"
 
 
@@ -87,6 +90,10 @@ def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
     python = planning.manifest_python(options.variant, place)
     if options.python not in (None, python) or python not in choice.variant.pythons:
         return None
+    prefix = place.source_envs / options.variant
+    # In a fresh checkout pixi downloads what the recipes are built from; the own engine keeps it in its cache.
+    if marker.read_marker(prefix) is None and not origin.conda_reachable():
+        return None
     if any(character.isspace() for character in str(place.root)):
         note(f"pixi would build in {place.recipes}, whose path has a space: the own engine builds in its cache.")
         return None
@@ -96,7 +103,7 @@ def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
     key = source_workspace.key(recipes, recipes.environment(options.variant))
     if key is None or not _serves_this_machine(key.archs):
         return None
-    return Kept(locked, key, place.source_envs / options.variant)
+    return Kept(locked, key, prefix)
 
 
 def _asks_for_nothing_else(options: Options, place: Workspace) -> bool:
@@ -140,7 +147,9 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
 
     Raises:
         BuildError: when a build fails.
-        NetworkError, InstallError: when pixi fails otherwise.
+        VerifyError: when pixi does not take the lock.
+        NetworkError, IntegrityError: when a locked package can't be had, or is another one.
+        InstallError: when pixi fails otherwise.
     """
     environment = compile_cache.environment(place)
     if jobs is not None:
@@ -148,15 +157,14 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
     try:
         pixi.install_environment(kept.variant, kept.cuda, place.source_manifest, log, environment)
     except pixi.PixiError as failed:
-        if _BUILDING in failed.told:
-            raise BuildError(failed.error.what, fix=hint(failed.told), log=log.path) from failed
-        if any(words in re.sub(r"[\s;]+", "", failed.reason) for words in _CAN_NOT_BUILD):
-            note(f"this pixi can't build the kernels itself ({failed.reason}): the own engine does it.")
+        error = _explained(kept, failed, place, log)
+        if error is None:
             return False
-        raise failed.error from failed
+        raise error from failed
     packages = [source_packages.rendered(source, place.source_lock) for source in kept.locked.sources]
     for source, package in zip(kept.locked.sources, packages, strict=True):
         _take(kept, source, package, place)
+    offline.keep_sources(packages, place.source_envs.with_name("bld"), place)
     made = marker.Installed(
         variant=kept.variant,
         python=kept.python,
@@ -168,6 +176,29 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
         marker.write_marker(kept.prefix, made)
     registry.remember(kept.prefix, place)
     return True
+
+
+def _explained(kept: Kept, failed: pixi.PixiError, place: Workspace, log: Log) -> ForgeError | None:
+    """What a failure of pixi's is, None where it can't build at all, which is said."""
+    reason = failed.reason
+    out_of_date = _OUT_OF_DATE in reason
+    if out_of_date:
+        # The lock fits: that was seen when the environment was chosen.
+        reason = pixi.why_out_of_date(place.source_manifest) or reason
+    if any(words in re.sub(r"[\s;]+", "", reason) for words in _CAN_NOT_BUILD):
+        note(f"this pixi can't build the kernels itself ({reason}): the own engine does it.")
+        return None
+    if out_of_date:
+        what = f"pixi does not take recipes/pixi.lock: {reason.rstrip('.')}."
+        return VerifyError(what, fix=f"Run '{launcher()} lock'.", log=log.path)
+    if _NOT_HAD.search(failed.told):
+        built_with = [r for source in kept.locked.sources for r in (*source.build, *source.host)]
+        if (error := offline.blame([*kept.locked.records, *built_with], place)) is not None:
+            error.log = log.path
+            return error
+    if _BUILDING in failed.told:
+        return BuildError(failed.error.what, fix=hint(failed.told), log=log.path)
+    return failed.error
 
 
 def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace) -> None:

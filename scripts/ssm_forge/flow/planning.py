@@ -20,6 +20,7 @@ from ssm_forge.channel import policy
 from ssm_forge.flow.needs import choose_archs, with_needs
 from ssm_forge.flow.plan import Choice, Options, Plan, PlannedPackage, State
 from ssm_forge.install import marker as install_marker
+from ssm_forge.install import pixi
 from ssm_forge.manifest import environments as manifest
 from ssm_forge.manifest import recipe, source_workspace, variants
 from ssm_forge.manifest.build_key import BuildKey
@@ -39,7 +40,9 @@ def choose(options: Options, workspace: Workspace) -> Choice:
         NetworkError: when only conda channels have the variant, and none can be reached.
     """
     matrix = variants.load(workspace.variants)
-    variant = matrix.get(options.variant, choose_source(options.variant, options.source, matrix))
+    variant = matrix.get(
+        options.variant, choose_source(options.variant, options.source, matrix, options.python, workspace)
+    )
     python = options.python or default_python(variant, workspace)
     variant.check_python(python)
     return Choice(variant, python)
@@ -70,6 +73,7 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
     )
     prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
     install_marker.check_target(prefix)
+    pixi.check_not_its_own(prefix, workspace)
     locked = locked_environment(variant, python, workspace)
 
     offered = remote.channel_urls(options.channels)
@@ -111,9 +115,12 @@ def origin(options: Options, workspace: Workspace) -> Origin:
 
 
 def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
-    """``.pixi/envs/cu130``, as pixi has it; another Python than that of pixi.toml gets a prefix of its own."""
+    """``.pixi/envs/cu130``; another Python than that of pixi.toml gets a prefix of its own.
+
+    Where that is an environment of pixi's, which knows nothing of the kernels, they get one beside it.
+    """
     suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
-    return workspace.envs / f"{variant}{suffix}"
+    return pixi.beside(workspace.envs / f"{variant}{suffix}", workspace)
 
 
 def manifest_python(variant: str, workspace: Workspace) -> str:
@@ -143,7 +150,8 @@ def locked_environment(variant: Variant, python: str, workspace: Workspace) -> L
 def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dict[str, SourcePackage]:
     """What recipes/pixi.lock says that the kernels are built with: package name -> its entry.
 
-    Empty where the lock has not this build, for other GPUs for example, or is out of step, which is said.
+    The compilers are the same for every GPU. Empty where the lock has not this build, for another Python for example,
+    or is out of step, which is said.
     """
     if not workspace.source_manifest.exists() or not workspace.source_lock.exists():
         return {}
@@ -151,7 +159,8 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
     environment = next((e for e in workspace_of_recipes.environments if e.name == variant.name), None)
     if environment is None:
         return {}
-    if source_workspace.key(workspace_of_recipes, environment) != key:
+    given = source_workspace.key(workspace_of_recipes, environment)
+    if given is None or _for_any_gpu(given) != _for_any_gpu(key):
         return {}
     # Of the others each recipe would be rendered too.
     asked = replace(workspace_of_recipes, environments=(environment,))
@@ -160,6 +169,10 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
         note(f"recipes/pixi.lock is out of step ({problems[0]}): the builds are solved anew. See '{launcher()} lock'.")
         return {}
     return {source.name: source for source in lock.environment(workspace.source_lock, variant.name).sources}
+
+
+def _for_any_gpu(key: BuildKey) -> dict[str, str]:
+    return {name: value for name, value in key.settings.items() if name != "cuda_arch_list"}
 
 
 def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:

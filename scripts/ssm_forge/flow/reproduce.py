@@ -21,7 +21,7 @@ from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import Log, note, open_log, say
 from ssm_forge.build import costs as compile_costs
-from ssm_forge.build import finalize, leftovers
+from ssm_forge.build import finalize, leftovers, offline
 from ssm_forge.build import jobs as build_jobs
 from ssm_forge.build import provenance as materials
 from ssm_forge.build import request as build_request
@@ -299,7 +299,8 @@ def _rebuild(
     place: Workspace,
     log: Log,
 ) -> Path:
-    solver.require_reachable(work.channels)
+    if request.locked is None or offline.lacking([request], place):
+        solver.require_reachable(work.channels)
     # Counted anew: what is needed has been built, and memory is what it was.
     chosen = build_jobs.choose_jobs(jobs, compile_costs.load(place, [request.project]))
     say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")

@@ -1,4 +1,4 @@
-"""pixi makes its own environments from the lock, so that it knows them again; seen by the user, told in our errors."""
+"""pixi makes its own environments from a lock, so that it knows them again; seen by the user, told in our errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import termios
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge.base.errors import ForgeError, InstallError, NetworkError
+from ssm_forge.base.errors import ForgeError, InstallError, NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log
+from ssm_forge.manifest import environments as manifests
 from ssm_forge.solve.prefix import machine_virtual_packages
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
@@ -32,27 +33,24 @@ def made(prefix: Path) -> bool:
     return (prefix / "conda-meta/pixi").exists()
 
 
-def make_environment(variant: str, cuda: str, workspace: Workspace, log: Log) -> bool:
-    """Let pixi make an environment of pixi.toml from the lock.
+def beside(prefix: Path, workspace: Workspace) -> Path:
+    """A prefix for the kernels: this one, or one beside it where pixi has an environment of the root's pixi.toml."""
+    mine = any(e.name == prefix.name for e in manifests.load(workspace.manifest).environments)
+    kept = mine and (bool(os.environ.get("PIXI_EXE")) or made(prefix))
+    return prefix.with_name(f"{prefix.name}-kernels") if kept else prefix
 
-    Args:
-        variant: name of the environment.
-        cuda: CUDA release to assume where there is no driver: pixi refuses an environment for another machine.
 
-    Returns:
-        Whether pixi was there to do it.
-
-    Raises:
-        NetworkError: when pixi could not reach a channel.
-        InstallError: when it fails otherwise.
+def check_not_its_own(prefix: Path, workspace: Workspace) -> None:
     """
-    if not os.environ.get("PIXI_EXE"):
-        return False
-    try:
-        install_environment(variant, cuda, workspace.manifest, log)
-    except PixiError as failed:
-        raise failed.error from failed
-    return True
+    Raises:
+        UsageError: when the prefix is one that pixi keeps as a lock of this checkout says: it would take out again
+            whatever was added.
+    """
+    if prefix.parent in (workspace.envs, workspace.source_envs) and made(prefix):
+        raise UsageError(
+            f"{prefix} is pixi's, which keeps it as its pixi.lock says and would take the kernels out again.",
+            fix="Leave --prefix out, or name another folder.",
+        )
 
 
 class PixiError(Exception):
@@ -77,7 +75,7 @@ def install_environment(
     """Let pixi make an environment of a manifest from its lock.
 
     Args:
-        cuda: as for :func:`make_environment`.
+        cuda: CUDA release to assume where there is no driver: pixi refuses an environment for another machine.
         environment: more variables for pixi.
 
     Raises:
@@ -90,6 +88,16 @@ def install_environment(
     if code:
         reason = _reason(code, told)
         raise PixiError(_explained(command, reason, told, log), reason, told)
+
+
+def why_out_of_date(manifest: Path) -> str:
+    """Why pixi takes a lock for another manifest's, which it says only where it would lock anew; one line.
+
+    It can't tell a lock that is out of date from recipes that it can't read, for want of a backend for example.
+    """
+    command = [os.environ["PIXI_EXE"], "lock", "--dry-run", "--check", "--manifest-path", str(manifest)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return _reason(done.returncode, done.stderr) if "Error:" in done.stderr else ""
 
 
 def _reason(code: int, told: str) -> str:

@@ -23,6 +23,12 @@ def installed_prefixes(workspace: Workspace) -> list[Path]:
     return sorted(unique, key=lambda path: (path / MARKER).stat().st_mtime, reverse=True)
 
 
+def prefix_of(variant: str, workspace: Workspace) -> Path:
+    """The prefix that holds the kernels of a variant, the newest of several; where there is none, its usual place."""
+    found = [p for p in installed_prefixes(workspace) if (m := read_marker(p)) is not None and m.variant == variant]
+    return found[0] if found else workspace.envs / variant
+
+
 def remember(prefix: Path, workspace: Workspace) -> None:
     """Keep the path of a prefix outside the workspace, for ``verify`` and ``python`` without --prefix."""
     if prefix.is_relative_to(workspace.envs):

@@ -98,9 +98,3 @@ def solve_for_prefix(
             purpose=f"{prefix}" if prefix is not None and kept else "the environment",
         )
     )
-
-
-def holds(prefix: Path, locked: Sequence[RepoDataRecord]) -> bool:
-    """Whether the environment is the locked one, with our packages or without."""
-    have = {(r.name.normalized, str(r.version), str(r.build)) for r in present(prefix)}
-    return have == {(r.name.normalized, str(r.version), str(r.build)) for r in locked}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ from rattler.package_streaming import extract
 from rattler_build import ToolConfiguration
 
 from conda_channel import index, make_package
+from ssm_forge.base import fetch
 from ssm_forge.base.arch import ArchList
+from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import locked as locked_build
+from ssm_forge.build import offline
 from ssm_forge.flow import planning
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.recipe import PROJECTS
@@ -86,18 +91,32 @@ def test_it_is_built_with_the_locked_packages_where_newer_ones_are_to_be_had(
     assert [path.name for path in (place.recipes / "mamba-ssm").iterdir()] == ["recipe.yaml"]
 
 
+def cached(archive: Artifact, place: Workspace) -> Artifact:
+    """The archive with bytes that are in the download cache."""
+    made = replace(archive, sha256=hashlib.sha256(b"bytes").hexdigest())
+    path = fetch.cached_path(made, place)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"bytes")
+    return made
+
+
 @pytest.mark.parametrize("project", PROJECTS)
-def test_the_copied_recipes_give_the_same_packages(project: str, tmp_path: Path) -> None:
-    """What the copy asks for beside is no part of a build's name."""
+def test_the_copied_recipes_give_the_same_packages_from_the_download_cache(project: str, tmp_path: Path) -> None:
+    """What the copy asks for beside, and where it takes its source from, is no part of a build's name."""
     row = variants.load(workspace().variants).get("cu118", "conda")
     values = row.key("3.10", ArchList.parse(row.default_archs))
     source = SourcePackage(project, "0123abcd", project)
-    root, _ = locked_build.prepare(source, (), workspace(), tmp_path)
+    (archive,) = offline.sources(recipe.render(project, values, workspace()))
+    place = Workspace(workspace().root, tmp_path)
+    root, _ = locked_build.prepare(source, (), place, tmp_path, [cached(archive, place)])
     copy = recipe.render(project, values, Workspace(root, tmp_path))
     assert copy.filename == recipe.render(project, values, workspace()).filename
     wanted = recipe.requirements(copy)
     assert wanted["build"][-1] == "ssm-forge-locked-build"
     assert wanted["host"][-1] == "ssm-forge-locked-host"
+    (told,) = recipe.sources(copy)
+    assert told["url"].startswith(f"{place.downloads.as_uri()}/")
+    assert told["url"].endswith(f"/{archive.name}")
     patches = [root / "recipes" / project / patch for told in recipe.sources(copy) for patch in told["patches"]]
     assert patches
     assert all(path.is_file() for path in patches)
@@ -113,10 +132,13 @@ class TestPlan:
             assert list(found) == list(PROJECTS)
             assert found["mamba-ssm"] == lock.environment(place.source_lock, name).sources[1]
 
-    def test_those_for_other_gpus_and_pythons_are_not_in_it(self) -> None:
-        row = variants.load(workspace().variants).get("cu130", "conda")
-        for python, archs in (("3.12", "9.0"), ("3.13", row.default_archs)):
-            assert planning.locked_sources(row, row.key(python, ArchList.parse(archs)), workspace()) == {}
+    def test_the_compilers_are_the_same_for_other_gpus_and_not_for_other_pythons(self) -> None:
+        place = workspace()
+        row = variants.load(place.variants).get("cu130", "conda")
+        mine = planning.locked_sources(row, row.key("3.12", ArchList.parse("9.0")), place)
+        assert mine == planning.locked_sources(row, row.key("3.12", ArchList.parse(row.default_archs)), place)
+        assert list(mine) == list(PROJECTS)
+        assert planning.locked_sources(row, row.key("3.13", ArchList.parse(row.default_archs)), place) == {}
 
     def test_a_recipe_that_changed_after_the_lock_is_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,6 @@ import zstandard
 from conda_channel import demo_channel
 from ssm_forge.base.errors import NetworkError, SolveError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.base.ui import open_log
 from ssm_forge.flow import pipeline, planning
 from ssm_forge.flow.pipeline import Base
 from ssm_forge.flow.plan import Options, Plan
@@ -58,8 +57,7 @@ class TestSolve:
         self, variant: str, place: Workspace, tmp_path: Path
     ) -> None:
         work = planned(variant, place, tmp_path)
-        with open_log(tmp_path, "test") as log:
-            base = pipeline.make_base(work, place, log)
+        base = pipeline.base_of(work)
         records = pipeline.solve_environment(work, base, place, pending=work.to_build, snapshot=SNAPSHOT)
         assert work.locked is not None
         assert {r.file_name for r in records} - {r.file_name for r in work.locked.records} == {
@@ -71,8 +69,7 @@ class TestSolve:
         self, variant: str, place: Workspace, tmp_path: Path
     ) -> None:
         work = replace(planned(variant, place, tmp_path), locked=None)
-        with open_log(tmp_path, "test") as log:
-            base = pipeline.make_base(work, place, log)
+        base = pipeline.base_of(work)
         records = pipeline.solve_environment(work, base, place, pending=work.to_build, snapshot=SNAPSHOT)
         versions = {r.name.normalized: str(r.version) for r in records}
         assert versions["cuda-version"] == work.variant.cuda

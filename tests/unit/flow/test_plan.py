@@ -14,9 +14,10 @@ from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.build import origin
+from ssm_forge.build import offline, origin
+from ssm_forge.commands import env
 from ssm_forge.flow import needs, plan, planning
-from ssm_forge.install.marker import Installed, write_marker
+from ssm_forge.install.prefix import Installed, write_marker
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Matrix, Variant
 
@@ -24,7 +25,8 @@ FILENAME = "mamba-ssm-2.3-cuda130_0.conda"
 
 
 def matrix(*rows: tuple[str, variants.Source]) -> Matrix:
-    return Matrix(tuple(Variant(name, source, {}, {}, {}) for name, source in rows))
+    pythons = {"python_min": "3.12", "python_max": "3.12"}
+    return Matrix(tuple(Variant(name, source, pythons, {}, {"3.12": "3.12.* *_cpython"}) for name, source in rows))
 
 
 BOTH = matrix(("cu130", "conda"), ("cu130", "bridge"), ("cu129", "conda"), ("cu124", "bridge"))
@@ -44,14 +46,29 @@ def test_conda_channels_where_they_answer_else_the_bridge(
     variant: str, asked: str, reachable: bool, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(origin, "conda_reachable", lambda: reachable)
-    assert origin.choose_source(variant, asked, BOTH) == source  # type: ignore[arg-type]
+    monkeypatch.setattr(offline, "has_all", lambda *_: False)
+    chosen = origin.choose_source(variant, asked, BOTH, None, workspace())  # type: ignore[arg-type]
+    assert chosen == source
+
+
+def test_without_a_channel_the_caches_do_where_they_have_what_the_locks_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(origin, "conda_reachable", lambda: False)
+    asked: list[str] = []
+    monkeypatch.setattr(offline, "has_all", lambda row, python, place: not asked.append(python))
+    matrix = variants.load(workspace().variants)
+    assert origin.choose_source("cu118", "auto", matrix, None, workspace()) == "conda"
+    assert asked == ["3.10"]
+    assert "the caches have everything that the locks name" in " ".join(capsys.readouterr().err.split())
 
 
 def test_falling_back_to_the_bridge_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(origin, "conda_reachable", lambda: False)
-    origin.choose_source("cu130", "auto", BOTH)
+    monkeypatch.setattr(offline, "has_all", lambda *_: False)
+    origin.choose_source("cu130", "auto", BOTH, None, workspace())
     said = capsys.readouterr().err
     assert said.startswith("No conda channel can be reached: using the bridge")
     assert said.count("\n") == 1
@@ -59,8 +76,9 @@ def test_falling_back_to_the_bridge_is_said_in_one_line(
 
 def test_a_variant_that_only_conda_has_needs_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origin, "conda_reachable", lambda: False)
+    monkeypatch.setattr(offline, "has_all", lambda *_: False)
     with pytest.raises(NetworkError, match="cu129 comes from conda channels, and none can be reached"):
-        origin.choose_source("cu129", "auto", BOTH)
+        origin.choose_source("cu129", "auto", BOTH, None, workspace())
 
 
 @pytest.fixture
@@ -99,11 +117,31 @@ def test_a_cache_with_a_space_in_its_path_is_refused_before_anything_is_built(tm
     assert_one_line_error(done, 3, f"'{cache}' has a space", "Set SSM_FORGE_CACHE_DIR")
 
 
-def test_the_default_prefix_is_pixis_and_other_pythons_do_not_collide() -> None:
+def test_the_default_prefix_is_the_variants_and_other_pythons_do_not_collide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIXI_EXE", raising=False)
     place = workspace()
     found = {v: planning.default_prefix(v, "3.10", place).name for v in ("cu118", "cu124", "cu130")}
     assert found == {"cu118": "cu118", "cu124": "cu124-py310", "cu130": "cu130-py310"}
     assert planning.default_prefix("cu118", "3.11", place) == place.envs / "cu118-py311"
+    assert planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
+
+
+def test_beside_pixis_environments_and_never_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(workspace().manifest, tmp_path)
+    place = Workspace(tmp_path, tmp_path)
+    monkeypatch.setenv("PIXI_EXE", "/somewhere/pixi")
+    assert planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130-kernels"
+    # So where another lock than the root's is made an environment of.
+    assert env._usual("cu130", None, place) == place.envs / "cu130"
+    assert env._usual("cu130", place.source_lock, place) == place.envs / "cu130-kernels"
+    # Those that pixi.toml does not have are ours.
+    assert planning.default_prefix("cu130", "3.13", place) == place.envs / "cu130-py313"
+    assert planning.default_prefix("cu124", "3.12", place) == place.envs / "cu124"
+    # One that pixi made is left alone without pixi, too.
+    monkeypatch.delenv("PIXI_EXE")
+    (place.envs / "cu118/conda-meta").mkdir(parents=True)
+    (place.envs / "cu118/conda-meta/pixi").touch()
+    assert planning.default_prefix("cu118", "3.10", place) == place.envs / "cu118-kernels"
     assert planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
 
 

@@ -37,9 +37,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path, tmp_path / "cache")
 
 
-def make(place: Workspace) -> bool:
+def make(place: Workspace) -> None:
     with open_log(place.logs, "test") as log:
-        return pixi.make_environment("cu130", "13.0", place, log)
+        pixi.install_environment("cu130", "13.0", place.manifest, log)
 
 
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -49,22 +49,17 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setenv("PIXI_EXE", str(program))
 
 
-def test_where_it_was_not_started_by_pixi_nothing_is_done(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIXI_EXE", raising=False)
-    assert not make(place)
-
-
 def test_it_is_told_the_cuda_of_the_variant_where_no_driver_is(
     place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fake(tmp_path, monkeypatch, 'echo "$@ for $CONDA_OVERRIDE_CUDA" >&2')
-    assert make(place)
+    make(place)
     said = capfd.readouterr()
     assert said.err == f"install --locked -e cu130 --manifest-path {place.manifest} for 13.0\n"
     assert said.out == ""
     # A driver that is there is told as it is, so that pixi refuses one that is too old.
     monkeypatch.setattr(pixi, "machine_virtual_packages", lambda: virtual_packages(cuda="12.2"))
-    assert make(place)
+    make(place)
     assert "for 12.2" in capfd.readouterr().err
 
 
@@ -93,11 +88,12 @@ def test_its_failure_is_one_line_with_its_whole_reason(
 ) -> None:
     (tmp_path / "told").write_text(told)
     fake(tmp_path, monkeypatch, f"cat {tmp_path}/told >&2; exit 3")
-    with pytest.raises(ForgeError) as error:
+    with pytest.raises(pixi.PixiError) as failed:
         make(place)
-    assert type(error.value) is kind
-    assert error.value.what.endswith(f"{place.manifest}' failed: {reason}")
-    assert error.value.log is not None
+    error = failed.value.error
+    assert type(error) is kind
+    assert error.what.endswith(f"{place.manifest}' failed: {reason}")
+    assert error.log is not None
 
 
 def test_in_a_terminal_it_has_a_terminal(place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +103,7 @@ def test_in_a_terminal_it_has_a_terminal(place: Workspace, tmp_path: Path, monke
         "from pathlib import Path; from ssm_forge.install import pixi; from ssm_forge.base.paths import Workspace\n"
         "from ssm_forge.base.ui import open_log\n"
         f"place = Workspace(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}))\n"
-        "with open_log(place.logs, 'test') as log: pixi.make_environment('cu130', '13.0', place, log)\n"
+        "with open_log(place.logs, 'test') as log: pixi.install_environment('cu130', '13.0', place.manifest, log)\n"
     )
     terminal, inside = pty.openpty()
     done = subprocess.run([sys.executable, "-c", code], stderr=inside, check=False)

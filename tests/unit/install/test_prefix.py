@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conda_channel import index, make_package
+from conda_channel import holds, index, make_package
 from front_door import own_environment
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError
 from ssm_forge.base.paths import Workspace
@@ -228,9 +228,9 @@ def test_a_new_environment_has_the_locked_packages_to_the_version(channel: Path,
     found = {name: record.version for name, record in package_installed.records(place.envs / "cu130").items()}
     assert found == {r.name.normalized: str(r.version) for r in locked} | {"causal-conv1d": "1.0", "mamba-ssm": "1.0"}
     assert found["python"] == "3.12.1"
-    assert solve_prefix.holds(place.envs / "cu130", locked)
-    assert not solve_prefix.holds(place.envs / "cu130", locked[1:])
-    assert not solve_prefix.holds(place.envs / "cu999", locked)
+    assert holds(place.envs / "cu130", locked)
+    assert not holds(place.envs / "cu130", locked[1:])
+    assert not holds(place.envs / "cu999", locked)
 
 
 def test_a_package_comes_from_the_first_channel_that_has_it(channel: Path, tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_damaged_record_is_one_error(own: Path) -> None:
     with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
         package_installed.records(own)
     with pytest.raises(InstallError, match=r"record .*mamba-ssm-1\.0-h1_0\.json can't be read"):
-        solve_prefix.holds(own, ())
+        holds(own, ())
 
 
 def test_what_other_installers_leave_out_is_no_damage(own: Path) -> None:

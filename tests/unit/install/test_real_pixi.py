@@ -18,24 +18,24 @@ from pathlib import Path
 
 import pytest
 
-from conda_channel import index, make_package
+from conda_channel import holds, index, make_package
 from real_pixi import PIXI, needs_pixi
 from ssm_forge.base.arch import ArchList
-from ssm_forge.base.errors import InstallError, NetworkError
+from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.base.ui import Log, open_log
+from ssm_forge.base.ui import open_log
 from ssm_forge.build.request import BuildRequest
-from ssm_forge.flow import pipeline, pixi_kernels
+from ssm_forge.flow import pipeline, pixi_kernels, planning
 from ssm_forge.flow.plan import Plan, PlannedPackage
 from ssm_forge.install import marker, pixi, registry
 from ssm_forge.manifest import variants
+from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS, Rendered
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import libraries as elf
 from ssm_forge.solve import lock as locks
 from ssm_forge.solve import pixi_export
-from ssm_forge.solve import prefix as solve_prefix
 
 ROOT = Path(__file__).resolve().parents[3]
 SNAPSHOT = ROOT.parent / "shared" / "conda-snapshot"
@@ -233,10 +233,11 @@ def test_what_it_built_gets_into_the_channel_finished_and_a_second_folder_gives_
     for folder in (toy, Path(shutil.copytree(toy.parent, tmp_path / "second", ignore=_own_and_built)) / "recipes"):
         subprocess.run(["pixi", "lock"], cwd=folder, check=True, capture_output=True)
         place = Workspace(folder.parent, tmp_path / "cache")
-        values = {"row": ["first"], "forge_source": ["conda"], "cuda_arch_list": ["8.0"]}
+        row = {"row": "first", "forge_variant": "cu130", "forge_source": "conda", "cuda_compiler_version": "13.0"}
+        python = {"python": "3.12.* *_cpython", "cxx_compiler_version": "14", "cuda_arch_list": "8.0"}
         locked = locks.environment(place.source_lock, "cu130")
         prefix = place.source_envs / "cu130"
-        kept = pixi_kernels.Kept(locked, "cu130", "3.12", "13.0", values, ArchList.parse("8.0"), prefix)
+        kept = pixi_kernels.Kept(locked, BuildKey.from_settings({**row, **python}), prefix)
         with open_log(place.logs, "test") as log:
             assert pixi_kernels.install_kept(kept, place, log)
         packages = sorted((folder.parent / "channel/linux-64").glob("*.conda"))
@@ -316,10 +317,10 @@ def test_without_a_driver_its_environment_is_made_all_the_same(place: Workspace,
     """pixi refuses an environment for a driver where there is none; install-mamba needs none to install."""
     lock(place, (tmp_path / "channel").as_uri())
     with open_log(place.logs, "test") as log:
-        with pytest.raises(InstallError, match=r"missing virtual packages: __cuda >= 13\.0"):
+        with pytest.raises(pixi.PixiError, match=r"missing virtual packages: __cuda >= 13\.0"):
             # What pixi does where nothing is said of CUDA.
-            pixi.make_environment("cu130", "", place, log)
-        assert pixi.make_environment("cu130", "13.0", place, log)
+            pixi.install_environment("cu130", "", place.manifest, log)
+        pixi.install_environment("cu130", "13.0", place.manifest, log)
     assert (place.envs / "cu130/share/torch.txt").exists()
     assert pixi.made(place.envs / "cu130")
     assert marker.is_foreign(place.envs / "cu130")
@@ -329,11 +330,13 @@ def test_without_a_driver_its_environment_is_made_all_the_same(place: Workspace,
 def test_a_channel_that_is_gone_is_a_matter_of_the_network(place: Workspace, tmp_path: Path) -> None:
     with served(tmp_path / "channel") as address:
         lock(place, address)
-    with open_log(place.logs, "test") as log, pytest.raises(NetworkError, match="-e cu130"):
-        pixi.make_environment("cu130", "13.0", place, log)
+    with open_log(place.logs, "test") as log, pytest.raises(pixi.PixiError) as failed:
+        pixi.install_environment("cu130", "13.0", place.manifest, log)
+    assert isinstance(failed.value.error, NetworkError)
+    assert "-e cu130" in failed.value.error.what
 
 
-def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_them_out(
+def test_what_the_own_engine_makes_goes_beside_its_environment_and_neither_touches_the_other(
     place: Workspace, tmp_path: Path
 ) -> None:
     channel = tmp_path / "channel"
@@ -341,8 +344,14 @@ def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_th
     for name in PROJECTS:
         make_package(place.channel, name, {f"share/{name}.txt": "kernels\n"}, depends=("torch",))
     index(place.channel)
-    prefix = place.envs / "cu130"
-    channels = (place.channel.as_uri(), channel.as_uri())
+    prefix = planning.default_prefix("cu130", "3.12", place)
+    assert prefix == place.envs / "cu130-kernels"
+    with open_log(place.logs, "test") as log:
+        pixi.install_environment("cu130", "13.0", place.manifest, log)
+    with pytest.raises(UsageError, match=r"is pixi's, which keeps it as its pixi\.lock says") as refused:
+        pixi.check_not_its_own(place.envs / "cu130", place)
+    assert refused.value.fix == "Leave --prefix out, or name another folder."
+    channels = (place.channel.as_uri(), f"{channel.as_uri()}/")
     key = variants.load(workspace().variants).get("cu130", "conda").key("3.12", ArchList.parse("9.0"))
     packages = tuple(
         PlannedPackage("in channel", BuildRequest(Rendered(name, "1.0", "h1_0", engine=None), key, channels))
@@ -350,24 +359,19 @@ def test_the_kernels_go_on_top_of_its_environment_and_come_back_after_it_took_th
     )
     row = Variant("cu130", "conda", {"cuda_compiler_version": "13.0"}, {}, {})
     locked = locks.environment(place.lock, "cu130")
-    plan = Plan(row, "3.12", ArchList.parse("9.0"), prefix, channels, packages, None, 0, 0, 0, 0, locked=locked)
+    work = Plan(row, "3.12", ArchList.parse("9.0"), prefix, channels, packages, None, 0, 0, 0, 0, locked=locked)
+    with open_log(place.logs, "test") as log:
+        pipeline.install_packages(work, pipeline.base_of(work), place, log)
 
     def kernels() -> bool:
         return all((prefix / f"share/{name}.txt").exists() for name in PROJECTS)
 
-    def put(log: Log) -> None:
-        base = pipeline.make_base(plan, place, log)
-        assert base.in_place
-        pipeline.install_packages(plan, base, place, log)
-
-    with open_log(place.logs, "test") as log:
-        put(log)
-        assert kernels()
-        assert solve_prefix.holds(prefix, locked.records)
-        # Nothing that pixi does by itself before it runs a program takes them out.
-        told = {**os.environ, "CONDA_OVERRIDE_CUDA": "13.0"}
-        subprocess.run(["pixi", "run", "-x", "-e", "cu130", "true"], cwd=place.root, env=told, check=True)
-        assert kernels()
-        subprocess.run(["pixi", "reinstall", "-e", "cu130"], cwd=place.root, env=told, check=True)
-        put(log)
-        assert kernels()
+    assert kernels()
+    assert holds(place.envs / "cu130", locked.records)
+    assert registry.prefix_of("cu130", place) == prefix
+    # Nothing that pixi does to its environment takes them out.
+    told = {**os.environ, "CONDA_OVERRIDE_CUDA": "13.0"}
+    for words in (["run", "-x", "-e", "cu130", "true"], ["reinstall", "-e", "cu130"], ["install", "-e", "cu130"]):
+        subprocess.run(["pixi", *words], cwd=place.root, env=told, check=True, capture_output=True)
+    assert kernels()
+    assert holds(place.envs / "cu130", locked.records)
