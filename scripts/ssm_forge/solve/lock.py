@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from ssm_forge.solve.run_exports import RunExports
 from ssm_forge.solve.solver import Request, solve
 
 VERSION = 7
+
+# When an index got a package, which newer engines keep in a lock and pixi 0.77 does not.
+_INDEXED = re.compile(r"^  indexed_timestamp: \d+\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,10 @@ def write_locked(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lock-") as folder:
         draft = Path(folder) / path.name
         lock.to_path(draft)
+        text = _INDEXED.sub("", draft.read_text(encoding="utf-8"))
         if packages:
-            text = lock_sources.join(draft.read_text(encoding="utf-8"), packages, listed, exports or {})
-            draft.write_text(text, encoding="utf-8")
+            text = lock_sources.join(text, packages, listed, exports or {})
+        draft.write_text(text, encoding="utf-8")
         draft.replace(path)
 
 

@@ -174,6 +174,14 @@ def refused(place: Workspace) -> ForgeError:
     return error.value
 
 
+def test_the_lock_of_a_channel_that_we_indexed_is_pixis_to_the_byte(place: Workspace) -> None:
+    """Indexes of our engine say more of a package than pixi's lock has."""
+    ours = place.lock.read_bytes()
+    place.lock.unlink()
+    do(place.root, "lock")
+    assert place.lock.read_bytes() == ours
+
+
 class TestBadInput:
     def test_a_recipe_that_changed_after_the_lock_is_named_and_pixi_refuses_it_too(self, place: Workspace) -> None:
         path = place.recipes / "mamba-ssm/recipe.yaml"
