@@ -36,7 +36,9 @@ printf '#!/bin/sh\nexec "%s" "%s" -objtemp -no-compress "$@"\n' "${compile}" "${
 # lie the specs without (see compile.sh).
 specs="$("${CXX}" -print-file-name=builtin.specs)"
 [ -f "${specs}" ] || specs=""
-printf '#!/bin/sh\nexport LINK_SPECS="%s"\nexec "%s" "%s" "$@"\n' "${specs}" "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
+sysroot="$("${CXX}" -print-sysroot)"
+printf '#!/bin/sh\nexport LINK_SPECS="%s" LINK_SYSROOT="%s"\nexec "%s" "%s" "$@"\n' \
+    "${specs}" "${sysroot}" "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
 # torch writes build.ninja and starts the first ninja on PATH; this one orders the files before it starts the real one.
 order="${RECIPE_DIR}/../common/order.py"
 mkdir -p "${SRC_DIR}/.tools/path"

@@ -8,7 +8,9 @@ set -euo pipefail
 
 work="$(cd "${SRC_DIR}" && pwd -P)"
 if [ -n "${LINK_SPECS:-}" ] && [[ " $* " != *" -c "* ]]; then
-    set -- "$@" "-specs=${LINK_SPECS}"
+    # Specs of the command line come after GCC has put the sysroot into its own: without it the linker would take what
+    # libc.so names, an absolute path, from the machine.
+    set -- "$@" "-specs=${LINK_SPECS}" ${LINK_SYSROOT:+"-Wl,--sysroot=${LINK_SYSROOT}"}
 fi
 args=()
 for arg in "$@"; do

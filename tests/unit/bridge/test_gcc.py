@@ -111,6 +111,32 @@ def test_it_compiles_and_links_from_a_folder_it_was_moved_to_with_nothing_on_the
     searched = [line.strip() for line in done.stderr.splitlines() if line.startswith(" /")]
     assert searched
     assert all(line.startswith(str(prefix)) for line in searched), searched
+    # As a build links, with the specs that GCC was built with.
+    gxx = prefix / f"bin/{_PREFIX}-g++"
+    specs, sysroot = (
+        subprocess.run([gxx, option], capture_output=True, text=True, check=True).stdout.strip()
+        for option in ("-print-file-name=builtin.specs", "-print-sysroot")
+    )
+    wrapped = [
+        "bash",
+        _ROOT / "recipes/common/compile.sh",
+        gxx,
+        "-shared",
+        "-fPIC",
+        "-Wl,--trace",
+        "x.cpp",
+        "-o",
+        "x.so",
+    ]
+    folders = {"SRC_DIR": tmp_path, "PREFIX": tmp_path / "host", "BUILD_PREFIX": prefix, "SP_DIR": tmp_path / "site"}
+    (tmp_path / ".build").symlink_to(prefix)
+    environment = {**os.environ, **{name: str(path) for name, path in folders.items()}, "PY_VER": "3.11"}
+    environment |= {"LINK_SPECS": specs, "LINK_SYSROOT": sysroot}
+    done = subprocess.run(wrapped, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken = [line for line in done.stdout.splitlines() if not line.startswith("/tmp/cc")]
+    assert any("/libc.so" in line for line in taken)
+    assert [line for line in taken if not line.startswith((".build/", str(prefix)))] == []
     ran = subprocess.run([tmp_path / "x"], capture_output=True, text=True, check=True)
     assert ran.stdout == "caught 1.41421\n"
     ldd = subprocess.run(["ldd", prefix / _PREFIX / "tool/usr/bin/x86_64-linux-gnu-as"], capture_output=True, text=True)

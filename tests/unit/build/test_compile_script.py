@@ -83,6 +83,17 @@ def test_links_alone_are_made_with_the_specs_that_gcc_was_built_with(build: dict
     assert run(build, "-c", "a.cpp")[1:] == ["-c", "a.cpp"]
 
 
+def test_a_compilers_sysroot_is_the_linkers_too_where_specs_are_given(build: dict[str, str]) -> None:
+    """GCC forgets it there; the linker would look for what libc.so names on the machine."""
+    build["LINK_SPECS"] = f"{build['BUILD_PREFIX']}/builtin.specs"
+    build["LINK_SYSROOT"] = f"{build['BUILD_PREFIX']}/triplet/sysroot"
+    linked = ["-specs=.build/builtin.specs", "-Wl,--sysroot=.build/triplet/sysroot"]
+    assert run(build, "-shared", "a.o")[1:] == ["-shared", "a.o", *linked]
+    assert run(build, "-c", "a.cpp")[1:] == ["-c", "a.cpp"]
+    build["LINK_SYSROOT"] = ""
+    assert run(build, "-shared", "a.o")[1:] == ["-shared", "a.o", linked[0]]
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ here to link with")
 def test_no_folder_of_the_build_is_in_what_conda_forges_gcc_links(build: dict[str, str]) -> None:
     """conda-forge's GCC adds an rpath by its specs file, and ld then ignores LD_RUN_PATH."""
