@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check-toolchain": ("check_toolchain", "Check glibc, g++, nvcc, cuDNN and torch of a variant."),
     "test": ("test", "Run the tests: unit tests, then the real thing."),
     "build": ("build", "Build what the channel lacks, install nothing; or only solve it (--solve-only)."),
+    "farm": ("farm", "Build many packages of the matrix, on this machine or on a cluster."),
+    "ci-matrix": ("ci_matrix", "Write a workflow that builds the matrix: GitHub Actions or GitLab CI."),
     "reproduce": ("reproduce", "Rebuild a package from its own metadata and show where the two differ."),
     "lock": ("lock", "Write pixi.lock, check it against pixi.toml, or show what changed."),
     "bench": ("bench", "Measure the kernels (bench kernels) against this GPU and plain PyTorch."),

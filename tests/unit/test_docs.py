@@ -92,6 +92,8 @@ def problems(words: list[str]) -> list[str]:
     known = options(command)
     found = []
     for index, word in enumerate(rest):
+        if word == "--":
+            break  # What follows is for another program.
         if not word.startswith("-"):
             if words[0] in _PASSING_ON and (index == 0 or not takes_value(known, rest[index - 1])):
                 break

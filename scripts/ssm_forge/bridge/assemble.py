@@ -139,6 +139,25 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
     return channel
 
 
+def assemble_toolchain(parts: Parts, workspace: Workspace, log: Log) -> None:
+    """Make the packages of the toolkit and the compiler alone, which the variants' Pythons share.
+
+    The channel is complete only after :func:`assemble`, which makes the rest.
+    """
+    channel = channel_dir(workspace, parts.variant)
+    debs = (*parts.toolkit.debs, *getattr(parts.compiler, "debs", ()))
+    _use(channel)
+    debian.fetch_debs(debs, workspace)
+    fetch_all([wheel.artifact for wheel in parts.toolkit.wheels], workspace)
+    with _alone(parts, channel), _locked(workspace.bridge):
+        drop_older_layout(channel)
+        for package in (*_compiler_packages(parts.compiler, workspace), *toolkit_packages(parts.toolkit, workspace)):
+            if not (channel / SUBDIR / package.filename).exists() and not _borrow(package, channel):
+                write(package, channel, threads=cores())
+                log(f"assembled {package.filename}")
+    _use(channel)
+
+
 def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
     _check_disk(parts, workspace)
     debian.fetch_debs(parts.debs, workspace)

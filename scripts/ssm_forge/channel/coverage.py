@@ -13,6 +13,7 @@ from typing import Any
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.files import write_whole
+from ssm_forge.base.tables import FoldingTable
 from ssm_forge.channel.index import COMPLETE, IndexRecord
 from ssm_forge.channel.source import ChannelSource, records
 from ssm_forge.manifest.recipe import PROJECTS
@@ -112,6 +113,20 @@ def as_dicts(table: list[Row]) -> list[dict[str, Any]]:
         }
         for row in table
     ]
+
+
+def table(found: list[Row]) -> FoldingTable:
+    """For people in a terminal."""
+    columns = pythons(found)
+    shown = FoldingTable("variant", "CUDA", "torch", "package", *columns)
+    for row in found:
+        cells = []
+        for python in columns:
+            items_there = row.cells.get(python, ())
+            absent = "not built" if python in row.wanted else ""
+            cells.append("\n".join(item.archs for item in items_there) or absent)
+        shown.add_row(row.variant, row.cuda, row.torch, f"{row.project} {row.version}", *cells)
+    return shown
 
 
 def page(table: list[Row], channel: str) -> str:

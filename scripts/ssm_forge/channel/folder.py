@@ -92,11 +92,13 @@ def add(channel: Path, package: Path) -> Path:
     target = folder / package.name
     partial = folder / f".{package.name}.part"
     with locked(channel):
+        # Only where the index may tell of an earlier file of that name are all packages read anew.
+        stale = (channel / PENDING).exists() or target.exists() or record(channel, SUBDIR, package.name) is not None
         # Copied, not renamed: packages are built in the cache, which may be on another disk.
         shutil.copyfile(package, partial)
         (channel / PENDING).write_text(f"{package.name}\n", encoding="utf-8")
         partial.replace(target)
-        index(channel, force=True)
+        index(channel, force=stale)
         (channel / PENDING).unlink()
     package.unlink()
     return target

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,28 +83,38 @@ def _replaced(told: Records, keep: int) -> set[str]:
         return Version(record.version), record.build_number or 0, record.timestamp or 0
 
     kept = {name for names in groups.values() for name in sorted(names, key=age)[-keep:]}
-    while needed := {name for name in set(told) - kept if _is_needed(told[name], [told[k] for k in kept])}:
-        kept |= needed
+    named: dict[str, list[str]] = defaultdict(list)
+    for name, record in told.items():
+        named[record.name].append(name)
+    # What was kept before has all that it needs: only what came in the last round may need more.
+    newest = kept
+    while newest:
+        newest = _needed(newest, kept, told, named)
+        kept |= newest
     return set(told) - kept
 
 
-def _is_needed(record: IndexRecord, kept: Sequence[IndexRecord]) -> bool:
-    """Whether a kept package depends on this name and no kept package of the name satisfies it."""
+def _needed(newest: set[str], kept: set[str], told: Records, named: Mapping[str, Sequence[str]]) -> set[str]:
+    """What ``newest`` depends on: all that satisfies a dependency which nothing of ``kept`` does.
+
+    Args:
+        named: package name -> file names.
+    """
     from rattler import MatchSpec
     from rattler.version import Version, VersionSpec
 
-    def satisfies(spec: MatchSpec, candidate: IndexRecord) -> bool:
-        return spec.version is None or VersionSpec(str(spec.version)).matches(Version(candidate.version))
-
-    for other in kept:
-        for text in other.depends or ():
-            if text.split()[:1] != [record.name]:
-                continue
-            spec = MatchSpec(text)
-            alternatives = [k for k in kept if k.name == record.name]
-            if satisfies(spec, record) and not any(satisfies(spec, a) for a in alternatives):
-                return True
-    return False
+    texts = {text for name in newest for text in told[name].depends or () if text.split()[:1]}
+    found = set()
+    for text in texts:
+        candidates = named.get(text.split()[0], ())
+        if all(name in kept for name in candidates):
+            continue
+        version = MatchSpec(text).version
+        spec = None if version is None else VersionSpec(str(version))
+        fitting = [n for n in candidates if spec is None or spec.matches(Version(told[n].version))]
+        if not kept.intersection(fitting):
+            found.update(fitting)
+    return found
 
 
 def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:

@@ -13,14 +13,12 @@ from ssm_forge.base.credentials import require_clean
 from ssm_forge.base.errors import VerifyError
 from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import launcher, workspace
-from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, note, open_log, out, say
 from ssm_forge.channel import check as channel_check
 from ssm_forge.channel import coverage as covering
 from ssm_forge.channel import mirror as channel_mirror
 from ssm_forge.channel import prune as channel_prune
 from ssm_forge.channel import statement as trust
-from ssm_forge.channel.coverage import Row, pythons
 from ssm_forge.channel.source import ChannelSource, FolderSource, open_source
 from ssm_forge.manifest import variants
 
@@ -139,21 +137,7 @@ def coverage(channel: str | None, page: Path | None, url: str | None, as_json: b
     if as_json:
         out.print_json(json.dumps(covering.as_dicts(table)))
     elif not page:
-        _show(table)
-
-
-def _show(table: list[Row]) -> None:
-
-    columns = pythons(table)
-    shown = FoldingTable("variant", "CUDA", "torch", "package", *columns)
-    for row in table:
-        cells = []
-        for python in columns:
-            found = row.cells.get(python, ())
-            absent = "not built" if python in row.wanted else ""
-            cells.append("\n".join(item.archs for item in found) or absent)
-        shown.add_row(row.variant, row.cuda, row.torch, f"{row.project} {row.version}", *cells)
-    out.print(shown)
+        out.print(covering.table(table))
 
 
 @channel.command()

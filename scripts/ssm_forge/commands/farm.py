@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.own_tools import require
+from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.tables import FoldingTable
+from ssm_forge.base.ui import human_bytes, human_seconds, out, say
+
+if TYPE_CHECKING:
+    from ssm_forge.farm.estimate import Estimate
+    from ssm_forge.farm.jobs import Job
+
+_EXECUTORS = ("local", "slurm", "kubernetes", "cluster-generic")
+
+
+@click.command()
+@click.option(
+    "--select",
+    default="",
+    metavar="EXPR",
+    help="Which packages: 'variant=cu118,cu130 python!=3.10 project=mamba*'; keys are variant, source, python, "
+    "project, cuda, torch.  [default: the whole matrix]",
+)
+@click.option(
+    "--cuda-arch",
+    "archs",
+    multiple=True,
+    metavar="ARCH",
+    help='Compute capabilities: families, all, or a list such as "8.0;9.0+PTX". May be repeated: a package for each.',
+)
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "conda", "bridge"]),
+    default="auto",
+    show_default=True,
+    help="Where dependencies come from.",
+)
+@click.option(
+    "--executor", type=click.Choice(_EXECUTORS), default="local", show_default=True, help="Who runs the jobs."
+)
+@click.option("--jobs", type=click.IntRange(min=1), help="Jobs side by side.  [default: what fits; 100 elsewhere]")
+@click.option(
+    "--cores", type=click.IntRange(min=1), help="Cores for each package.  [default: as many as it keeps busy]"
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0.5),
+    metavar="GB",
+    help="Most memory for one job.  [default: what is free; 64]",
+)
+@click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True, help="More tries of a failed job.")
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="URL",
+    help="Copy a package that was made from the same from here, instead of building it. May be repeated.",
+)
+@click.option(
+    "--wheels",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Make a wheel of each, too, in DIR.",
+)
+@click.option(
+    "--host-compiler", default="auto", show_default=True, metavar="auto|system|bridge|PATH", help="C++ compiler."
+)
+@click.option("--estimate", "estimating", is_flag=True, help="Only say what it would take, and on which machines.")
+@click.option(
+    "--machines",
+    metavar="LIST",
+    help="For --estimate: 4x16:64 is four machines of 16 cores and 64 GB.  [default: this one]",
+)
+@click.option("--dry-run", is_flag=True, help="List the jobs and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.argument("snakemake", nargs=-1, metavar="[-- SNAKEMAKE'S OPTIONS]")
+def farm(
+    select: str,
+    archs: tuple[str, ...],
+    source: str,
+    executor: str,
+    jobs: int | None,
+    cores: int | None,
+    memory: float | None,
+    retries: int,
+    channels: tuple[str, ...],
+    wheels: Path | None,
+    host_compiler: str,
+    estimating: bool,
+    machines: str | None,
+    dry_run: bool,
+    as_json: bool,
+    snakemake: tuple[str, ...],
+) -> None:
+    """Build many packages of the matrix, here or on a cluster, and lose nothing when a machine is lost.
+
+    What is done is not done again: stop it, start it again, on other machines.
+    """
+    require("psutil", "msgpack")
+    from ssm_forge.channel import coverage
+    from ssm_forge.channel.source import FolderSource
+    from ssm_forge.farm import estimate as estimating_
+    from ssm_forge.farm import report, run
+    from ssm_forge.farm.engine import Executor
+    from ssm_forge.farm.jobs import Limits
+    from ssm_forge.manifest import variants
+
+    place = workspace()
+    there = estimating_.machines(machines) if machines else []
+    own_cores, own_memory = run.this_machine()
+    elsewhere = executor != "local" or bool(there)
+    most_cores = max((m.cores for m in there), default=_MOST_CORES if elsewhere else own_cores)
+    most_memory = max((m.memory for m in there), default=_MOST_MEMORY if elsewhere else own_memory)
+    if cores and cores > most_cores:
+        raise MachineError(f"--cores {cores}: there are {most_cores}.", fix=f"Use --cores {most_cores}.")
+    limits = Limits(most_cores, min(most_memory, round(memory * 1e9)) if memory else most_memory, cores)
+    options = run.Options(
+        select=select,
+        archs=archs,
+        source=source,
+        executor=Executor(executor, jobs, own_cores, own_memory, retries, snakemake),
+        limits=limits,
+        host_compiler=host_compiler,
+        channels=channels,
+        wheels=wheels.absolute() if wheels else None,
+    )
+    if dry_run or estimating:
+        found = run.survey(run.chosen(options, place), options, place)
+        planned = run.left(found, options, place)
+        machines_ = there or [estimating_.Machine(own_cores, own_memory)]
+        if not there and executor != "local":
+            machines_ = [estimating_.Machine(_MOST_CORES, _MOST_MEMORY)] * (jobs or 1)
+        result = estimating_.estimate(planned, machines_, at_once=jobs)
+        if as_json:
+            told = {"estimate": asdict(result), "jobs": [job.as_dict() for job in planned]}
+            out.print_json(json.dumps({**told, "left_out": found.impossible}))
+            return
+        if dry_run:
+            _show(planned)
+        _say_estimate(result, sum(one.done for one in found.wanted))
+        return
+    made = run.farm(options, place)
+    if as_json:
+        out.print_json(json.dumps(made.as_dict()))
+        return
+    out.print(report.table(made))
+    table = coverage.rows(coverage.items(FolderSource(place.channel)), variants.load(place.variants))
+    out.print(coverage.table([row for row in table if row.variant in made.variants]))
+    say(f"Done in {human_seconds(made.wall)}. Report: {run.folder(place) / 'report.html'}")
+
+
+_MOST_CORES = 16
+_MOST_MEMORY = 64_000_000_000
+
+
+def _show(planned: list[Job]) -> None:
+    shown = FoldingTable("job", "cores", "memory", "expected", "limit", "after", wraps=["after"])
+    for job in planned:
+        need = job.need
+        shown.add_row(
+            job.name,
+            str(need.cores),
+            human_bytes(need.memory),
+            human_seconds(need.seconds),
+            f"{need.minutes} min",
+            ", ".join(job.needs),
+        )
+    out.print(shown)
+
+
+def _say_estimate(result: Estimate, done: int) -> None:
+    if not result.jobs:
+        say(f"Nothing to do: the channel has all {done} packages.")
+        return
+    say(
+        f"{result.jobs} jobs, {done} packages are there already: {human_seconds(result.wall)} of wall time, "
+        f"{result.cpu / 3600:.2f} CPU hours, memory up to {human_bytes(result.memory)}, disk up to "
+        f"{human_bytes(result.disk)}."
+    )
+    say(f"Leave --dry-run and --estimate out to run them; '{launcher()} farm --help' has the rest.")

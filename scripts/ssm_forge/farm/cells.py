@@ -1,0 +1,176 @@
+"""The cells of the build matrix, one a package, and the expression that selects some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from ssm_forge.base.arch import ArchList, resolve
+from ssm_forge.base.errors import UsageError, did_you_mean
+from ssm_forge.manifest.variants import Matrix, Source, Variant
+
+KEYS = ("variant", "source", "python", "project", "cuda", "torch")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One package of the matrix.
+
+    Attributes:
+        python: minor version, ``3.12``.
+        archs: what the kernels are made for.
+        project: recipe name.
+    """
+
+    variant: Variant
+    python: str
+    archs: ArchList
+    project: str
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What an expression can ask for: :data:`KEYS` and their values."""
+        row = self.variant
+        return {
+            "variant": row.name,
+            "source": row.source,
+            "python": self.python,
+            "project": self.project,
+            "cuda": row.cuda,
+            "torch": row.torch,
+        }
+
+    @property
+    def row(self) -> str:
+        """What shares a toolchain: ``cu130-bridge``."""
+        return f"{self.variant.name}-{self.variant.source}"
+
+    @property
+    def environment(self) -> str:
+        """What shares a torch: ``cu130-bridge-py312``."""
+        return f"{self.row}-py{self.python.replace('.', '')}"
+
+    @property
+    def objects(self) -> str:
+        """What shares compiled objects, all Pythons: ``mamba-ssm.cu130-bridge-sm90``."""
+        return f"{self.project}.{self.row}-{self.archs.tag}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.project}.{self.environment}-{self.archs.tag}"
+
+
+def every(matrix: Matrix, projects: Sequence[str], archs: Sequence[str] = ()) -> list[Cell]:
+    """All cells: each row, Python and project, once for each list of capabilities.
+
+    Args:
+        archs: lists of compute capabilities as ``--cuda-arch`` takes them; the row's default where there are none.
+    """
+    return [
+        Cell(variant, python, chosen, project)
+        for variant in matrix.variants
+        for chosen in _archs(variant, archs)
+        for python in variant.pythons
+        for project in projects
+    ]
+
+
+def _archs(variant: Variant, wanted: Sequence[str]) -> tuple[ArchList, ...]:
+    """The lists that the row's nvcc can make; another row may have the others."""
+    found = [
+        resolve(
+            request or None,
+            supported=variant.supported_archs,
+            upstream=variant.upstream_archs,
+            default=variant.default_archs,
+            gpus=(),
+        )
+        for request in wanted or ("",)
+    ]
+    return tuple(dict.fromkeys(one for one in found if set(one.sass) <= set(variant.supported_archs)))
+
+
+def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
+    """The cells that every term of an expression holds for.
+
+    Terms stand side by side: ``variant=cu118,cu130 python!=3.10 project=mamba*``. A term's values are alternatives, and
+    may be patterns.
+
+    Raises:
+        UsageError: for a key, or a value, that no cell has, or when nothing is left; lists what there is.
+    """
+    left = list(cells)
+    for term in expression.split():
+        holds = _term(term, cells)
+        left = [cell for cell in left if holds(cell)]
+    if not left:
+        raise UsageError(f"'{expression}' selects nothing.", fix=f"There is: {_listed(cells)}")
+    return left
+
+
+def with_needed(picked: Sequence[Cell], projects: Sequence[str]) -> list[Cell]:
+    """The same, each after those whose package its own test installs: mamba-ssm's needs causal-conv1d.
+
+    Args:
+        projects: in the order in which one needs another.
+    """
+    found: dict[str, Cell] = {}
+    for cell in picked:
+        for project in projects[: projects.index(cell.project) + 1]:
+            each = replace(cell, project=project)
+            found.setdefault(each.name, each)
+    return list(found.values())
+
+
+def _term(term: str, cells: Sequence[Cell]) -> Callable[[Cell], bool]:
+    key, equals, values = term.partition("=")
+    negated = key.endswith("!")
+    key = key.removesuffix("!")
+    if not equals or key not in KEYS:
+        raise UsageError(
+            f"'{term}' is no term of a selection.",
+            fix=f"{did_you_mean(key, KEYS)}Write KEY=VALUE or KEY!=VALUE; there is {_keys(cells)}.",
+        )
+    patterns = values.split(",")
+    known = _values(cells, key)
+    for pattern in patterns:
+        if not any(fnmatchcase(value, pattern) for value in known):
+            raise UsageError(
+                f"no {key} is '{pattern}'.", fix=f"{did_you_mean(pattern, known)}There is {', '.join(known)}."
+            )
+    return lambda cell: any(fnmatchcase(cell.facts[key], pattern) for pattern in patterns) != negated
+
+
+def _values(cells: Iterable[Cell], key: str) -> list[str]:
+    return list(dict.fromkeys(cell.facts[key] for cell in cells))
+
+
+def _keys(cells: Sequence[Cell]) -> str:
+    return "; ".join(f"{key}={','.join(_values(cells, key))}" for key in KEYS)
+
+
+def _listed(cells: Sequence[Cell]) -> str:
+    pythons: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        found = pythons.setdefault((cell.variant.name, cell.variant.source), [])
+        if cell.python not in found:
+            found.append(cell.python)
+    return "; ".join(f"variant={name} source={source} python={','.join(p)}" for (name, source), p in pythons.items())
+
+
+def from_one_source(cells: Sequence[Cell], *, conda: bool) -> list[Cell]:
+    """Of each variant the rows of one source, as ``--source auto`` chooses it.
+
+    Args:
+        conda: whether conda's channels can be reached.
+    """
+    offered: dict[str, set[Source]] = {}
+    for cell in cells:
+        offered.setdefault(cell.variant.name, set()).add(cell.variant.source)
+
+    def wanted(cell: Cell) -> bool:
+        there = offered[cell.variant.name]
+        return cell.variant.source == ("conda" if conda and "conda" in there else "bridge")
+
+    return [cell for cell in cells if wanted(cell)]

@@ -1,0 +1,152 @@
+"""Plays a farm through on machines that need not be there: when each job starts and ends, and what that takes."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ssm_forge.base.errors import MachineError, UsageError
+from ssm_forge.base.ui import human_bytes
+from ssm_forge.farm.jobs import Job
+
+# Jobs that wait for more room than there is, which smaller ones may go past.
+_PASSED = 64
+
+_MACHINES = re.compile(r"(?:(\d+)x)?(\d+):(\d+(?:\.\d+)?)(?:GB)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine.
+
+    Attributes:
+        memory: bytes for jobs.
+    """
+
+    cores: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a farm takes.
+
+    Attributes:
+        wall: seconds from the first job's start to the last one's end.
+        cpu: CPU seconds.
+        memory: bytes that its jobs are declared to take at the same time, on all machines, at the most.
+        disk: bytes that they need at the same time, at the most.
+        jobs: how many there are.
+    """
+
+    wall: float
+    cpu: float
+    memory: int
+    disk: int
+    jobs: int
+
+
+def machines(text: str) -> list[Machine]:
+    """Read ``4x16:64,32:128``: four machines of 16 cores with 64 GB each, and one of 32 with 128.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    found = []
+    for item in text.split(","):
+        match = _MACHINES.fullmatch(item.strip())
+        if match is None or int(match[2]) < 1 or float(match[3]) <= 0:
+            raise UsageError(
+                f"'{item}' is no machine.", fix="Write COUNTxCORES:GB, such as 4x16:64, several between commas."
+            )
+        found += [Machine(int(match[2]), round(float(match[3]) * 1e9))] * int(match[1] or 1)
+    return found
+
+
+def estimate(jobs: Sequence[Job], there: Sequence[Machine], *, at_once: int | None = None) -> Estimate:
+    """Start each job on the first machine with room for it, the longest way to the end first.
+
+    Args:
+        at_once: jobs that may run side by side; None for as many as fit.
+
+    Raises:
+        MachineError: when no machine has room for a job.
+    """
+    for job in jobs:
+        if not any(_fits(job, machine.cores, machine.memory) for machine in there):
+            largest = max(there, key=lambda machine: machine.memory)
+            raise MachineError(
+                f"{job.name} needs {job.need.cores} cores and {human_bytes(job.need.memory)}; no machine has that (the "
+                f"largest: {largest.cores} cores, {human_bytes(largest.memory)}).",
+                fix="Name larger machines, or use --cores with a smaller number.",
+            )
+    by_name = {job.name: job for job in jobs}
+    left = {job.name: {need for need in job.needs if need in by_name} for job in jobs}
+    after = _after(jobs)
+    urgency = _urgency(jobs, after)
+    ready = [(-urgency[name], name) for name, needs in left.items() if not needs]
+    heapq.heapify(ready)
+    free = [[machine.cores, machine.memory] for machine in there]
+    running: list[tuple[float, str, int]] = []
+    now = 0.0
+    memory = disk = most_memory = most_disk = 0
+    while ready or running:
+        for job, place in _startable(ready, by_name, free, len(jobs) if at_once is None else at_once - len(running)):
+            memory, disk = memory + job.need.memory, disk + job.need.disk
+            most_memory, most_disk = max(most_memory, memory), max(most_disk, disk)
+            heapq.heappush(running, (now + job.need.seconds, job.name, place))
+        now, name, place = heapq.heappop(running)
+        ended = by_name[name]
+        free[place][0] += ended.need.cores
+        free[place][1] += ended.need.memory
+        memory, disk = memory - ended.need.memory, disk - ended.need.disk
+        for other in after[name]:
+            left[other].discard(name)
+            if not left[other]:
+                heapq.heappush(ready, (-urgency[other], other))
+    return Estimate(now, sum(job.need.cpu for job in jobs), most_memory, most_disk, len(jobs))
+
+
+def _startable(
+    ready: list[tuple[float, str]], by_name: Mapping[str, Job], free: list[list[int]], most: int
+) -> list[tuple[Job, int]]:
+    """Take the jobs that fit now, and their machines, out of ``ready``; smaller ones go past a few that do not fit."""
+    found: list[tuple[Job, int]] = []
+    passed: list[tuple[float, str]] = []
+    while ready and len(found) < most and len(passed) < _PASSED and any(cores for cores, _ in free):
+        urgency, name = heapq.heappop(ready)
+        job = by_name[name]
+        place = next((i for i, room in enumerate(free) if _fits(job, *room)), None)
+        if place is None:
+            passed.append((urgency, name))
+            continue
+        free[place][0] -= job.need.cores
+        free[place][1] -= job.need.memory
+        found.append((job, place))
+    for item in passed:
+        heapq.heappush(ready, item)
+    return found
+
+
+def _fits(job: Job, cores: int, memory: int) -> bool:
+    return job.need.cores <= cores and job.need.memory <= memory
+
+
+def _after(jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """Job -> those that wait for it."""
+    after: dict[str, list[str]] = {job.name: [] for job in jobs}
+    for job in jobs:
+        for need in job.needs:
+            if need in after:
+                after[need].append(job.name)
+    return after
+
+
+def _urgency(jobs: Sequence[Job], after: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Seconds from a job's start to the end of the longest chain that waits for it; needs come before what has them."""
+    found: dict[str, float] = {}
+    for job in reversed(jobs):
+        found[job.name] = job.need.seconds + max((found[other] for other in after[job.name]), default=0.0)
+    return found

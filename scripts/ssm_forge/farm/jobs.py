@@ -1,0 +1,188 @@
+"""The graph: a job for each toolchain, torch, package and wheel that is still to be made, and what each waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ssm_forge.base.errors import MachineError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import human_bytes
+from ssm_forge.bridge import assemble
+from ssm_forge.farm import costs, inputs, receipts
+from ssm_forge.farm.cells import Cell
+from ssm_forge.farm.costs import Need
+
+Kind = Literal["toolchain", "torch", "package", "wheel"]
+KINDS: tuple[Kind, ...] = ("toolchain", "torch", "package", "wheel")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing that is made on one machine.
+
+    Attributes:
+        digest: of everything that it is made from.
+        needs: names of jobs that come before it.
+        cell: what it is for; of several that share a toolchain or a torch, the first.
+        file: name of the package that it is about; empty for toolchains and torch.
+    """
+
+    name: str
+    kind: Kind
+    digest: str
+    needs: tuple[str, ...]
+    need: Need
+    cell: Cell
+    file: str = ""
+
+    @property
+    def receipt(self) -> str:
+        """Path below the farm's folder."""
+        return receipts.name(self.kind, self.name, self.digest)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for the engine and the worker."""
+        cell = self.cell
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "receipt": self.receipt,
+            "digest": self.digest,
+            "needs": list(self.needs),
+            **asdict(self.need),
+            "minutes": self.need.minutes,
+            "file": self.file,
+            "cell": {**cell.facts, "cuda_arch": str(cell.archs)},
+        }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one job may have.
+
+    Attributes:
+        cores: at most.
+        memory: bytes at most; what needs more gets fewer cores.
+        each: cores that every package gets; None for as many as it keeps busy.
+    """
+
+    cores: int
+    memory: int
+    each: int | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A package, and how far it is.
+
+    Attributes:
+        digest: of what it is made from.
+        done: whether the channel has it, made from that.
+    """
+
+    cell: Cell
+    file: str
+    digest: str
+    done: bool
+
+
+def graph(
+    wanted: Sequence[Wanted],
+    workspace: Workspace,
+    limits: Limits,
+    *,
+    host_compiler: str = "auto",
+    wheels: bool = False,
+    shares_objects: bool = True,
+    without: Sequence[str] = (),
+) -> list[Job]:
+    """The jobs that are left, each after those that it needs.
+
+    Args:
+        wheels: whether each package is to become a wheel too.
+        shares_objects: whether there is a compile cache: then one Python of each kernel goes first.
+        without: names of packages that failed: another Python goes first in their place, and what can't do without
+            them is no job.
+
+    Raises:
+        MachineError: when a package needs more memory than ``limits`` has.
+    """
+    found: dict[str, Job] = {}
+    lost = {one.cell.name for one in wanted if one.cell.name in without}
+    beside: dict[tuple[str, str], list[Wanted]] = {}
+    for one in wanted:
+        beside.setdefault((one.cell.environment, one.cell.archs.tag), []).append(one)
+
+    def needed(one: Wanted) -> list[Wanted]:
+        """Those whose package the test of this one installs: mamba-ssm's has causal-conv1d."""
+        projects = list(one.cell.variant.projects)
+        before = projects[: projects.index(one.cell.project)]
+        return [o for o in beside[one.cell.environment, one.cell.archs.tag] if o.cell.project in before]
+
+    def possible(one: Wanted) -> bool:
+        return one.cell.name not in lost and not any(other.cell.name in lost for other in needed(one))
+
+    pending = [one for one in wanted if not one.done and possible(one)]
+    compiled = {one.cell.objects for one in wanted if one.done}
+    first: dict[str, str] = {}
+    for one in pending:
+        cell = one.cell
+        leader = first.setdefault(cell.objects, cell.name)
+        follows = shares_objects and leader != cell.name
+        shared = follows or (shares_objects and cell.objects in compiled)
+        need = costs.package(cell, workspace, shared=shared, cores=limits.each, most=limits.cores, memory=limits.memory)
+        if need.memory > limits.memory:
+            raise MachineError(
+                f"{cell.name} needs {human_bytes(need.memory)} of memory for one compiler, and there are "
+                f"{human_bytes(limits.memory)}.",
+                fix="Free memory, or name a machine that has it with --executor or --memory.",
+            )
+        parts = _before(cell, workspace, limits, host_compiler)
+        found.update({job.name: job for job in parts if job.name not in found})
+        before = [job.name for job in parts] + ([leader] if follows else [])
+        before += [other.cell.name for other in needed(one) if not other.done]
+        found[cell.name] = Job(cell.name, "package", one.digest, tuple(before), need, cell, one.file)
+    if wheels:
+        for one in wanted:
+            if one.done or one.cell.name in found:
+                job = _wheel(one, limits, pending=not one.done)
+                found[job.name] = job
+    return list(found.values())
+
+
+def _before(cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str) -> list[Job]:
+    """The toolchain and the torch of a package, where they are not there already."""
+    request = inputs.request(cell, host_compiler, workspace)
+    left = 0, 0
+    parts = inputs.origin_of(cell, host_compiler, workspace).parts
+    if parts is not None:
+        left = assemble.bytes_needed(parts, workspace)
+        if left == (0, 0):
+            return []
+    source = cell.variant.source
+    locks = inputs.materials_of(request, workspace)
+    known = inputs.text_digest([item for item in locks if item["role"].startswith("toolchain")])
+    toolchain = Job(
+        f"toolchain.{cell.row}",
+        "toolchain",
+        known,
+        (),
+        costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores),
+        cell,
+    )
+    need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=left[0], disk=left[1])
+    return [toolchain, Job(f"torch.{cell.environment}", "torch", known, (toolchain.name,), need, cell)]
+
+
+def _wheel(one: Wanted, limits: Limits, *, pending: bool) -> Job:
+    name = f"wheel.{one.cell.name}"
+    digest = inputs.text_digest(["wheel", one.digest])
+    needs = (one.cell.name,) if pending else ()
+    return Job(name, "wheel", digest, needs, costs.other(costs.WHEEL_SECONDS, most=limits.cores), one.cell, one.file)
+
+
+def kinds(jobs: Sequence[Job]) -> Mapping[Kind, int]:
+    """How many there are of each kind."""
+    return {kind: sum(job.kind == kind for job in jobs) for kind in KINDS}

@@ -1,0 +1,246 @@
+"""One job of a farm, on the machine that the engine chose: ``python -m ssm_forge.farm.worker FARM.json JOB CORES``.
+
+Whatever happens, the channel has a whole package or none, and there is a receipt only for what is done. Two workers at
+the same job, such as one that a killed controller left and one of its successor, wait for each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from ssm_forge.base import locks, machine
+from ssm_forge.base.arch import ArchList
+from ssm_forge.base.errors import BuildError, ForgeError
+from ssm_forge.base.fetch import sha256_of
+from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.ui import Log, console, open_log
+from ssm_forge.base.urls import is_under
+from ssm_forge.bridge import assemble
+from ssm_forge.build.run import BuildRequest
+from ssm_forge.channel import folder as channels
+from ssm_forge.channel import policy
+from ssm_forge.channel import tasks as channel_tasks
+from ssm_forge.channel.source import open_source
+from ssm_forge.farm import inputs, receipts
+from ssm_forge.farm.cells import Cell
+from ssm_forge.farm.receipts import How, Receipt
+from ssm_forge.flow import pipeline, plan
+from ssm_forge.install import prefix as install
+from ssm_forge.manifest import variants
+from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.package import wheel
+from ssm_forge.solve.recipes import solve_builds
+from ssm_forge.solve.solver import virtual_packages
+
+_ELSEWHERE = "set SSM_FORGE_CACHE_DIR to a folder on another file system"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job, and what the farm was told.
+
+    Attributes:
+        told: the job as :meth:`ssm_forge.farm.jobs.Job.as_dict` gave it.
+        farm: host compiler, channels to copy from, the folder of wheels.
+        folder: the farm's.
+        cores: that it may use.
+    """
+
+    told: dict[str, Any]
+    farm: dict[str, Any]
+    folder: Path
+    cores: int
+    place: Workspace
+    log: Log
+
+    @property
+    def cell(self) -> Cell:
+        facts = self.told["cell"]
+        variant = variants.load(self.place.variants).get(facts["variant"], facts["source"])
+        return Cell(variant, facts["python"], ArchList.parse(facts["cuda_arch"]), facts["project"])
+
+    @property
+    def request(self) -> BuildRequest:
+        return inputs.request(self.cell, self.farm["host_compiler"], self.place)
+
+    @property
+    def options(self) -> plan.Options:
+        cell = self.cell
+        return plan.Options(
+            variant=cell.variant.name,
+            python=cell.python,
+            cuda_arch=str(cell.archs),
+            source=cell.variant.source,
+            jobs=self.cores,
+            host_compiler=self.farm["host_compiler"],
+            for_this_machine=False,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job was done, and the file that it gave."""
+
+    how: How
+    file: Path | None = None
+
+
+def main(farm: Path, name: str, cores: int) -> int:
+    """Carry out one job and write its receipt; what went wrong is left in ``failed/`` of the farm's folder."""
+    signal.signal(signal.SIGTERM, _stop)
+    told = json.loads(farm.read_text(encoding="utf-8"))
+    job = next(job for job in told["jobs"] if job["name"] == name)
+    folder, place = farm.parent, workspace()
+    trouble = folder / "failed" / f"{name}.txt"
+    (folder / "locks").mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    try:
+        with open_log(folder / "logs", name) as log, locks.held(folder / "locks" / name, _ELSEWHERE, what=name):
+            outcome = _WORKS[job["kind"]](Work(job, told, folder, cores, place, log))
+    except ForgeError as error:
+        trouble.parent.mkdir(parents=True, exist_ok=True)
+        channels.write_whole(trouble, str(error).encode())
+        console.print(f"error: {error}")
+        return error.exit_code
+    used = resource.getrusage(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_SELF)
+    file = outcome.file
+    receipt = Receipt(
+        job=name,
+        digest=job["digest"],
+        how=outcome.how,
+        file=file.name if file else "",
+        sha256=sha256_of(file) if file else "",
+        seconds=time.monotonic() - started,
+        cpu=sum(use.ru_utime + use.ru_stime for use in used),
+        cores=cores,
+        host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+    )
+    receipts.write(folder / job["receipt"], receipt)
+    trouble.unlink(missing_ok=True)
+    return 0
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave as after Ctrl-C, so that a build takes its compilers with it."""
+    raise SystemExit(128 + number)
+
+
+def _toolchain(work: Work) -> Outcome:
+    origin = inputs.origin_of(work.cell, work.farm["host_compiler"], work.place)
+    if origin.parts is not None:
+        assemble.assemble_toolchain(origin.parts, work.place, work.log)
+    else:
+        _fill_cache(work, "build")
+    return Outcome("made")
+
+
+def _torch(work: Work) -> Outcome:
+    origin = inputs.origin_of(work.cell, work.farm["host_compiler"], work.place)
+    if origin.parts is not None:
+        assemble.assemble(origin.parts, work.place, work.log)
+    else:
+        _fill_cache(work, "host")
+    return Outcome("made")
+
+
+def _fill_cache(work: Work, kind: str) -> None:
+    """Have an environment of the builds in the package cache, by making it once: builds then only link it."""
+    # The first project needs nothing of ours, and has the compilers and the torch of both.
+    cell = replace(work.cell, project=PROJECTS[0])
+    request = inputs.request(cell, work.farm["host_compiler"], work.place)
+    if request.locked is not None:
+        records = list(request.locked.build if kind == "build" else request.locked.host)
+    else:
+        channels.ensure_indexed(work.place.channel)
+        here = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
+        # As in a build: for the GPU that it is for, wherever that is done.
+        target = (*virtual_packages(cuda=cell.variant.cuda, cuda_arch=str(cell.archs.sass[0]))[:2], *here)
+        solved = solve_builds([request], target, f"for {cell.environment}", workspace=work.place)
+        records = list(next(found for found in solved if found.kind == kind).records)
+    if not records:
+        return
+    with tempfile.TemporaryDirectory(dir=work.place.cache, prefix="farm-", ignore_cleanup_errors=True) as scratch:
+        made = install.Installed(cell.variant.name, cell.python, "conda", (), created=True)
+        install.install(records, Path(scratch) / "prefix", made, work.place, work.log)
+
+
+def _package(work: Work) -> Outcome:
+    request, place = work.request, work.place
+    if inputs.digest(request, place) != work.told["digest"]:
+        raise BuildError(
+            f"what {request.filename} is made from changed after the farm began.", fix="Run the same command again."
+        )
+    channels.ensure_indexed(place.channel)
+    held = channels.find(place.channel, request.filename)
+    if held is not None and inputs.made_from(held, request, place):
+        return Outcome("found", held)
+    for url in work.farm["channels"]:
+        if (copied := _copied(url, request, work)) is not None:
+            return Outcome("copied", copied)
+    _check_room(place)
+    planned = plan.make(work.options, place)
+    mine = next(package for package in planned.packages if package.name == request.project)
+    mine = replace(mine, state="to build")
+    pipeline.make_packages(replace(planned, packages=(mine,), jobs=work.cores), place, work.log)
+    return Outcome("built", place.channel / channels.SUBDIR / request.filename)
+
+
+def _check_room(place: Workspace) -> None:
+    """
+    Raises:
+        MachineError: when the channel's disk is full: better now than after an hour.
+    """
+    if machine.free_disk(place.channel) < _LEAST_FREE:
+        raise channels.full(place.channel, OSError(28, "No space left on device"))
+
+
+_LEAST_FREE = 100_000_000
+
+
+def _copied(url: str, request: BuildRequest, work: Work) -> Path | None:
+    """The package from a shared channel, where that has it and it is made from the same."""
+    rules = policy.find(None, work.place)
+    if any(is_under(url.rstrip("/") + "/", rule.url) for rule in rules):
+        work.log(f"{url} is under a trust policy, which is checked where packages are installed: nothing is copied.")
+        return None
+    with tempfile.TemporaryDirectory(dir=_scratch(work.place)) as scratch:
+        staged = Path(scratch)
+        channel_tasks.mirror(open_source(url), staged, only=[request.filename], log=work.log)
+        package = channels.find(staged, request.filename)
+        if package is None or not inputs.made_from(package, request, work.place):
+            return None
+        return channels.add(work.place.channel, package)
+
+
+def _scratch(place: Workspace) -> Path:
+    folder = place.cache / "farm"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _wheel(work: Work) -> Outcome:
+    package = channels.find(work.place.channel, work.told["file"])
+    if package is None:
+        raise BuildError(f"{work.told['file']} is not in {work.place.channel}.", fix="Run the same command again.")
+    cell = work.cell
+    folder = Path(work.farm["wheels"]) / f"{cell.row}-{cell.archs.tag}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Outcome("made", wheel.from_conda(package, folder))
+
+
+_WORKS = {"toolchain": _toolchain, "torch": _torch, "package": _package, "wheel": _wheel}
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
