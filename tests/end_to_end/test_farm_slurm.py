@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
-from farm.slurm import Cluster, cluster
-from farm.toy import PYTHONS, Toy, toy
 
+from slurm_cluster import Cluster, cluster
 from ssm_forge.channel import check as channel_check
 from ssm_forge.channel.source import FolderSource
+from toy_farm import PYTHONS, Toy, toy
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 

@@ -22,8 +22,8 @@ import httpx
 import pytest
 import zstandard
 from lab import Lab, check_folder, environment, make_package, read_channel, serving
-from real_servers import free_port
 
+from real_servers import free_port
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.channel import folder as channels

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from lab import make_package
-from real_servers import asked, nginx, quetz, recorder, s3
 
+from real_servers import asked, nginx, quetz, recorder, s3
 from ssm_forge.install import marker
 
 pytest.importorskip("cryptography", reason="cryptography is not in this environment; the tools of ./run have it")

@@ -18,7 +18,7 @@ from ssm_forge.channel import folder as channels
 from ssm_forge.channel import index as repodata
 from ssm_forge.channel.check import check as check
 from ssm_forge.channel.check import repair as repair
-from ssm_forge.channel.index import IndexRecord, Records
+from ssm_forge.channel.index import Records
 
 _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
 

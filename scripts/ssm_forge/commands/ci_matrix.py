@@ -1,3 +1,5 @@
+"""``ci-matrix``: a workflow that builds the matrix on other people's runners."""
+
 from __future__ import annotations
 
 import json
@@ -6,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import out, say
-from ssm_forge.channel import folder as channel
 from ssm_forge.farm import cells, ci
 from ssm_forge.manifest import recipe, variants
 
@@ -43,5 +45,5 @@ def ci_matrix(format_: ci.Format, select: str, archs: tuple[str, ...], output: P
         out.print(text, end="", markup=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    channel.write_whole(output, text.encode())
+    write_whole(output, text.encode())
     say(f"{output}: {len(ci.entries(picked, format_))} jobs.")

@@ -1,9 +1,10 @@
+"""``farm``: many packages of the matrix, here or on a cluster."""
+
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,10 +13,14 @@ from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, human_seconds, out, say
-
-if TYPE_CHECKING:
-    from ssm_forge.farm.estimate import Estimate
-    from ssm_forge.farm.jobs import Job
+from ssm_forge.channel import coverage
+from ssm_forge.channel.source import FolderSource
+from ssm_forge.farm import estimate as estimating_
+from ssm_forge.farm import report, run
+from ssm_forge.farm.engine import Executor
+from ssm_forge.farm.estimate import Estimate
+from ssm_forge.farm.jobs import Job, Limits
+from ssm_forge.manifest import variants
 
 _EXECUTORS = ("local", "slurm", "kubernetes", "cluster-generic")
 
@@ -104,14 +109,6 @@ def farm(
     What is done is not done again: stop it, start it again, on other machines.
     """
     require("psutil", "msgpack")
-    from ssm_forge.channel import coverage
-    from ssm_forge.channel.source import FolderSource
-    from ssm_forge.farm import estimate as estimating_
-    from ssm_forge.farm import report, run
-    from ssm_forge.farm.engine import Executor
-    from ssm_forge.farm.jobs import Limits
-    from ssm_forge.manifest import variants
-
     place = workspace()
     there = estimating_.machines(machines) if machines else []
     own_cores, own_memory = run.this_machine()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build import costs as compile_costs
-from ssm_forge.build.run import memory_needed
+from ssm_forge.build.jobs import memory_needed
 from ssm_forge.build.schedule import Job as Compile
 from ssm_forge.build.schedule import longest_first, simulate
 from ssm_forge.farm.cells import Cell

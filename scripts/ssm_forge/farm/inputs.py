@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build import finalize
+from ssm_forge.build import origin as build_origin
 from ssm_forge.build import provenance as materials
-from ssm_forge.build.run import BuildRequest
+from ssm_forge.build.origin import Origin
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.farm.cells import Cell
-from ssm_forge.flow import plan
+from ssm_forge.flow import planning
 from ssm_forge.manifest import recipe, variants
+from ssm_forge.package import read as inspection
+from ssm_forge.package.read import Material
 
 
 def request(cell: Cell, host_compiler: str, workspace: Workspace) -> BuildRequest:
@@ -26,51 +29,44 @@ def request(cell: Cell, host_compiler: str, workspace: Workspace) -> BuildReques
         MachineError: when this machine has no Python or C++ compiler for it.
     """
     origin = origin_of(cell, host_compiler, workspace)
-    overrides = {}
-    if origin.parts is not None:
-        overrides = dict.fromkeys(variants.COMPILER_KEYS, str(origin.parts.compiler.major))
-    values = cell.variant.render_values(cell.python, cell.archs, **overrides)
-    locked = plan.locked_environment(cell.variant, cell.python, workspace)
-    sources = plan.locked_sources(cell.variant, values, workspace) if locked is not None else {}
-    made = BuildRequest(
-        cell.project,
-        values,
-        "",
+    parts = origin.parts
+    key = cell.variant.key(cell.python, cell.archs, compiler=None if parts is None else str(parts.compiler.major))
+    locked = planning.locked_environment(cell.variant, cell.python, workspace)
+    sources = planning.locked_sources(cell.variant, key, workspace) if locked is not None else {}
+    return BuildRequest(
+        recipe.render(cell.project, key, workspace),
+        key,
         origin.channels,
-        *plan.compiler_of(cell.variant, origin.parts, workspace),
+        *build_origin.compiler_of(cell.variant, parts, workspace),
         locked=sources.get(cell.project),
         beside=locked.records if locked is not None and sources else (),
     )
-    return replace(made, filename=recipe.render(cell.project, values, workspace).filename)
 
 
-def origin_of(cell: Cell, host_compiler: str, workspace: Workspace) -> plan.Origin:
+def origin_of(cell: Cell, host_compiler: str, workspace: Workspace) -> Origin:
     """Where the parts of a cell's environment come from; looked up once for both projects and all capabilities."""
     return _origin(cell.variant.name, cell.variant.source, cell.python, host_compiler, workspace)
 
 
 @functools.lru_cache
-def _origin(
-    variant: str, source: variants.Source, python: str, host_compiler: str, workspace: Workspace
-) -> plan.Origin:
-    options = plan.Options(
-        variant=variant, python=python, source=source, host_compiler=host_compiler, for_this_machine=False
-    )
-    return plan.origin(options, workspace)
+def _origin(variant: str, source: variants.Source, python: str, host_compiler: str, workspace: Workspace) -> Origin:
+    row = variants.load(workspace.variants).get(variant, source)
+    return build_origin.origin(row, python, host_compiler, workspace)
 
 
-def materials_of(request: BuildRequest, workspace: Workspace) -> list[materials.Material]:
+def materials_of(request: BuildRequest, workspace: Workspace) -> list[Material]:
     """Sources, patches and locks of a build, and its tools where a lock has them; what is solved anew is not known."""
     locked = [] if request.locked is None else materials.locked(request.locked)
     return materials.collect(
-        request.project, request.values, workspace, compiler_lock=request.compiler_lock, packages=locked
+        request.rendered, request.key, workspace, compiler_lock=request.compiler_lock, packages=locked
     )
 
 
 def digest(request: BuildRequest, workspace: Workspace) -> str:
     """sha256 over everything that is known of a build before it runs."""
-    known = [finalize.FORMAT, request.filename, recipe.digest(request.project, workspace), request.values]
-    return text_digest([*known, materials_of(request, workspace)])
+    made_by = [finalize.FORMAT, recipe.digest(request.project, workspace)]
+    known = [*made_by, request.filename, request.key.to_provenance(), materials_of(request, workspace)]
+    return text_digest(known)
 
 
 def text_digest(known: Any) -> str:
@@ -81,7 +77,7 @@ def text_digest(known: Any) -> str:
 def made_from(package: Path, request: BuildRequest, workspace: Workspace) -> bool:
     """Whether a finished package was made from what ``request`` would be made from now."""
     try:
-        told = finalize.provenance(package)
+        told = inspection.provenance(package)
     except IntegrityError:
         return False
     recipe_now = (finalize.FORMAT, recipe.digest(request.project, workspace))
@@ -91,5 +87,5 @@ def made_from(package: Path, request: BuildRequest, workspace: Workspace) -> boo
     return wanted <= {_identity(item) for item in told.get("materials", ())}
 
 
-def _identity(item: materials.Material) -> tuple[str, str, str]:
-    return (item["role"], item["uri"], materials.digest(item)[1])
+def _identity(item: Material) -> tuple[str, str, str]:
+    return (item["role"], item["uri"], inspection.material_digest(item)[1])

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ssm_forge.base import owners
 from ssm_forge.channel.folder import SUBDIR
+from ssm_forge.channel.index import IndexRecord
 
 How = Literal["built", "found", "copied", "made"]
 HOW: tuple[How, ...] = ("built", "found", "copied", "made")
@@ -69,15 +70,15 @@ def write(target: Path, receipt: Receipt) -> None:
         partial.unlink(missing_ok=True)
 
 
-def holds(receipt: Receipt, channel: Path, listed: Mapping[str, Mapping[str, Any]]) -> bool:
+def holds(receipt: Receipt, channel: Path, listed: Mapping[str, IndexRecord]) -> bool:
     """Whether the channel has the very package that a receipt names: listed with its hash, with all its bytes there.
 
     Args:
         listed: what the channel's index lists, file name -> record.
     """
-    record = listed.get(receipt.file, {})
+    record = listed.get(receipt.file)
     try:
         size = (channel / SUBDIR / receipt.file).stat().st_size
     except OSError:
         return False
-    return bool(receipt.file) and record.get("sha256") == receipt.sha256 and record.get("size") == size
+    return record is not None and (record.sha256, record.size) == (receipt.sha256, size)

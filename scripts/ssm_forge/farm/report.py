@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, human_seconds
 from ssm_forge.channel import coverage
-from ssm_forge.channel import folder as channels
 from ssm_forge.channel.source import FolderSource
 from ssm_forge.farm import receipts
 from ssm_forge.farm.jobs import Job, Wanted
@@ -146,7 +146,7 @@ def write(report: Report, folder: Path, place: Workspace) -> Path:
     covered = coverage.rows(coverage.items(FolderSource(place.channel)), variants.load(place.variants))
     coverage.write_page(covered, str(place.channel), folder / "coverage.html")
     target = folder / "report.html"
-    channels.write_whole(target, _page(report).encode())
+    write_whole(target, _page(report).encode())
     return target
 
 

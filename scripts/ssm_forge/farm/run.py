@@ -11,18 +11,18 @@ from pathlib import Path
 
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, ForgeError, MachineError
-from ssm_forge.base.fetch import sha256_of
+from ssm_forge.base.files import sha256_of, write_whole
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_seconds, note, open_log, say
 from ssm_forge.build import compile_cache
-from ssm_forge.build.run import sweep
+from ssm_forge.build.leftovers import sweep
+from ssm_forge.build.origin import conda_reachable
 from ssm_forge.channel import folder as channels
 from ssm_forge.farm import cells, engine, inputs, jobs, receipts, report
 from ssm_forge.farm.cells import Cell
 from ssm_forge.farm.engine import Executor
 from ssm_forge.farm.jobs import Job, Limits, Wanted
 from ssm_forge.farm.receipts import Receipt
-from ssm_forge.flow import plan
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.variants import Source
 
@@ -82,7 +82,7 @@ def chosen(options: Options, place: Workspace) -> list[Cell]:
     picked = cells.select(every, options.select)
     if options.source == "auto" and "source" not in options.select:
         # Asked again of what is left, so that an expression never hides why nothing is.
-        picked = cells.from_one_source(every, conda=plan.conda_reachable())
+        picked = cells.from_one_source(every, conda=conda_reachable())
         picked = cells.select(picked, options.select)
     return cells.with_needed(picked, recipe.PROJECTS)
 
@@ -228,7 +228,7 @@ def _run(pending: Sequence[Job], options: Options, place: Workspace, log: Log) -
         # Of an earlier run, whose toolchain may be gone from the cache since.
         (here / job.receipt).unlink(missing_ok=True)
         (here / "failed" / f"{job.name}.txt").unlink(missing_ok=True)
-    channels.write_whole(file, json.dumps(told, indent=1).encode())
+    write_whole(file, json.dumps(told, indent=1).encode())
     executor = options.executor
     watched = {job.name: here / job.receipt for job in pending}
     code = engine.run(engine.program(place), here, file, executor, log, lambda: _tell(watched, len(pending)))

@@ -22,26 +22,29 @@ from typing import Any, NoReturn
 from ssm_forge.base import locks, machine
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, ForgeError
-from ssm_forge.base.fetch import sha256_of
+from ssm_forge.base.files import sha256_of, write_whole
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, console, open_log
 from ssm_forge.base.urls import is_under
 from ssm_forge.bridge import assemble
-from ssm_forge.build.run import BuildRequest
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
+from ssm_forge.channel import mirror as channel_mirror
 from ssm_forge.channel import policy
-from ssm_forge.channel import tasks as channel_tasks
 from ssm_forge.channel.source import open_source
 from ssm_forge.farm import inputs, receipts
 from ssm_forge.farm.cells import Cell
 from ssm_forge.farm.receipts import How, Receipt
-from ssm_forge.flow import pipeline, plan
+from ssm_forge.flow import pipeline, planning
+from ssm_forge.flow.plan import Options
 from ssm_forge.install import prefix as install
+from ssm_forge.install.marker import Installed
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.manifest.virtual import virtual_packages
 from ssm_forge.package import wheel
+from ssm_forge.solve.prefix import machine_virtual_packages
 from ssm_forge.solve.recipes import solve_builds
-from ssm_forge.solve.solver import virtual_packages
 
 _ELSEWHERE = "set SSM_FORGE_CACHE_DIR to a folder on another file system"
 
@@ -75,9 +78,9 @@ class Work:
         return inputs.request(self.cell, self.farm["host_compiler"], self.place)
 
     @property
-    def options(self) -> plan.Options:
+    def options(self) -> Options:
         cell = self.cell
-        return plan.Options(
+        return Options(
             variant=cell.variant.name,
             python=cell.python,
             cuda_arch=str(cell.archs),
@@ -110,7 +113,7 @@ def main(farm: Path, name: str, cores: int) -> int:
             outcome = _WORKS[job["kind"]](Work(job, told, folder, cores, place, log))
     except ForgeError as error:
         trouble.parent.mkdir(parents=True, exist_ok=True)
-        channels.write_whole(trouble, str(error).encode())
+        write_whole(trouble, str(error).encode())
         console.print(f"error: {error}")
         return error.exit_code
     used = resource.getrusage(resource.RUSAGE_CHILDREN), resource.getrusage(resource.RUSAGE_SELF)
@@ -163,15 +166,15 @@ def _fill_cache(work: Work, kind: str) -> None:
         records = list(request.locked.build if kind == "build" else request.locked.host)
     else:
         channels.ensure_indexed(work.place.channel)
-        here = [v for v in install.machine_virtual_packages() if not v.name.startswith("__cuda")]
+        here = [v for v in machine_virtual_packages() if not v.name.startswith("__cuda")]
         # As in a build: for the GPU that it is for, wherever that is done.
         target = (*virtual_packages(cuda=cell.variant.cuda, cuda_arch=str(cell.archs.sass[0]))[:2], *here)
-        solved = solve_builds([request], target, f"for {cell.environment}", workspace=work.place)
+        solved = solve_builds([request.rendered], request.channels, target, f"for {cell.environment}")
         records = list(next(found for found in solved if found.kind == kind).records)
     if not records:
         return
     with tempfile.TemporaryDirectory(dir=work.place.cache, prefix="farm-", ignore_cleanup_errors=True) as scratch:
-        made = install.Installed(cell.variant.name, cell.python, "conda", (), created=True)
+        made = Installed(cell.variant.name, cell.python, "conda", (), created=True)
         install.install(records, Path(scratch) / "prefix", made, work.place, work.log)
 
 
@@ -189,7 +192,7 @@ def _package(work: Work) -> Outcome:
         if (copied := _copied(url, request, work)) is not None:
             return Outcome("copied", copied)
     _check_room(place)
-    planned = plan.make(work.options, place)
+    planned = planning.make(work.options, place)
     mine = next(package for package in planned.packages if package.name == request.project)
     mine = replace(mine, state="to build")
     pipeline.make_packages(replace(planned, packages=(mine,), jobs=work.cores), place, work.log)
@@ -216,7 +219,7 @@ def _copied(url: str, request: BuildRequest, work: Work) -> Path | None:
         return None
     with tempfile.TemporaryDirectory(dir=_scratch(work.place)) as scratch:
         staged = Path(scratch)
-        channel_tasks.mirror(open_source(url), staged, only=[request.filename], log=work.log)
+        channel_mirror.mirror(open_source(url), staged, only=[request.filename], log=work.log)
         package = channels.find(staged, request.filename)
         if package is None or not inputs.made_from(package, request, work.place):
             return None

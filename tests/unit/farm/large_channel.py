@@ -27,7 +27,7 @@ import zstandard
 
 from ssm_forge.channel import check as channel_check
 from ssm_forge.channel import folder as channels
-from ssm_forge.channel import tasks as channel_tasks
+from ssm_forge.channel import prune as channel_prune
 from ssm_forge.channel.source import FolderSource
 from ssm_forge.solve.solver import Request, solve
 
@@ -116,7 +116,7 @@ def checked(folder: Path) -> dict[str, int]:
 
 
 def pruned(folder: Path) -> dict[str, int]:
-    return {"packages": len(channel_tasks.prune(folder, keep=1, dry_run=False).packages)}
+    return {"packages": len(channel_prune.prune(folder, keep=1, dry_run=False).packages)}
 
 
 def again(folder: Path) -> dict[str, int]:

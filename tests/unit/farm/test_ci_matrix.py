@@ -12,9 +12,9 @@ from typing import Any
 import platformdirs
 import pytest
 import yaml
-from channel.real_servers import tool
 from click.testing import CliRunner
 
+from real_servers import tool
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.commands.ci_matrix import ci_matrix

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
-from farm.toy import Toy, toy
 
 from ssm_forge.channel import check as channel_check
 from ssm_forge.channel.source import FolderSource
+from toy_farm import Toy, toy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

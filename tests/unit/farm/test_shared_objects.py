@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from channel.real_servers import free_port, s3
 
+from real_servers import free_port, s3
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import compile_cache
 

@@ -28,7 +28,7 @@ from ssm_forge.manifest import environments as manifest
 from ssm_forge.solve.lock import LockedEnvironment, write_locked
 from stand_in import HOST, configure
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.12", "3.13", "3.14")
 PROJECTS = {"causal-conv1d": "causal_conv1d_cuda", "mamba-ssm": "selective_scan_cuda"}
 SELECTION = "variant=cu130 source=conda"
