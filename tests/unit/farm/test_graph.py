@@ -9,6 +9,7 @@ import pytest
 
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import workspace
+from ssm_forge.channel.index import IndexRecord
 from ssm_forge.farm import inputs, receipts
 from ssm_forge.farm.cells import every, select
 from ssm_forge.farm.engine import Executor
@@ -122,9 +123,9 @@ def test_a_receipt_is_believed_as_long_as_the_channel_has_that_very_package(tmp_
     (channel / "linux-64").mkdir()
     (channel / "linux-64/a.conda").write_bytes(b"abc")
     receipt = Receipt("job", "digest", "built", "a.conda", "hash")
-    listed = {"a.conda": {"sha256": "hash", "size": 3}}
+    listed = {"a.conda": IndexRecord("a", "1", "0", sha256="hash", size=3)}
     assert receipts.holds(receipt, channel, listed)
-    assert not receipts.holds(receipt, channel, {"a.conda": {"sha256": "another", "size": 3}})
+    assert not receipts.holds(receipt, channel, {"a.conda": replace(listed["a.conda"], sha256="another")})
     assert not receipts.holds(receipt, channel, {})
     (channel / "linux-64/a.conda").write_bytes(b"half")
     assert not receipts.holds(receipt, channel, listed)
