@@ -102,6 +102,7 @@ def test_the_published_schema_holds(format_: ci.Format, schema: str, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_actionlint_finds_nothing(tmp_path: Path) -> None:
     file = tmp_path / "workflow.yml"
     file.write_text(generated("github"))
