@@ -66,6 +66,18 @@ for tool in "${BUILD_PREFIX}/bin/cudafe++" "${BUILD_PREFIX}/nvvm/bin/cicc"; do
     chmod +x "${tool}"
 done
 
+# For GPUs that this nvcc does not know; its requirement says when (see newer_ptxas.sh).
+if [ -x "${BUILD_PREFIX}/bin/newer-ptxas" ]; then
+    newer="${RECIPE_DIR}/../common/newer_ptxas.sh"
+    for tool in nvcc ptxas fatbinary; do
+        if [ "$(head -c 2 "${BUILD_PREFIX}/bin/${tool}")" != '#!' ]; then
+            mv -f "${BUILD_PREFIX}/bin/${tool}" "${BUILD_PREFIX}/bin/${tool}.real"
+        fi
+        install -m 755 "${newer}" "${BUILD_PREFIX}/bin/${tool}"
+    done
+    CCACHE_EXTRAFILES="${CCACHE_EXTRAFILES}:${BUILD_PREFIX}/bin/newer-ptxas:${BUILD_PREFIX}/bin/nvcc.real"
+fi
+
 "${BUILD_PREFIX}/bin/nvcc" --version
 "${CXX}" --version | head -n 1
 export CXX="${SRC_DIR}/.tools/g++"

@@ -6,6 +6,7 @@ Command modules are imported on demand, so that a task that has nothing to do ta
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import os
@@ -124,6 +125,10 @@ def run() -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else launcher()
+        if isinstance(error, click.NoSuchOption) and error.possibilities:
+            # Sorted by the alphabet; the nearest one is what was meant.
+            nearest = difflib.get_close_matches(error.option_name, error.possibilities, n=1)
+            error = click.NoSuchOption(error.option_name, possibilities=nearest, ctx=error.ctx)
         return _fail(f"{error.format_message()} {_nearest(error)}See '{path} --help'.", error.exit_code)
     except ForgeError as error:
         code = _fail(str(error), error.exit_code)

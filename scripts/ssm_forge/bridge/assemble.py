@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from packaging.version import Version
+
 from ssm_forge.base import locks, owners
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.fetch import Artifact, fetch_all, missing
-from ssm_forge.base.machine import cores, free_disk
+from ssm_forge.base.machine import cores, free_disk, glibc
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_bytes, say, step_progress
 from ssm_forge.bridge import compiler as host
@@ -60,7 +62,8 @@ class Parts:
 
     @property
     def artifacts(self) -> list[Artifact]:
-        wheels = (wheel.artifact for wheel in (*self.wheels, *self.toolkit.wheels))
+        newer = (self.toolkit.ptxas,) if self.toolkit.ptxas else ()
+        wheels = (wheel.artifact for wheel in (*self.wheels, *self.toolkit.wheels, *newer))
         return list(dict.fromkeys([*wheels, *(deb.artifact() for deb in self.debs)]))
 
 
@@ -87,14 +90,21 @@ def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Wor
     )
 
 
-def find_toolkit(variant: Variant, python: str, workspace: Workspace) -> ToolkitParts:
-    """The toolkit that the locks name for the row of the matrix."""
+def find_toolkit(variant: Variant, python: str, workspace: Workspace, *, newer_ptxas: bool = False) -> ToolkitParts:
+    """The toolkit that the locks name for the row of the matrix.
+
+    Args:
+        newer_ptxas: whether it takes the one of a newer toolkit, too.
+    """
+    name = variant.row["forge_variant"]
+    newer = pylock.read(pylock.lock_path(workspace, name, "ptxas"), python) if newer_ptxas else [None]
     debs = workspace.bridge_locks / f"debs.cuda-{variant.cuda}.toml"
     return ToolkitParts(
         cuda=variant.cuda,
-        wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.row["forge_variant"], "toolkit"), python)),
+        wheels=tuple(pylock.read(pylock.lock_path(workspace, name, "toolkit"), python)),
         debs=debian.read_lock(debs) if debs.exists() else (),
         newest_gcc=int(variant.row["host_compiler_range"].split("-")[1]),
+        ptxas=newer[0],
     )
 
 
@@ -104,13 +114,30 @@ def find_compiler(variant: Variant, wanted: str, workspace: Workspace) -> host.H
     allowed = range(low, high + 1)
     lock = workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml"
     if wanted == "bridge":
-        return gcc.BundledCompiler(debian.read_lock(lock))
+        return _bundled(lock)
     if wanted != "auto":
         return host.find(allowed, variant.cuda, None if wanted == "system" else wanted)
     try:
         return host.find(allowed, variant.cuda)
-    except MachineError:
-        return gcc.BundledCompiler(debian.read_lock(lock))
+    except MachineError as error:
+        return _bundled(lock, f"{error.what.removesuffix('.')}, and ")
+
+
+def _bundled(lock: Path, why: str = "") -> gcc.BundledCompiler:
+    """Debian's, where it runs.
+
+    Raises:
+        MachineError: when this machine's C library is older than Debian's.
+    """
+    compiler = gcc.BundledCompiler(debian.read_lock(lock))
+    if Version(glibc()) < Version(compiler.glibc):
+        raise MachineError(
+            f"{why}the {compiler.origin} that would be brought along needs glibc {compiler.glibc}, and this machine "
+            f"has {glibc()}.",
+            fix="Install a g++ from your distribution (RHEL and its kin: gcc-toolset-12) and name it with "
+            "--host-compiler PATH, or use --source conda, whose compiler runs on older systems.",
+        )
+    return compiler
 
 
 def bytes_needed(parts: Parts, workspace: Workspace) -> tuple[int, int]:

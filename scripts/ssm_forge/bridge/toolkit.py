@@ -86,12 +86,14 @@ class ToolkitParts:
         wheels: headers and libraries; from CUDA 13 on everything.
         debs: Debian's nvidia-cuda-toolkit; empty from CUDA 13 on.
         newest_gcc: major of the newest GCC that nvcc takes.
+        ptxas: of a newer toolkit, for GPUs that this one's nvcc does not know; None where none of them is asked for.
     """
 
     cuda: str
     wheels: tuple[LockedWheel, ...]
     debs: tuple[Deb, ...] = ()
     newest_gcc: int = 99
+    ptxas: LockedWheel | None = None
 
     @property
     def major(self) -> int:
@@ -115,6 +117,10 @@ def toolkit_packages(parts: ToolkitParts, workspace: Workspace) -> list[BridgePa
     )
     make = _Maker(parts, workspace)
     packages = _nvidias(make, parts) if parts.cuda == "11.8" else _conda_forges(make, parts)
+    if parts.ptxas is not None:
+        moves = ((r"bin/ptxas", "bin/newer-ptxas"),)
+        summary = "A newer assembler of NVIDIA's, for GPUs that nvcc does not know"
+        packages.append(make("newer-ptxas", [parts.ptxas], moves, summary=summary))
     return [version, *packages]
 
 

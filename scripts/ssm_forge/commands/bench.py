@@ -14,6 +14,8 @@ from ssm_forge.bench import report as build_report
 from ssm_forge.bench import run as build_bench
 from ssm_forge.build import costs as compile_costs
 from ssm_forge.commands.install_mamba import target_options
+from ssm_forge.existing import check
+from ssm_forge.existing.plan import applies
 from ssm_forge.verify import gpu
 from ssm_forge.verify import installed as verify
 
@@ -70,7 +72,9 @@ def kernels(
             arguments += [name, str(value)]
     if plot is not None:
         arguments += ["--plot", str(plot.absolute())]
-    document = gpu.kernels(verify.choose_prefix(prefix), "bench", arguments)
+    existing = applies(prefix, workspace())
+    place = check.place(existing) if existing else gpu.of_conda(verify.choose_prefix(prefix))
+    document = gpu.kernels(place, "bench", arguments)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:

@@ -11,7 +11,7 @@ from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.commands.install_mamba import target_options
-from ssm_forge.flow import pipeline
+from ssm_forge.flow import fitting, pipeline
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
 from ssm_forge.solve import recipes as solving
@@ -51,6 +51,7 @@ def build(
         _solve_only(variant, python, cuda_arch, snapshot, show_all=show_all, as_json=as_json)
         return
 
+    fitting.require_architecture()
     options = Options(
         variant=variant,
         python=python,

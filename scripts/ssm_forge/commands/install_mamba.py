@@ -5,12 +5,17 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, InstallError, SolveError
 from ssm_forge.base.paths import workspace
+from ssm_forge.base.ui import note
+from ssm_forge.build.origin import conda_reachable
 from ssm_forge.existing import job
-from ssm_forge.existing.plan import applies, for_condas_torch
-from ssm_forge.flow import advice, pipeline
+from ssm_forge.existing.plan import Wishes, applies, for_condas_torch, require_existing
+from ssm_forge.existing.reader import folder_of
+from ssm_forge.flow import advice, fitting, pipeline
 from ssm_forge.flow.plan import Options
+from ssm_forge.manifest import variants
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -72,6 +77,14 @@ def trust_option(command: click.decorators.FC) -> click.decorators.FC:
     is_flag=True,
     help="In an environment of pip's or uv's: install einops, transformers and so on where they are missing.",
 )
+@click.option(
+    "--target",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Beside an environment that stays as it is (a notebook's, say): install here, for PYTHONPATH.",
+)
+@click.option("--mamba-ssm", metavar="X.Y.Z", help="In an environment with a torch: this release.  [default: newest]")
+@click.option("--causal-conv1d", metavar="X.Y.Z", help="The same for causal-conv1d.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan and the result as JSON.")
 @click.pass_context
@@ -87,6 +100,9 @@ def install_mamba(
     channels: tuple[str, ...],
     trust: Path | None,
     with_deps: bool,
+    target: Path | None,
+    mamba_ssm: str | None,
+    causal_conv1d: str | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -95,25 +111,37 @@ def install_mamba(
     With --prefix: into an environment that you have, for the torch that is in it.
     """
 
+    fitting.require_architecture()
     options = Options(
         variant=variant,
         python=python,
         cuda_arch=cuda_arch,
         source=source,  # type: ignore[arg-type]
-        prefix=prefix,
+        prefix=folder_of(prefix),
         jobs=jobs,
         host_compiler=host_compiler,
         channels=channels,
         trust=trust,
     )
-    existing = applies(prefix, workspace())
+    existing = applies(prefix, workspace(), target)
+    require_existing(existing, {"--target": target, "--mamba-ssm": mamba_ssm, "--causal-conv1d": causal_conv1d})
+    releases = {"causal-conv1d": causal_conv1d, "mamba-ssm": mamba_ssm}
+    wishes = Wishes({name: version for name, version in releases.items() if version}, with_deps)
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     try:
         if existing is not None:
             job.require_no_variant(existing, variant if named else source if source != "auto" else None)
-            job.install_mamba(existing, options, with_deps=with_deps, dry_run=dry_run, as_json=as_json)
+            job.install_mamba(existing, options, wishes, dry_run=dry_run, as_json=as_json)
         else:
-            options = options if named else for_condas_torch(options, workspace())
+            matrix = variants.load(workspace().variants)
+            chosen = options if named else for_condas_torch(options, workspace())
+            if named or chosen is not options:
+                why = fitting.driver_note(chosen.variant, machine.gpus(), matrix)
+            else:
+                chosen, why = fitting.default(options, machine.gpus(), matrix, conda_reachable)
+            if why:
+                note(why)
+            options = chosen
             pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
     except (BuildError, InstallError, SolveError) as error:
         if error.log is not None:

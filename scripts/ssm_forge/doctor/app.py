@@ -79,7 +79,7 @@ def _examine(
         return diagnosis.of_log(log, Target())
     prefix = place.parent.parent if place.is_file() else place
     python = place if place.is_file() else prefix / "bin/python"
-    return diagnosis.of_log(log, Target(prefix, python, conda=(prefix / "conda-meta").is_dir()))
+    return diagnosis.of_log(log, Target(prefix, python))
 
 
 def _ask_network(told: Diagnosis) -> None:

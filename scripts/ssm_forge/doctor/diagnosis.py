@@ -72,7 +72,7 @@ def of_environment(place: Path, variables: Mapping[str, str], folder: Path, *, s
         diagnosis.findings = [finding(code, str(error), target=Target(place, place))]
         diagnosis.facts = {"environment": str(place)}
         return diagnosis
-    target = Target(env.prefix, env.python, conda=env.kind in ("conda", "pixi"))
+    target = Target(env.prefix, env.python)
     system = look(variables, folder, clock)
     program = live.start(env, variables, folder, gpu=bool(system.gpus))
     found = list(_static(env, system, target, clock, diagnosis.notes))

@@ -11,10 +11,6 @@ from typing import Any
 
 from ssm_forge.doctor.rules import Rule, load
 
-_BUILD = (
-    "MAMBA_KEEP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE {python} -m pip install "
-    "--no-build-isolation --no-cache-dir --no-deps --force-reinstall {package}"
-)
 _OURS = re.compile(r"causal_conv1d|selective_scan|mamba")
 _LIBRARY = re.compile(r"([\w.-]+?)(?:\.(?:cpython|abi3|cp)[\w-]*)?\.so\b")
 
@@ -26,27 +22,20 @@ class Target:
     Attributes:
         prefix: its folder; None where there is only a log.
         python: its interpreter.
-        conda: whether conda's or pixi's packages can be put into it.
     """
 
     prefix: Path | None = None
     python: Path | None = None
-    conda: bool = False
 
     def command(self, rule: Rule, name: str = "", evidence: str = "") -> str:
         """The rule's command with the environment's own paths."""
         python = shlex.quote(str(self.python)) if self.python else "python"
         prefix = shlex.quote(str(self.prefix)) if self.prefix else "ENV"
-        rebuild = _BUILD.format(python=python, package="causal-conv1d mamba-ssm")
-        if self.conda:
-            rebuild = f"./run install-mamba --prefix {prefix}"
+        rebuild = f"./run install-mamba --prefix {prefix}"
         library = _LIBRARY.search(evidence)
         if library is not None and not _OURS.search(evidence):
             # Another project's extension: its own package is what has to be built again.
-            package = "PACKAGE"
-            rebuild = (
-                f"{python} -m pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps {package}"
-            )
+            rebuild = f"{python} -m pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps PACKAGE"
         return (
             rule.command.replace("{rebuild}", rebuild)
             .replace("{python}", python)

@@ -12,6 +12,7 @@ from ssm_forge.existing.reader import Distribution, Existing
 from ssm_forge.manifest.recipe import EXTENSIONS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import wheel
+from ssm_forge.verify import gpu
 from ssm_forge.verify import installed as verify
 from ssm_forge.verify.report import Check, Report
 
@@ -29,7 +30,8 @@ def run(existing: Existing) -> Report:
     found = torch.read(existing)
     environment = activated(existing)
     there = {project: install.installed(existing, project) for project in EXTENSIONS}
-    checks = [_packages(existing, there), *verify.imports(existing.python, existing.prefix, environment)]
+    imports = verify.imports(existing.python, existing.prefix, environment, existing.folders)
+    checks = [_packages(existing, there), *imports]
     for project, extension in EXTENSIONS.items():
         library = next(iter(sorted(existing.site.glob(f"{extension}.*.so"))), None)
         record = _record(there[project])
@@ -57,7 +59,17 @@ def activated(existing: Existing) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in _OWN}
     path = os.pathsep.join((str(existing.prefix / "bin"), kept.get("PATH", "")))
     where = {"VIRTUAL_ENV": str(existing.prefix)} if existing.kind == "venv" else {}
+    if existing.target is not None:
+        where["PYTHONPATH"] = str(existing.target)
     return {**kept, **where, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1"}
+
+
+def place(existing: Existing) -> gpu.Place:
+    """For the proofs that take a GPU."""
+    there = {project: install.installed(existing, project) for project in EXTENSIONS}
+    versions = {project: found.version for project, found in there.items() if found is not None}
+    has_pytest = "pytest" in existing.distributions
+    return gpu.Place(existing.prefix, existing.python, activated(existing), versions, has_pytest)
 
 
 def _record(distribution: Distribution | None) -> dict[str, Any]:
@@ -68,7 +80,7 @@ def _record(distribution: Distribution | None) -> dict[str, Any]:
 def _packages(existing: Existing, there: dict[str, Distribution | None]) -> Check:
     lacking = [project for project, found in there.items() if not _record(found)]
     if lacking:
-        how = f"run '{launcher()} install-mamba --prefix {existing.prefix}'"
+        how = f"run '{launcher()} install-mamba {existing.option}'"
         return Check("packages intact", "fail", f"{', '.join(lacking)} of ours not in {existing.site}; {how}")
     present = [found for found in there.values() if found is not None]
     wrong = [path for found in present for path in install.changed(existing.site, found)]

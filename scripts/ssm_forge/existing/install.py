@@ -60,8 +60,8 @@ def locked(existing: Existing, workspace: Workspace) -> Iterator[None]:
     """One run at a time changes an environment; nothing is written there for it."""
     folder = workspace.state / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    name = hash_text(existing.prefix.resolve())[:16]
-    with locks.held(folder / name, "use a checkout on another file system", what=str(existing.prefix)):
+    name = hash_text(existing.root.resolve())[:16]
+    with locks.held(folder / name, "use a checkout on another file system", what=str(existing.root)):
         yield
 
 
@@ -76,6 +76,7 @@ def put(existing: Existing, project: str, file: Path) -> str:
         if before is not None:
             remove(existing, before)
         with WheelFile.open(file) as source:
+            existing.site.mkdir(parents=True, exist_ok=True)
             for element in source.get_contents():
                 # Never written through: a file may be a hard link into the cache of pip or uv.
                 (existing.site / element[0][0]).unlink(missing_ok=True)
@@ -84,9 +85,9 @@ def put(existing: Existing, project: str, file: Path) -> str:
                 destination=SchemeDictionaryDestination(
                     scheme_dict={
                         **dict.fromkeys(("purelib", "platlib"), str(existing.site)),
-                        "scripts": str(existing.prefix / "bin"),
-                        "headers": str(existing.prefix / f"include/site/python{existing.minor}/{project}"),
-                        "data": str(existing.prefix),
+                        "scripts": str(existing.root / "bin"),
+                        "headers": str(existing.root / f"include/site/python{existing.minor}/{project}"),
+                        "data": str(existing.root),
                     },
                     interpreter=str(existing.python),
                     script_kind="posix",
@@ -107,7 +108,7 @@ def remove(existing: Existing, distribution: Distribution) -> None:
     Raises:
         InstallError: when it has no RECORD.
     """
-    site, inside = existing.site.resolve(), existing.prefix.resolve()
+    site, inside = existing.site.resolve(), existing.root.resolve()
     folders: set[Path] = set()
     for path, _ in read_record(distribution.info):
         file = (site / path).parent.resolve() / Path(path).name

@@ -6,6 +6,7 @@ import json
 import shlex
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from rich.text import Text
@@ -16,8 +17,8 @@ from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.build.leftovers import sweep
 from ssm_forge.channel import folder as channel
-from ssm_forge.existing import check, install, needs, plan, reader
-from ssm_forge.existing.plan import Work
+from ssm_forge.existing import check, in_use, install, needs, plan, reader
+from ssm_forge.existing.plan import Wishes, Work
 from ssm_forge.existing.reader import Existing
 from ssm_forge.flow.pipeline import build_missing, prepare
 from ssm_forge.flow.plan import Options
@@ -25,11 +26,8 @@ from ssm_forge.package import wheel
 from ssm_forge.verify.report import show
 
 
-def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_run: bool, as_json: bool) -> None:
+def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_run: bool, as_json: bool) -> None:
     """Make the kernels for the environment's torch, put them in, and verify them.
-
-    Args:
-        with_deps: install what is missing of what they import, too.
 
     Raises:
         ForgeError: whatever the step that failed says.
@@ -38,26 +36,30 @@ def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_
     if not dry_run:
         sweep(place)
     _check_options(existing, options)
-    work = plan.make(existing, options, place, with_deps=with_deps)
+    work = plan.make(existing, options, wishes, place)
     if dry_run:
         _show(work, as_json)
         return
     if work.plan.nothing_to_do and not work.needs.wanted:
-        say(f"Nothing to do: {_names(work)} are installed in {existing.prefix}.")
+        say(f"Nothing to do: {_names(work)} are installed in {existing.root}.")
         if as_json:
             out.print_json(json.dumps({**work.as_dict(), "changed": False}))
         return
     started = time.monotonic()
+    in_use.require_idle(existing, work.torch)
     with open_log(place.logs, "install-mamba") as log, install.locked(existing, place):
         _announce(work)
         if work.needs.wanted:
             needs.install(existing, work.needs.wanted, log)
             say(f"Installed {', '.join(work.needs.wanted)}, as --with-deps asks.")
             # What was installed is linked to, and may have brought more.
-            work = plan.make(reader.read(existing.prefix), options, place, with_deps=False)
+            existing = reader.read(existing.prefix, python=existing.python, target=existing.target)
+            work = plan.make(existing, options, replace(wishes, with_deps=False), place)
         if work.plan.to_build:
             prepare(work.plan, place, log)
             build_missing(work.plan, place, log)
+        # Minutes later.
+        in_use.require_idle(existing, work.torch)
         _put(work, place, log)
         report = check.run(work.existing)
         log(json.dumps(report.as_dict(), indent=2))
@@ -67,12 +69,15 @@ def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_
             show(report)
     if failed := len(report.failed):
         raise VerifyError(
-            f"{existing.prefix} has the kernels now, but {failed} check{'s' if failed > 1 else ''} failed.",
-            fix=f"See them with '{launcher()} verify --prefix {shlex.quote(str(existing.prefix))}'.",
+            f"{existing.root} has the kernels now, but {failed} check{'s' if failed > 1 else ''} failed.",
+            fix=f"See them with '{launcher()} verify {existing.option}'.",
         )
     took = human_seconds(time.monotonic() - started)
-    say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {existing.prefix}"))
-    say(f"Use it: {existing.python} -c 'import torch, mamba_ssm'")
+    say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {existing.root}"))
+    path = f"PYTHONPATH={shlex.quote(str(existing.target))} " if existing.target else ""
+    say(f"Use it: {path}{existing.python} -c 'import torch, mamba_ssm'")
+    if existing.target:
+        say(f"In a notebook, before the first import: import sys; sys.path.insert(0, {str(existing.target)!r})")
 
 
 def require_no_variant(existing: Existing, named: str | None) -> None:
@@ -125,7 +130,11 @@ def _announce(work: Work) -> None:
     facts = f"Python {work.existing.version}, torch {work.torch.version}"
     abi = "" if work.torch.cxx11 else ", the C++ ABI of before GCC 5"
     say(Text.assemble((str(work.existing.prefix), "bold"), f": {facts}{abi} ({_kind(work.existing)})"))
-    say(f"For it: {_names(work)} for {work.plan.archs}, compiled with nvcc {work.plan.variant.cuda}")
+    parts = work.plan.parts
+    newer = (
+        f", ptxas {parts.toolkit.ptxas.version} for what that does not know" if parts and parts.toolkit.ptxas else ""
+    )
+    say(f"For it: {_names(work)} for {work.plan.archs}, compiled with nvcc {work.plan.variant.cuda}{newer}")
     if warning := plan.driver_note(work):
         note(warning)
 

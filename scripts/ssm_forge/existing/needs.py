@@ -98,6 +98,8 @@ def _requirements(there: Distribution, extras: set[str], environment: dict[str, 
 def command(existing: Existing, wanted: tuple[str, ...]) -> str:
     """The line with which a user installs them."""
     requirements = " ".join(shlex.quote(text) for text in wanted)
+    if existing.target is not None:
+        requirements = f"--target {shlex.quote(str(existing.target))} {requirements}"
     if existing.by_uv:
         return f"uv pip install --python {shlex.quote(str(existing.python))} {requirements}"
     return f"{shlex.quote(str(existing.python))} -m pip install {requirements}"
@@ -126,6 +128,8 @@ def install(existing: Existing, wanted: tuple[str, ...], log: Log) -> None:
     constraints = log.path.with_suffix(".constraints.txt")
     constraints.write_text("\n".join(sorted(kept)) + "\n", encoding="utf-8")
     line = [_uv(), "pip", "install", "--python", str(existing.python), "--constraints", str(constraints), *wanted]
+    if existing.target is not None:
+        line += ["--target", str(existing.target)]
     log(shlex.join(line))
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     log(done.stdout + done.stderr)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from packaging.tags import Tag
 
 from ssm_forge.base import machine
+from ssm_forge.base.errors import UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.bridge.toolkit import ToolkitParts
 from ssm_forge.build.origin import compiler_of
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
@@ -22,15 +25,13 @@ from ssm_forge.existing.needs import Needs
 from ssm_forge.existing.reader import Existing
 from ssm_forge.existing.rows import Row
 from ssm_forge.existing.torch import Torch
+from ssm_forge.flow import fitting
 from ssm_forge.flow.needs import choose_archs, with_needs
 from ssm_forge.flow.plan import Options, Plan, PlannedPackage, State
 from ssm_forge.flow.planning import is_current
 from ssm_forge.install.marker import is_foreign as foreign_conda
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.variants import Matrix
-
-# NVIDIA's driver from which on a CUDA major runs.
-_DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Work:
             "variant": None,
             "source": "environment",
             "kind": self.existing.kind,
+            "target": str(self.existing.target) if self.existing.target else None,
             "python": self.existing.version,
             "torch": self.torch.version,
             "torch_cuda": self.torch.cuda,
@@ -64,8 +66,24 @@ class Work:
         }
 
 
-def applies(prefix: Path | None, workspace: Workspace) -> Existing | None:
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks for beside what a build of ours takes.
+
+    Attributes:
+        releases: project -> version, where another than the newest is wanted.
+        with_deps: what the kernels import and is missing is installed.
+    """
+
+    releases: Mapping[str, str]
+    with_deps: bool = False
+
+
+def applies(prefix: Path | None, workspace: Workspace, target: Path | None = None) -> Existing | None:
     """The environment that ``prefix`` names, where its torch is not a conda package; None for any other.
+
+    Args:
+        target: another folder to install into.
 
     Raises:
         InstallError, MachineError: when the environment is one for us, and nothing can be made for it.
@@ -78,7 +96,21 @@ def applies(prefix: Path | None, workspace: Workspace) -> Existing | None:
         # Of conda alone: it gets conda packages, and torch too where it has none.
         if not foreign_conda(place) or not pips or torch.is_condas(place):
             return None
-    return reader.read(place)
+    python = prefix.expanduser().absolute() if prefix is not None and prefix.is_file() else None
+    return reader.read(place, python=python, target=target)
+
+
+def require_existing(existing: Existing | None, options: Mapping[str, object]) -> None:
+    """
+    Raises:
+        UsageError: when one of the options is given that are for an environment with a torch of pip's or uv's.
+    """
+    given = [name for name, value in options.items() if value]
+    if existing is None and given:
+        raise UsageError(
+            f"{given[0]} is for an environment with a torch that pip or uv installed, and none is named.",
+            fix="Name it with --prefix, or leave the option out.",
+        )
 
 
 def for_condas_torch(options: Options, workspace: Workspace) -> Options:
@@ -93,25 +125,23 @@ def for_condas_torch(options: Options, workspace: Workspace) -> Options:
     return rows.of_condas(prefix, reader.conda_records(prefix), options, variants.load(workspace.variants))
 
 
-def make(existing: Existing, options: Options, workspace: Workspace, *, with_deps: bool) -> Work:
+def make(existing: Existing, options: Options, wishes: Wishes, workspace: Workspace) -> Work:
     """Work out the plan.
-
-    Args:
-        with_deps: what is missing will be installed before.
 
     Raises:
         InstallError: when the environment can't be written, or nothing can be made for its torch, or something that
             the kernels import is missing.
-        UsageError: for architectures that the toolkit lacks.
+        UsageError: for architectures that the toolkit lacks, or a release that no recipe builds.
         MachineError: when the machine lacks Python headers, a compiler, memory or disk.
     """
     found = torch.read(existing)
     matrix = variants.load(workspace.variants)
-    row = rows.derive(existing, found, matrix, workspace)
+    row = rows.derive(existing, found, matrix, workspace, wishes.releases)
     reader.check_writable(existing)
     have = needs.look(existing, row.requires)
-    if not with_deps:
+    if not wishes.with_deps:
         needs.require(existing, have)
+    fitting.require_possible(machine.gpus())
     variant = row.variant
     archs = choose_archs(
         variant,
@@ -120,7 +150,9 @@ def make(existing: Existing, options: Options, workspace: Workspace, *, with_dep
         require=lambda archs: rows.check_archs(archs, row),
         instead="Use --cuda-arch native.",
     )
-    parts = _parts(existing, found, row, have, options.host_compiler, matrix, workspace)
+    newer = any(capability in row.newer for capability in archs.sass)
+    toolkit = assemble.find_toolkit(variant, existing.minor, workspace, newer_ptxas=newer)
+    parts = _parts(existing, found, row, have, toolkit, options.host_compiler, matrix, workspace)
     channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
     key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major))
     compiler = compiler_of(variant, parts, workspace)
@@ -128,22 +160,18 @@ def make(existing: Existing, options: Options, workspace: Workspace, *, with_dep
         _package(BuildRequest(recipe.render(name, key, workspace), key, channel_list, *compiler), existing, workspace)
         for name in recipe.PROJECTS
     )
-    plan = Plan(variant, existing.minor, archs, existing.prefix, channel_list, packages, parts)
-    return Work(existing, found, row, have, with_needs(plan, options.jobs, workspace, environment=False))
+    # What is installed lies in the root; with --target that is not the environment.
+    plan = Plan(variant, existing.minor, archs, existing.root, channel_list, packages, parts)
+    plan = replace(with_needs(plan, options.jobs, workspace, environment=False), prefix=existing.prefix)
+    return Work(existing, found, row, have, plan)
 
 
 def driver_note(work: Work) -> str:
     """What to tell a user whose driver is older than the environment's torch; empty where it is not."""
-    wanted = _DRIVERS[work.torch.cuda.split(".")[0]]
-    old = [
-        gpu for gpu in machine.gpus() if gpu.driver.split(".")[0].isdigit() and int(gpu.driver.split(".")[0]) < wanted
-    ]
+    old = fitting.too_old(work.torch.cuda, machine.gpus())
     if not old:
         return ""
-    return (
-        f"the driver {old[0].driver} of this machine's {old[0].name} is older than {wanted}, which torch "
-        f"{work.torch.version} needs: neither it nor the kernels can use the GPU before the driver is updated."
-    )
+    return f"{old}: neither torch {work.torch.version} nor the kernels can use the GPU before the driver is updated."
 
 
 def _parts(
@@ -151,6 +179,7 @@ def _parts(
     found: Torch,
     row: Row,
     have: Needs,
+    toolkit: ToolkitParts,
     host_compiler: str,
     matrix: Matrix,
     workspace: Workspace,
@@ -165,14 +194,18 @@ def _parts(
         variant=variant,
         interpreter=interpreters.choose(existing.minor, workspace),
         compiler=assemble.find_compiler(variant, host_compiler, workspace),
-        wheels=_tools(existing.minor, row.toolkit, matrix, workspace),
-        toolkit=assemble.find_toolkit(variant, existing.minor, workspace),
+        wheels=_tools(existing.minor, found, row.toolkit, matrix, workspace),
+        toolkit=toolkit,
         there=thin.There(found.release, rows.build_prefix(found), existing.minor, linked, variant.cuda),
     )
 
 
-def _tools(python: str, toolkit: str, matrix: Matrix, workspace: Workspace) -> tuple[pylock.LockedWheel, ...]:
-    """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on any."""
+def _tools(
+    python: str, found: Torch, toolkit: str, matrix: Matrix, workspace: Workspace
+) -> tuple[pylock.LockedWheel, ...]:
+    """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on newer ones."""
+    if _key(python) < (3, 10) or _key(found.minor) < (2, 2):
+        return tuple(pylock.read(pylock.lock_path(workspace, "tools", "old"), python))
     pythons = matrix.get(toolkit, "bridge").pythons
     nearest = python if python in pythons else pythons[-1] if _key(python) > _key(pythons[-1]) else pythons[0]
     lock = pylock.lock_path(workspace, toolkit, f"py{nearest.replace('.', '')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Existing:
         sites: folders that packages are imported from, in order; packages are installed into the first.
         conda: name -> (version, build) of conda's records.
         by_uv: uv made it, and it may have no pip.
+        target: another folder to install into, that the user puts on Python's path; nothing of the environment's own
+            is changed then.
     """
 
     prefix: Path
@@ -71,6 +74,7 @@ class Existing:
     sites: tuple[Path, ...]
     conda: Mapping[str, tuple[str, str]]
     by_uv: bool
+    target: Path | None = None
 
     @property
     def minor(self) -> str:
@@ -78,13 +82,30 @@ class Existing:
 
     @property
     def site(self) -> Path:
-        return self.sites[0]
+        """Where packages are installed."""
+        return self.target or self.sites[0]
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All that packages are imported from, in order."""
+        return tuple(dict.fromkeys((self.site, *self.sites)))
+
+    @property
+    def root(self) -> Path:
+        """What nothing is written outside of."""
+        return self.target or self.prefix
+
+    @property
+    def option(self) -> str:
+        """The options that name it to our own commands."""
+        target = f" --target {shlex.quote(str(self.target))}" if self.target else ""
+        return f"--prefix {shlex.quote(str(self.prefix))}{target}"
 
     @cached_property
     def distributions(self) -> dict[str, Distribution]:
         """Every installed package by its normalised name; of two, the one that is imported."""
         found: dict[str, Distribution] = {}
-        for site in self.sites:
+        for site in self.folders:
             for info in sorted(site.glob("*.dist-info")):
                 distribution = read_distribution(info)
                 if distribution is not None:
@@ -108,13 +129,22 @@ def find(prefix: Path) -> Path | None:
     return prefix if any(_interpreters(prefix)) else None
 
 
+def folder_of(prefix: Path | None) -> Path | None:
+    """``prefix``, or the environment's folder where it is an interpreter."""
+    return (find(prefix) or prefix) if prefix is not None and prefix.is_file() else prefix
+
+
 def _interpreters(prefix: Path) -> list[Path]:
     candidates = [prefix / "bin/python", prefix / "bin/python3", *sorted((prefix / "bin").glob("python3.*"))]
     return [path for path in candidates if os.path.lexists(path) and not path.name.endswith("config")]
 
 
-def read(prefix: Path) -> Existing:
+def read(prefix: Path, *, python: Path | None = None, target: Path | None = None) -> Existing:
     """Read an environment that :func:`find` has found.
+
+    Args:
+        python: its interpreter, where one was named; a folder such as ``/usr`` may have several.
+        target: another folder to install into.
 
     Raises:
         InstallError: when it is broken, was moved, or is of a kind that nothing can be installed into.
@@ -123,7 +153,7 @@ def read(prefix: Path) -> Existing:
     settings = _settings(prefix / "pyvenv.cfg")
     conda = conda_records(prefix)
     kind: Kind = "venv" if settings else "conda" if (prefix / "conda-meta").is_dir() else "plain"
-    python = _python(prefix)
+    python = python or _python(prefix)
     _check_machine(python)
     _check_place(prefix)
     version, base = _version(prefix, settings, conda, python)
@@ -139,32 +169,56 @@ def read(prefix: Path) -> Existing:
         raise InstallError(
             f"{prefix} has no lib/python{minor}, the folder of its Python {version}.", fix="Make the environment anew."
         )
-    sites = [library / "site-packages"]
+    sites = _debians(prefix, minor) if kind == "plain" else []
+    sites = sites or [library / "site-packages"]
     if settings.get("include-system-site-packages", "").lower() == "true":
         sites += [base / f"lib/python{minor}/{name}" for name in ("site-packages", "dist-packages")]
         sites += [base / "lib/python3/dist-packages", Path(f"/usr/local/lib/python{minor}/dist-packages")]
-    if kind == "plain" and (library / "EXTERNALLY-MANAGED").exists():
+    if kind == "plain" and target is None and (library / "EXTERNALLY-MANAGED").exists():
         raise InstallError(
             f"{prefix} is an installation of Python that its own tools manage (EXTERNALLY-MANAGED).",
-            fix=f"Make an environment of it: '{python} -m venv --system-site-packages ENV', and name ENV.",
+            fix=f"Make an environment of it: '{python} -m venv --system-site-packages ENV', and name ENV; or leave it "
+            "as it is, and take a folder of your own with --target DIR.",
         )
     found = tuple(site for site in dict.fromkeys(sites) if site.is_dir())
-    if not found or found[0] != sites[0]:
+    if not found or (found[0] != sites[0] and target is None):
         raise InstallError(f"{prefix} has no {sites[0].relative_to(prefix)}.", fix="Make the environment anew.")
-    return Existing(prefix, kind, python, version, base, found, conda, "uv" in settings)
+    own = target.expanduser().absolute() if target else None
+    return Existing(prefix, kind, python, version, base, found, conda, "uv" in settings, own)
+
+
+def _debians(prefix: Path, minor: str) -> list[Path]:
+    """Where Debian's own Python, and Ubuntu's, have packages; pip's go into the first. Empty for any other Python."""
+    if (prefix / f"lib/python{minor}/site-packages").is_dir() or not (prefix / "lib/python3/dist-packages").is_dir():
+        return []
+    names = (f"local/lib/python{minor}/dist-packages", "lib/python3/dist-packages", f"lib/python{minor}/dist-packages")
+    return [prefix / name for name in names]
 
 
 def check_writable(existing: Existing) -> None:
     """
     Raises:
-        InstallError: when nothing can be installed into the environment.
+        InstallError: when nothing can be installed into the environment, or into the folder that is named instead.
     """
-    if not os.access(existing.site, os.W_OK) or _is_read_only(existing.site):
+    if existing.target is not None:
+        _check_target(existing.target)
+    elif not os.access(existing.site, os.W_OK) or _is_read_only(existing.site):
         raise InstallError(
             f"{existing.site} can't be written.",
-            fix="Run this as whoever owns it, or put an environment of your own on top: "
+            fix="Run this as whoever owns it, or leave it as it is and take a folder of your own with --target DIR, "
+            "or put an environment of your own on top: "
             f"'{existing.python} -m venv --system-site-packages ENV', and name ENV with --prefix.",
         )
+
+
+def _check_target(target: Path) -> None:
+    place = target
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise InstallError(f"{target} can't be made: {place} is no folder.", fix="Name a folder with --target.")
+    if not os.access(place, os.W_OK) or _is_read_only(place):
+        raise InstallError(f"{target} can't be written.", fix="Name a folder of your own with --target.")
 
 
 def _is_read_only(folder: Path) -> bool:

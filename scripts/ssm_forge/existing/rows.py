@@ -13,8 +13,8 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from ssm_forge.base.arch import ArchList
-from ssm_forge.base.errors import InstallError, UsageError
+from ssm_forge.base.arch import ArchList, Capability
+from ssm_forge.base.errors import InstallError, UsageError, did_you_mean
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.package import hash_text
 from ssm_forge.existing.reader import Existing
@@ -35,12 +35,19 @@ class Row:
         toolkit: the row of the matrix whose toolkit and locks it has, ``cu124``.
         requires: project -> version range, of what the kernels import beside torch.
         why: why these releases.
+        newer: what the toolkit's nvcc does not know, and a newer ptxas makes machine code for.
     """
 
     variant: Variant
     toolkit: str
     requires: dict[str, str]
     why: str
+    newer: tuple[Capability, ...] = ()
+
+    @property
+    def of_nvcc(self) -> tuple[Capability, ...]:
+        """What nvcc itself knows."""
+        return tuple(c for c in self.variant.supported_archs if c not in self.newer)
 
 
 @functools.lru_cache
@@ -49,10 +56,16 @@ def _table(path: Path) -> dict[str, Any]:
     return table
 
 
-def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspace) -> Row:
+def derive(
+    existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspace, releases: Mapping[str, str] | None = None
+) -> Row:
     """
+    Args:
+        releases: project -> version, where another than the newest that fits is asked for.
+
     Raises:
         InstallError: when nothing can be made for this torch; names the nearest that works.
+        UsageError: when no recipe builds a release that is asked for.
     """
     table = _table(workspace.recipes / "torches.yaml")
     _check_release(torch, existing, table)
@@ -67,7 +80,12 @@ def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspac
         )
     triton = existing.distributions.get("triton") or existing.distributions.get("pytorch-triton")
     cell = _cell(table["cells"], torch, triton.version if triton else "0")
+    for project, release in (releases or {}).items():
+        _check_named(project, release, existing, triton.version if triton else "0", cell, table)
+        cell = {**cell, project.replace("-", "_"): release}
     base = matrix.get(toolkit, "bridge")
+    newer = table["newer_ptxas"].get(major, "")
+    known = base.row["cuda_arch_supported"]
     minor = _minor_of(triton.version) if triton else base.row["triton"]
     oldest, newest = (int(bound) for bound in base.row["host_compiler_range"].split("-"))
     row = {
@@ -76,6 +94,7 @@ def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspac
         "pytorch_host": torch.minor,
         "pytorch_build": f"{build_prefix(torch)}_*",
         "triton": minor,
+        "cuda_arch_supported": f"{known};{newer}" if newer else known,
         "host_compiler_range": f"{max(oldest, int(cell.get('oldest_gcc', oldest)))}-{newest}",
         "python_min": existing.minor,
         "python_max": existing.minor,
@@ -86,7 +105,8 @@ def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspac
     variant = replace(base, name=name, row=row, python_specs={existing.minor: _spec(existing.minor)})
     requires = {"einops": "", "packaging": "", "transformers": "", "triton": ""}
     requires |= {key: str(cell[key]) for key in _REQUIREMENTS if key in cell}
-    return Row(variant, toolkit, requires, " ".join(str(cell["why"]).split()))
+    why = " ".join(str(cell["why"]).split())
+    return Row(variant, toolkit, requires, why, ArchList.parse(newer).sass if newer else ())
 
 
 def of_condas(prefix: Path, records: Mapping[str, tuple[str, str]], options: Options, matrix: Matrix) -> Options:
@@ -122,12 +142,17 @@ def build_prefix(torch: Torch) -> str:
 def check_archs(archs: ArchList, row: Row) -> None:
     """
     Raises:
-        UsageError: when the toolkit lacks a capability.
+        UsageError: when the toolkit lacks a capability, or has only machine code for one whose PTX is wanted.
     """
     variant = row.variant
+    if wanted := [c for c in archs.ptx if c in row.newer]:
+        raise UsageError(
+            f"nvcc {variant.cuda} makes PTX for at most {row.of_nvcc[-1]}, and machine code for {wanted[0]} from it.",
+            fix=f"Use --cuda-arch '{row.of_nvcc[-1]}+PTX;{wanted[0]}'.",
+        )
     missing = [c for c in archs.sass if c not in variant.supported_archs]
     if missing:
-        newest = variant.supported_archs[-1]
+        newest = row.of_nvcc[-1]
         raise UsageError(
             f"the newest compiler of CUDA {variant.cuda.split('.')[0]} to be had is nvcc {variant.cuda}, which can't "
             f"target {', '.join(map(str, missing))}; it can target {', '.join(map(str, variant.supported_archs))}.",
@@ -161,6 +186,30 @@ def _cell(cells: list[dict[str, Any]], torch: Torch, triton: str) -> dict[str, A
         f"recipes/torches.yaml has no cell for torch {torch.version} with Triton {triton}.",
         fix="Install the Triton that this torch requires.",
     )
+
+
+def _check_named(
+    project: str, release: str, existing: Existing, triton: str, cell: dict[str, Any], table: dict[str, Any]
+) -> None:
+    """
+    Raises:
+        UsageError: when no recipe builds that release.
+        InstallError: when it does not import with the environment's Triton.
+    """
+    known = table["releases"][project.replace("-", "_")]
+    if release not in known:
+        raise UsageError(
+            f"no recipe here builds {project} {release}; they build {', '.join(known)}.",
+            fix=f"{did_you_mean(release, known)}Name one of these, or leave --{project} out.",
+        )
+    wanted = SpecifierSet(known[release].get("triton", ""))
+    if not wanted.contains(triton.partition("+")[0], prereleases=True):
+        newest = cell[project.replace("-", "_")]
+        raise InstallError(
+            f"{project} {release} needs Triton {wanted}, and {existing.prefix} has "
+            f"{'none' if triton == '0' else triton}.",
+            fix=f"Leave --{project} out: {newest} is the newest that imports with it.",
+        )
 
 
 def _minor_of(version: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def read(existing: Existing) -> Torch:
         InstallError: when there is none, it is broken, there are two, or it is one without CUDA.
     """
     where = existing.prefix
-    site = next((site for site in existing.sites if (site / "torch").is_dir()), None)
-    infos = [info for place in existing.sites[:1] for info in sorted(place.glob("torch-*.dist-info"))]
+    site = next((site for site in existing.folders if (site / "torch").is_dir()), None)
+    infos = sorted((site or existing.sites[0]).glob("torch-*.dist-info"))
     if len(infos) > 1:
         names = " and ".join(info.name.removesuffix(".dist-info") for info in infos)
         raise InstallError(
@@ -109,12 +110,15 @@ def read(existing: Existing) -> Torch:
         )
     cuda = _cuda(told, release, existing)
     _check_whole(folder, release, existing)
-    cxx11 = b"__cxx11" in (folder / "lib/libc10.so").read_bytes()
+    # Of torch's own symbols: the C++ library, which is in it, has those of both ABIs.
+    cxx11 = re.search(rb"_ZN3c105ErrorC[12]\w*__cxx11", (folder / "lib/libc10.so").read_bytes()) is not None
     return Torch(folder, release, cuda, cxx11, _identity(info))
 
 
 def _again(existing: Existing, what: str) -> str:
     """The line that installs something into the environment."""
+    if existing.target is not None:
+        what = f"--target {shlex.quote(str(existing.target))} {what}"
     if existing.by_uv:
         return f"'uv pip install --python {existing.python} {what}'".replace("--force-reinstall", "--reinstall")
     return f"'{existing.python} -m pip install {what}'"

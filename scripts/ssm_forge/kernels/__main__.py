@@ -70,7 +70,7 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
     if options.large:
         return "large", large.plans(machine.free_bytes())
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
-    extent = plans.full() + blocks.full() if options.full else plans.quick()
+    extent = plans.full() + blocks.full() if options.full else plans.quick() + blocks.quick()
     return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
 
 
@@ -91,6 +91,13 @@ def check(options: argparse.Namespace) -> Document:
         results = [checks.Check(p.name, status, reason) for p in chosen]
     else:
         _say(f"seed {seed}")
+        # The kernels are run on the current GPU, whatever others there are.
+        usable = [
+            checks.Check(f"torch uses {gpu}", checks.FAIL if why else checks.PASS, why or "it computes there")
+            for gpu, why in machine.unusable_devices().items()
+        ]
+        for one in usable:
+            _tell(one)
         done: list[checks.Check] = []
 
         def keep(one: checks.Check) -> None:
@@ -98,9 +105,9 @@ def check(options: argparse.Namespace) -> Document:
             _tell(one)
             done.append(one)
             rest = [checks.Check(p.name, checks.NOT_RUN, "stopped before") for p in chosen[len(done) :]]
-            _write(document | {"checks": [c.as_dict() for c in done + rest]}, options)
+            _write(document | {"checks": [c.as_dict() for c in usable + done + rest]}, options)
 
-        results = checks.run_plans(
+        results = usable + checks.run_plans(
             chosen, installed(), torch.device("cuda"), seed, on_done=keep, deadline=_deadline(options)
         )
     return document | {"checks": [c.as_dict() for c in results]}

@@ -178,6 +178,12 @@ class BlockCase(Case):
         return torch.cat(outputs, dim=1)
 
 
+def quick() -> list[Plan]:
+    """Mamba2's block once: the kernels that Triton compiles where they are used, and no package holds."""
+    case = BlockCase(dtype="fp16", kind="mamba2", d_model=256, states=64)
+    return [Plan("mamba2 block forward and backward fp16 (Triton)", (case,))]
+
+
 def full() -> list[Plan]:
     """Both blocks in each precision, and generation with both."""
     plans = []

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssm_forge.kernels import reference
 from ssm_forge.kernels.backends import Backend, poisoned
+from ssm_forge.kernels.sequences import zipped
 from ssm_forge.kernels.tolerance import COMPLEX, REAL, Comparison, compare, identical
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -169,7 +170,7 @@ class ConvCase(Case):
             got = backend.conv(**leaves, seq_idx=seq_idx, return_final_states=self.final, activation=activation)
             outs: tuple[Tensor, ...] = got if self.final else (got,)
             if self.backward:
-                torch.autograd.backward(outs, [g.to(o.dtype) for o, g in zip(outs, grads, strict=True)])
+                torch.autograd.backward(outs, [g.to(o.dtype) for o, g in zipped(outs, grads)])
 
         exact = {name: _exact(t) for name, t in given.items()}
         wanted = reference.causal_conv1d(**exact, seq_idx=seq_idx, activation=activation)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from ssm_forge.kernels import reference
 from ssm_forge.kernels.backends import Backend
 from ssm_forge.kernels.cases import Case
 from ssm_forge.kernels.plans import Plan
+from ssm_forge.kernels.sequences import pairwise, zipped
 from ssm_forge.kernels.tolerance import Comparison, compare, identical
 
 # Just below and just above. A kernel adds up several products, and each goes wrong by itself: so far above, the product
@@ -211,7 +211,7 @@ def _scan(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
             reference.wide(c[row, :, -TAIL:])[None],
         )
         exact.backward(reference.wide(grad[row, channels, -TAIL:])[None])
-        for name, leaf, part in zip(("du", "ddelta"), leaves, parts, strict=True):
+        for name, leaf, part in zipped(("du", "ddelta"), leaves, parts):
             assert leaf.grad is not None and part.grad is not None
             got, true = leaf.grad[row, channels, -TAIL // 2 :][None], part.grad[:, :, TAIL // 2 :]
             found.append(compare(name, got, true, terms=TAIL))
@@ -236,7 +236,7 @@ def _scan_states(backend: Backend, make: Maker, elements: int) -> list[Compariso
         exact.backward(reference.wide(grad[row][None]))
         found.append(compare(f"out[{row}]", out[row][None], exact, terms=length + states))
         found.append(compare(f"last_state[{row}]", state[row][None], exact_state, terms=length + states))
-        for name, leaf, part in zip(("du", "ddelta", "db", "dc"), leaves, parts, strict=True):
+        for name, leaf, part in zipped(("du", "ddelta", "db", "dc"), leaves, parts):
             assert leaf.grad is not None and part.grad is not None
             terms = (length + states) * (dim if name in ("db", "dc") else 1)
             found.append(compare(f"{name}[{row}]", leaf.grad[row][None], part.grad, terms=terms))
@@ -269,7 +269,7 @@ def _ssd_view(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
         outs.append(out)
     return [
         _same("out", *outs),
-        *(_same(f"d{n}", p.grad, q.grad) for n, p, q in zip(("x", "dt"), leaves, copies, strict=True)),
+        *(_same(f"d{n}", p.grad, q.grad) for n, p, q in zipped(("x", "dt"), leaves, copies)),
     ]
 
 

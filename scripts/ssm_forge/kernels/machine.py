@@ -18,8 +18,34 @@ def missing_gpu() -> str:
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) is built without CUDA"
     if not torch.cuda.is_available():
-        return "torch finds no usable NVIDIA GPU on this machine"
+        return f"torch finds no usable NVIDIA GPU on this machine{_torchs_reason()}"
     return ""
+
+
+def _torchs_reason() -> str:
+    """What torch says of it: a driver that is too old, none at all, or that all are hidden."""
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        return f" ({said[0].rstrip('.')})" if said else ""
+    return ""
+
+
+def unusable_devices() -> dict[str, str]:
+    """Every GPU that torch sees -> why it can't use it, empty where it can: it may have no code for it."""
+    found = {}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        name = f"GPU {index}: {properties.name} ({properties.major}.{properties.minor})"
+        try:
+            # A kernel of torch's own, and a copy back.
+            good = (torch.ones(2, device=f"cuda:{index}") + 1).tolist() == [2.0, 2.0]
+            found[name] = "" if good else "1 + 1 is not 2 there"
+        except Exception as error:
+            said = str(error).strip().splitlines()
+            found[name] = f"{type(error).__name__}: {said[0] if said else ''}"
+    return found
 
 
 def missing_packages() -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.kernels.sequences import zipped
+
 COLOURS = {"fp32": "#777777", "fp16": "#e08214", "bf16": "#2166ac"}
 Line = dict[str, list[tuple[int, float]]]
 
@@ -74,7 +76,7 @@ def _bandwidth(document: dict[str, Any], folder: Path) -> Path:
     """Fraction of copy bandwidth that causal_conv1d reaches, by length."""
     title = "causal_conv1d, width 4, bias and SiLU: share of the measured copy bandwidth"
     figure, axes = _figure(document, title, 2, sharey=True)
-    for axis, direction in zip(axes, ("forward", "backward"), strict=True):
+    for axis, direction in zipped(axes, ("forward", "backward")):
         lines: defaultdict[tuple[str, bool], list[tuple[int, float]]] = defaultdict(list)
         for row in document["rows"]:
             if row["kernel"] == "causal_conv1d" and row["direction"] == direction and row["size"] == 4:
@@ -82,7 +84,7 @@ def _bandwidth(document: dict[str, Any], folder: Path) -> Path:
         for (dtype, last), points in sorted(lines.items()):
             label = f"{dtype} {'channel-last' if last else 'channel-first'}"
             style = {"color": COLOURS[dtype], "linestyle": "--" if last else "-"}
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=label, **style)
+            axis.plot(*zipped(*sorted(points)), marker="o", markersize=4, label=label, **style)
         axis.axhline(100, color="black", linewidth=0.8)
         axis.set(title=direction, ylim=(0, 108))
         _lengths(axis, (length for points in lines.values() for length, _ in points))
@@ -99,14 +101,14 @@ def _speedup(document: dict[str, Any], folder: Path) -> Path:
         ("selective_scan", "sequential scan"),
         ("selective_scan", "parallel scan"),
     )
-    for axis, (kernel, way) in zip(axes, panels, strict=True):
+    for axis, (kernel, way) in zipped(axes, panels):
         lines: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
         for row in document["rows"]:
             fits = row["kernel"] == kernel and row["direction"] == "forward" and not row["channel_last"]
             if fits and way in row["speedup"] and (kernel != "causal_conv1d" or row["size"] == 4):
                 lines[row["dtype"]].append((row["length"], row["speedup"][way]))
         for dtype, points in sorted(lines.items()):
-            axis.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=dtype, color=COLOURS[dtype])
+            axis.plot(*zipped(*sorted(points)), marker="o", markersize=4, label=dtype, color=COLOURS[dtype])
         axis.set(title=f"{kernel}\nover {way}", ylim=(0, None))
         _lengths(axis, (length for points in lines.values() for length, _ in points))
     _legend(figure, axes[0], 3)

@@ -8,10 +8,11 @@ goal here: recurrences are loops over time, so that they read like the equations
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ssm_forge.kernels.sequences import pairwise
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ssm_forge.kernels.sequences import zipped
+
 # More than any L2 cache, and long enough to write that the next launch is queued before it ends.
 FLUSH_BYTES = 512 << 20
 COPY_BYTES = 2 << 30
@@ -42,7 +44,7 @@ class Clock:
         torch.cuda.synchronize()
         events = [[self._once(call) for call in calls] for _ in range(repeats)]
         torch.cuda.synchronize()
-        columns = zip(*events, strict=True)
+        columns = zipped(*events)
         return [statistics.median(float(start.elapsed_time(end)) for start, end in c) / 1e3 for c in columns]
 
 

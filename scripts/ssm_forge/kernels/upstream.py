@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
+from ssm_forge.kernels.sequences import zipped
 
 GRACE_SECONDS = 10.0
 # Test files at the same time: what takes long is Triton compiling on one core each.
@@ -151,7 +152,7 @@ def run_projects(
     # A folder without test files is pytest's to report.
     files = [(p, file) for p, folder in folders.items() for file in sorted(folder.rglob("test_*.py")) or [folder]]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        for (project, file), done in zip(files, pool.map(run_file, [file for _, file in files]), strict=True):
+        for (project, file), done in zipped(files, pool.map(run_file, [file for _, file in files])):
             results, problem, seconds = done
             every[project] += results
             checks += summarize(project, results, f"{file.name}: {problem}" if problem else "", seconds)

@@ -45,19 +45,20 @@ def bump_bridge(workspace: Workspace) -> Update:
     for lock in sorted(workspace.bridge_locks.glob("debs.*.toml")):
         _refresh_debs(lock, workspace, summary, files)
     matrix = variants.load(workspace.variants)
+    # Lock, the requirements that it is made from, Python, whether they are all there is.
+    parts = [("tools-old", "tools-old", "3.9", False), ("cu124-ptxas", "cu124-ptxas", "3.10", True)]
     for variant in matrix.variants:
-        if variant.source != "bridge":
-            continue
-        parts = [(f"py{p.replace('.', '')}", variant.name, p, False) for p in variant.pythons]
-        parts.append(("toolkit", f"{variant.name}-toolkit", variant.pythons[0], True))
-        for part, requirements, python, alone in parts:
-            lock = workspace.bridge_locks / f"pylock.{variant.name}-{part}.toml"
-            source = workspace.bridge_locks / f"{requirements}.in"
-            text = _compiled(source, python, alone, workspace)
-            old = lock.read_text(encoding="utf-8") if lock.exists() else ""
-            if text != old:
-                files[lock] = text
-                summary += [f"{lock.name}: {line}" for line in _differences(old, text)]
+        if variant.source == "bridge":
+            of_pythons = ((f"{variant.name}-py{p.replace('.', '')}", p) for p in variant.pythons)
+            parts += [(name, variant.name, python, False) for name, python in of_pythons]
+            parts.append((f"{variant.name}-toolkit", f"{variant.name}-toolkit", variant.pythons[0], True))
+    for name, requirements, python, alone in parts:
+        lock = workspace.bridge_locks / f"pylock.{name}.toml"
+        text = _compiled(workspace.bridge_locks / f"{requirements}.in", python, alone, workspace)
+        old = lock.read_text(encoding="utf-8") if lock.exists() else ""
+        if text != old:
+            files[lock] = text
+            summary += [f"{lock.name}: {line}" for line in _differences(old, text)]
     return Update(tuple(summary) or ("every lock of the bridge is up to date.",), files)
 
 

@@ -11,7 +11,8 @@ import os
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,38 @@ PYTEST = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 _ENDED_WELL = (0, 3, 9)
 
 
-def kernels(prefix: Path, command: str, arguments: Sequence[str] = (), *, python_path: Sequence[Path] = ()) -> Document:
+@dataclass(frozen=True)
+class Place:
+    """An environment that the checks run in.
+
+    Attributes:
+        variables: of a shell in which it is activated.
+        versions: our projects in it -> version.
+        has_pytest: whether upstream's tests can be run with what is there.
+    """
+
+    prefix: Path
+    python: Path
+    variables: Mapping[str, str]
+    versions: Mapping[str, str]
+    has_pytest: bool
+
+
+def of_conda(prefix: Path) -> Place:
+    """
+    Raises:
+        InstallError: when the environment has no Python, or can't be activated.
+    """
+    python = prefix / "bin/python"
+    if not python.exists():
+        raise InstallError(f"{prefix} has no Python.", fix=f"Run '{launcher()} install-mamba' first.")
+    records = package_installed.records(prefix)
+    versions = {project: records[project].version for project in recipe.PROJECTS if project in records}
+    has_pytest = any(prefix.glob("lib/python*/site-packages/pytest"))
+    return Place(prefix, python, activated_environment(prefix), versions, has_pytest)
+
+
+def kernels(place: Place, command: str, arguments: Sequence[str] = (), *, python_path: Sequence[Path] = ()) -> Document:
     """Run ``python -m ssm_forge.kernels COMMAND`` in an environment.
 
     Its messages are shown as they come, and kept in a log.
@@ -47,20 +79,17 @@ def kernels(prefix: Path, command: str, arguments: Sequence[str] = (), *, python
         Its JSON document; ``checks`` holds name, status and detail of each check.
 
     Raises:
-        InstallError: when the environment has no Python.
         VerifyError: when it ended without a document (a crash), with the log.
     """
-    python = prefix / "bin/python"
-    if not python.exists():
-        raise InstallError(f"{prefix} has no Python.", fix=f"Run '{launcher()} install-mamba' first.")
-    environment = activated_environment(prefix)
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [workspace().root / "scripts", *python_path]))
+    own = [path for path in (place.variables.get("PYTHONPATH"),) if path]
+    folders = os.pathsep.join(map(str, [workspace().root / "scripts", *python_path, *own]))
+    environment = {**place.variables, "PYTHONPATH": folders}
     with (
         tempfile.TemporaryDirectory() as scratch,
         open_log(workspace().logs, f"kernels-{command}") as log,
     ):
         answer = Path(scratch) / "answer.json"
-        line = [str(python), "-m", "ssm_forge.kernels", command, *arguments, "--output", str(answer)]
+        line = [str(place.python), "-m", "ssm_forge.kernels", command, *arguments, "--output", str(answer)]
         log(" ".join(line))
         process = subprocess.Popen(
             line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=scratch
@@ -80,14 +109,14 @@ def kernels(prefix: Path, command: str, arguments: Sequence[str] = (), *, python
     return document
 
 
-def full(prefix: Path) -> Document:
+def full(place: Place) -> Document:
     """Every mode of both kernels, the blocks, and generation, against the references."""
-    return kernels(prefix, "check", ["--full"])
+    return kernels(place, "check", ["--full"])
 
 
-def sanitize(prefix: Path) -> Document:
+def sanitize(place: Place) -> Document:
     """compute-sanitizer over the kernels."""
-    return kernels(prefix, "sanitize")
+    return kernels(place, "sanitize")
 
 
 def lend_pytest(place: Workspace) -> Path:
@@ -109,26 +138,24 @@ def lend_pytest(place: Workspace) -> Path:
     return target
 
 
-def upstream(prefix: Path) -> Document:
+def upstream(place: Place) -> Document:
     """Upstream's own tests, of the very versions that are installed.
 
     Raises:
         InstallError: when one of the packages is not in the environment.
     """
-    records = package_installed.records(prefix)
-    missing = [project for project in recipe.PROJECTS if project not in records]
+    missing = [project for project in recipe.PROJECTS if project not in place.versions]
     if missing:
-        msg = f"{', '.join(missing)} not installed in {prefix}."
+        msg = f"{', '.join(missing)} not installed in {place.prefix}."
         raise InstallError(msg, fix=f"Run '{launcher()} install-mamba' first.")
-    versions = {project: records[project].version for project in recipe.PROJECTS}
     arguments = []
-    for project, folder in upstream_tests(versions, workspace()).items():
+    for project, folder in upstream_tests(place.versions, workspace()).items():
         arguments += ["--tests", f"{project}={folder}"]
-    lent = () if any(prefix.glob("lib/python*/site-packages/pytest")) else (lend_pytest(workspace()),)
-    return kernels(prefix, "upstream", arguments, python_path=lent)
+    lent = () if place.has_pytest else (lend_pytest(workspace()),)
+    return kernels(place, "upstream", arguments, python_path=lent)
 
 
-def upstream_tests(versions: dict[str, str], place: Workspace) -> dict[str, Path]:
+def upstream_tests(versions: Mapping[str, str], place: Workspace) -> dict[str, Path]:
     """The ``tests`` folders of the sdists that the recipes name, unpacked.
 
     Args:
@@ -170,7 +197,7 @@ def _unpack_tests(archive: Path, folder: Path) -> Path:
 EXTRAS = {"full": full, "upstream": upstream, "sanitize": sanitize}
 
 
-def extras(prefix: Path, names: Sequence[str]) -> Document:
+def extras(place: Place, names: Sequence[str]) -> Document:
     """What ``verify`` does when asked for more: one document for all of it.
 
     Args:
@@ -179,7 +206,7 @@ def extras(prefix: Path, names: Sequence[str]) -> Document:
     Returns:
         ``checks`` of all; under ``documents`` each one's own, seed, tolerances and single tests included.
     """
-    documents = {name: EXTRAS[name](prefix) for name in names}
+    documents = {name: EXTRAS[name](place) for name in names}
     device = next((d["device"] for d in documents.values() if d["device"]), None)
     checks = [check for d in documents.values() for check in d["checks"]]
     return {"device": device, "checks": checks, "documents": documents}

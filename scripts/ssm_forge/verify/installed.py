@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,12 +30,13 @@ _IMPORTS = ("torch", "causal_conv1d_cuda", "selective_scan_cuda", "causal_conv1d
 _IMPORT_SCRIPT = """
 import importlib, json, os, sys
 found = {}
-for name in sys.argv[1:]:
+folders = tuple(os.path.realpath(folder) + os.sep for folder in (sys.prefix, *json.loads(sys.argv[1])))
+for name in sys.argv[2:]:
     try:
         module = importlib.import_module(name)
         file = getattr(module, "__file__", None) or ""
         # ~/.local and PYTHONPATH come before the environment's own packages.
-        inside = os.path.realpath(file).startswith(os.path.realpath(sys.prefix) + os.sep)
+        inside = os.path.realpath(file).startswith(folders)
         text = "%s %s" % (file, getattr(module, "__version__", ""))
         found[name] = [inside, text if inside else "imported from outside the environment: " + text]
     except BaseException as error:
@@ -125,13 +127,14 @@ def _changed_files(entries: Iterable[InstalledPath], prefix: Path) -> list[str]:
     return wrong
 
 
-def imports(python: Path, prefix: Path, environment: dict[str, str]) -> list[Check]:
+def imports(python: Path, prefix: Path, environment: dict[str, str], folders: Sequence[Path] = ()) -> list[Check]:
     """Whether an environment's Python imports what it should, from inside it.
 
     Args:
         environment: the variables of a shell in which it is activated.
+        folders: outside of it, that are part of it all the same: of the system, or ``--target``'s.
     """
-    command = [str(python), "-c", _IMPORT_SCRIPT, *_IMPORTS]
+    command = [str(python), "-c", _IMPORT_SCRIPT, json.dumps([str(folder) for folder in folders]), *_IMPORTS]
     try:
         done = subprocess.run(
             command,
@@ -205,22 +208,35 @@ def _version(text: str) -> list[int]:
 def gpu_checks(python: Path, activated: dict[str, str]) -> list[Check]:
     """Forward and backward against the float64 references, inside the environment.
 
+    A GPU that nvidia-smi lists and the environment's torch can't use is a failure: nothing would run there.
+
     Args:
         activated: the variables of a shell in which it is activated.
     """
     if not machine.gpus():
         return [Check("kernels on the GPU", "not-run", "no NVIDIA GPU (nvidia-smi lists none on this machine)")]
     command = [str(python), "-m", "ssm_forge.kernels", "check", "--quick", "--json"]
-    environment = {**activated, "PYTHONPATH": str(workspace().root / "scripts")}
+    folders = [str(workspace().root / "scripts"), *filter(None, [activated.get("PYTHONPATH")])]
+    environment = {**activated, "PYTHONPATH": os.pathsep.join(folders)}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, env=environment, check=False
         )
         answer = json.loads(done.stdout)
-        return [Check(f"GPU: {c['name']}", c["status"], c["detail"]) for c in answer["checks"]]
+        checks = [Check(f"GPU: {c['name']}", c["status"], c["detail"]) for c in answer["checks"]]
+        return checks if any(c.status != "not-run" for c in checks) else [_nothing_ran(checks)]
     except subprocess.TimeoutExpired:
         return [Check("kernels on the GPU", "fail", f"did not end within {_GPU_TIMEOUT} s")]
     except OSError as error:
         return [Check("kernels on the GPU", "fail", f"could not be started ({error})")]
     except (ValueError, KeyError, TypeError) as error:
         return [Check("kernels on the GPU", "fail", f"no answer ({error}): {done.stderr.strip()[-300:]}")]
+
+
+def _nothing_ran(checks: Sequence[Check]) -> Check:
+    """On a machine with a GPU: a failure, but where somebody has hidden it."""
+    why = checks[0].detail if checks else "it names no check"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return Check("kernels on the GPU", "not-run", f"CUDA_VISIBLE_DEVICES hides every GPU; {why}")
+    listed = ", ".join(f"{g.name} ({g.capability}, driver {g.driver})" for g in machine.gpus())
+    return Check("kernels on the GPU", "fail", f"nvidia-smi lists {listed}, and this environment can't use it: {why}")

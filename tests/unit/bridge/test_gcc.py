@@ -60,6 +60,16 @@ def test_without_a_compiler_auto_brings_one_and_system_refuses() -> None:
         assemble.find_compiler(row, "system", workspace())
 
 
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("wanted", ["auto", "bridge"])
+def test_one_that_would_not_run_here_is_not_offered(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assemble, "glibc", lambda: "2.28")
+    row = variants.load(_ROOT / "recipes/variants.yaml").get("cu130", "bridge")
+    with pytest.raises(MachineError, match=r"needs glibc 2\.36, and this machine has 2\.28") as refused:
+        assemble.find_compiler(row, wanted, workspace())
+    assert "gcc-toolset-12" in refused.value.fix
+
+
 def test_a_compiler_outside_the_bounds_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "g++").write_text("#!/bin/sh\necho 14.2.0\n")
     (tmp_path / "g++").chmod(0o755)

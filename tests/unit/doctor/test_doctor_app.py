@@ -128,7 +128,7 @@ def test_it_examines_the_environment_of_its_own_python(one_file: Path, tmp_path:
     (made.site / f"selective_scan_cuda{SUFFIX}").unlink()
     done = doctor(one_file, "--wait", "120", python=str(made.python))
     assert (done.returncode, "1. error kernels-missing" in done.stdout) == (app.BROKEN, True)
-    assert f"{made.python} -m pip install --no-build-isolation" in done.stdout
+    assert f"./run install-mamba --prefix {made.prefix}" in done.stdout
 
 
 # Exit codes, languages, JSON
@@ -185,15 +185,16 @@ def test_a_reader_that_goes_away_is_no_error(one_file: Path) -> None:
 
 def test_lines_fit_a_terminal_but_commands_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    command_of = Target(Path("/a/b"), Path("/a/b/bin/python"))
+    command_of = Target(Path("/a/b" + "/long" * 20), Path("/a/b/bin/python"))
     told = Diagnosis([finding("other-torch", "import x: " + "word " * 60, target=command_of, module="x")])
     lines = report.as_text(told, "en").splitlines()
-    assert all(len(line) <= 80 or "pip install" in line for line in lines)
-    assert any(line.strip().endswith("causal-conv1d mamba-ssm") for line in lines)
+    assert all(len(line) <= 80 or "install-mamba" in line for line in lines)
+    assert any(line.strip() == f"./run install-mamba --prefix {command_of.prefix}" for line in lines)
 
 
-def test_what_lies_beside_a_log_is_what_commands_are_for(one_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "conda-meta").mkdir()
+@pytest.mark.parametrize("kind", ["conda-meta", "a venv"])
+def test_what_lies_beside_a_log_is_what_commands_are_for(one_file: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / kind).mkdir()
     done = doctor(one_file, str(tmp_path), "--log", "-", text=KNOWN)
     assert f"./run install-mamba --prefix {tmp_path}" in done.stdout
 

@@ -39,7 +39,7 @@ def test_the_document_comes_back_and_messages_go_to_the_log(prefix: Path) -> Non
         echo '{"checks": [{"name": "a", "status": "pass", "detail": ""}], "device": null}' > "$2"
         """,
     )
-    document = gpu.kernels(prefix, "check", ["--full"])
+    document = gpu.kernels(gpu.of_conda(prefix), "check", ["--full"])
     assert document["checks"][0]["name"] == "a"
     (log,) = gpu.workspace().logs.glob("kernels-check-*.log")
     assert "line for people" in log.read_text()
@@ -49,12 +49,12 @@ def test_the_document_comes_back_and_messages_go_to_the_log(prefix: Path) -> Non
 def test_a_crash_is_one_error_with_the_last_line_and_the_log(prefix: Path, body: str) -> None:
     _python(prefix, body)
     with pytest.raises(VerifyError, match=r"no result: boom\..*full log"):
-        gpu.kernels(prefix, "check")
+        gpu.kernels(gpu.of_conda(prefix), "check")
 
 
 def test_an_environment_without_python_is_named(tmp_path: Path) -> None:
     with pytest.raises(InstallError, match="has no Python"):
-        gpu.kernels(tmp_path, "check")
+        gpu.of_conda(tmp_path)
 
 
 def _document(*statuses: str, device: Any = None) -> dict[str, Any]:

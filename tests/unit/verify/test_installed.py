@@ -248,13 +248,45 @@ def test_a_glibc_that_is_not_declared_fails(prefix: Path, depends: list[str], ex
 def test_with_a_gpu_the_kernels_own_answer_counts(
     prefix: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: str, detail: str
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: (Gpu("H200", Capability(9, 0), "580"),))
+    (check,) = checks_of_a_gpu(prefix, monkeypatch, answer)
+    assert (check.status, detail in check.detail) == (status, True)
+
+
+def checks_of_a_gpu(prefix: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> list[verify.Check]:
+    """On a machine with a GPU, in an environment whose Python answers that."""
+    monkeypatch.setattr(machine, "gpus", lambda: (Gpu("H200", Capability(9, 0), "535.183.01"),))
     python = prefix / "bin/python"
     python.unlink()
     python.write_text(f"#!/bin/sh\necho '{answer}'\n")
     python.chmod(0o755)
-    (check,) = verify.gpu_checks(prefix / "bin/python", {})
-    assert (check.status, detail in check.detail) == (status, True)
+    return verify.gpu_checks(prefix / "bin/python", {})
+
+
+_NOTHING_RAN = (
+    '{"checks": [{"name": "scan fp32", "status": "not-run", "detail": "the NVIDIA driver is too old"}, '
+    '{"name": "scan fp16", "status": "not-run", "detail": "the NVIDIA driver is too old"}]}'
+)
+
+
+def test_a_gpu_that_the_environments_torch_can_not_use_is_a_failure(
+    prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (check,) = checks_of_a_gpu(prefix, monkeypatch, _NOTHING_RAN)
+    assert check.status == "fail"
+    assert "nvidia-smi lists H200 (9.0, driver 535.183.01)" in check.detail
+    assert "the NVIDIA driver is too old" in check.detail
+
+
+def test_a_gpu_that_somebody_has_hidden_is_not_run(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (check,) = checks_of_a_gpu(prefix, monkeypatch, _NOTHING_RAN)
+    assert (check.status, "CUDA_VISIBLE_DEVICES hides" in check.detail) == ("not-run", True)
+
+
+def test_what_one_gpu_can_not_run_does_not_hide_what_ran(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = json.dumps({"checks": [{"name": s, "status": s, "detail": ""} for s in ("not-run", "pass")]})
+    assert [check.status for check in checks_of_a_gpu(prefix, monkeypatch, ran)] == ["not-run", "pass"]
 
 
 def test_a_python_that_can_not_be_started_fails_every_import(prefix: Path) -> None:
