@@ -19,7 +19,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
 from ssm_forge.bench import process_tree
 from ssm_forge.bench import tools as build_tools
-from ssm_forge.bench.process_tree import Usage
+from ssm_forge.bench.usage import Usage, join
 from ssm_forge.channel import folder as channel
 from ssm_forge.flow import plan, planning
 from ssm_forge.install import marker
@@ -114,7 +114,7 @@ def build(trees: dict[str, Path], prefix: Path, archs: str, output: Path, log: L
             raise BuildError(f"upstream's own build of {project} failed.", log=log.path)
         usages.append(usage)
         wheels.append(_read(project, folder))
-    return process_tree.join(usages), wheels
+    return join(usages), wheels
 
 
 def _environment(prefix: Path, archs: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bench import baseline as build_baseline
 from ssm_forge.bench import process_tree
 from ssm_forge.bench import tools as build_tools
-from ssm_forge.bench.process_tree import Group, Usage
+from ssm_forge.bench.usage import MEMORY_NOTE, Group, Usage
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build.schedule import Job, longest_first, simulate
 from ssm_forge.channel import folder as channel
@@ -100,7 +100,7 @@ class Bench:
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": this_machine(),
             "target": asdict(self.target),
-            "memory": process_tree.MEMORY_NOTE,
+            "memory": MEMORY_NOTE,
             "steps": {},
         }
         say("Making what both builds take for granted: bridge, torch, toolkit")

@@ -21,7 +21,8 @@ from ssm_forge.bridge import debian, gcc, nvidia, pylock, thin, torch
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
-from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
+from ssm_forge.bridge.toolkit import toolkit_packages
+from ssm_forge.bridge.toolkit_parts import ToolkitParts
 from ssm_forge.bridge.wheels import distributions, wheel_package
 from ssm_forge.manifest.variants import Variant
 

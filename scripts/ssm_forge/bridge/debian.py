@@ -1,13 +1,13 @@
-"""Debian packages as a source of files: find in a signed index, download by hash, unpack without root.
+"""Debian packages as a source of files: a lock's entries in, downloaded .deb files out, and the index to renew it.
 
-Nothing is installed on the machine. The trust chain is Debian's own (wiki.debian.org/SecureApt): InRelease is
-signed and holds the sha256 of Packages.xz, which holds the sha256 of every .deb.
+Nothing is installed on the machine; :mod:`.deb_file` unpacks. The trust chain is Debian's own
+(wiki.debian.org/SecureApt): InRelease is signed and holds the sha256 of Packages.xz, which holds the sha256 of every
+.deb.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import re
 import shutil
 import subprocess
@@ -16,26 +16,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import httpx
 import tomlkit
 
-from ssm_forge.base import foreign, owners, web
+from ssm_forge.base import foreign, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import say
-from ssm_forge.base.unpacking import unpack_tar
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 # The part of a snapshot archive's addresses that says when.
 _SNAPSHOT_TIME = re.compile(r"/\d{8}T\d{6}Z(?=/|$)")
 _GONE = (404, 410)
-_AR_MAGIC = b"!<arch>\n"
-# Of a package's files; the largest that we use, of CUDA's development libraries, have half of it.
-_MOST_DATA_BYTES = 4 << 30
 
 # What gpgv says of a signature that is refused.
 _REFUSED = {
@@ -114,7 +110,7 @@ class Index:
 
         Raises:
             UsageError: when the release has no such package.
-        IntegrityError: when it says of it what can't be a file.
+            IntegrityError: when what the index says of the package can't be a file.
         """
         stanza = self.stanzas.get(package)
         if stanza is None:
@@ -282,13 +278,6 @@ def _deb(entry: object) -> Deb:
     return Deb(**{**told, "also": tuple(told.get("also", ()))})
 
 
-def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
-    """Write the lock; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{owners.mark()}.part")
-    partial.write_text(lock_text(path.name, debs, note=note), encoding="utf-8")
-    partial.replace(path)
-
-
 def lock_text(name: str, debs: Iterable[Deb], *, note: str) -> str:
     """The lock as text, sorted by part and package."""
     document = tomlkit.document()
@@ -378,36 +367,3 @@ def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
         f"(signature {index.signature}); other places failed too ({'; '.join(tried) or 'none'}).",
         fix=f"Refresh the lock with '{launcher()} bump bridge', or update ssm-forge.",
     )
-
-
-def unpack(path: Path, target: Path) -> None:
-    """Extract the files of a .deb below ``target``; absolute links are turned to point inside it.
-
-    Raises:
-        IntegrityError: when the file is not a Debian package, or would write outside ``target``.
-    """
-    try:
-        with path.open("rb") as stream:
-            name, data = _data_member(stream)
-        if name.endswith(".zst"):
-            data = io.BytesIO(foreign.from_zstd(data, _MOST_DATA_BYTES))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not a Debian package that can be unpacked ({error}).") from error
-    unpack_tar(data, target, named=path, absolute_links=True)
-
-
-def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
-    """The data archive of a .deb: an ``ar`` file with 60-byte member headers (deb(5), ar(5))."""
-    if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
-        raise ValueError("no ar header")
-    while header := stream.read(60):
-        if len(header) != 60 or header[58:] != b"`\n":
-            raise ValueError("damaged ar header")
-        name, digits = header[:16].decode("ascii").strip().rstrip("/"), header[48:58].strip()
-        if not digits.isdigit():
-            raise ValueError("a member's size is no number")
-        size = int(digits)
-        if name.startswith("data.tar"):
-            return name, io.BytesIO(stream.read(size))
-        stream.seek(size + size % 2, io.SEEK_CUR)
-    raise ValueError("no data.tar in it")

@@ -23,7 +23,7 @@ from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import deb_file, debian
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import hash_text
 from ssm_forge.package import libraries as elf
@@ -217,7 +217,7 @@ def make(python: DebianPython, workspace: Workspace) -> Path:
         with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{python.name}-") as scratch:
             brought, made = Path(scratch, "brought"), Path(scratch, "made")
             for path in debian.fetch_debs(python.debs, workspace).values():
-                debian.unpack(path, brought)
+                deb_file.unpack(path, brought)
             _lay_out(python, [brought, *([python.system] if python.system else [])], made, home)
             give_place(made, home)
     return home

@@ -13,7 +13,8 @@ from pathlib import Path
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge.debian import Deb, unpack
+from ssm_forge.bridge.deb_file import unpack
+from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.metadata import CUDA_LIBRARIES, Distribution, conda_depends, conda_name, project
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel

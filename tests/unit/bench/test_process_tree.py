@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from ssm_forge.bench import process_tree
-from ssm_forge.bench.process_tree import Group, Moment, ToolUse, Tree, Usage, join, measure
+from ssm_forge.bench.process_tree import Tree, measure
+from ssm_forge.bench.usage import Group, Moment, ToolUse, Usage, join
 
 # Only turns a hang into a failure.
 PATIENCE_SECONDS = 120.0
