@@ -131,6 +131,24 @@ def test_a_function_fits_a_screen_or_says_why_not() -> None:
     assert without_reason == set()
 
 
+SECTIONS = ("Args:", "Attributes:", "Raises:", "Returns:")
+
+
+def test_a_docstring_begins_with_what_the_thing_is_or_does() -> None:
+    without = {
+        f"{name}, line {node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        and (ast.get_docstring(node) or "").startswith(SECTIONS)
+    }
+    assert without == set()
+
+
+def test_a_module_says_what_it_is_for() -> None:
+    assert {name for name, tree in TREES.items() if not ast.get_docstring(tree)} == set()
+
+
 # What a pixi environment may lack: commands say so, and go on with the tools of ./run.
 LACKING = ("starlette", "uvicorn", "cyclonedx", "boto3", "cryptography", "msgpack", "matplotlib", "torch")
 WITHOUT = """

@@ -24,7 +24,7 @@ from ssm_forge.bench.usage import Group, Moment, ToolUse, Usage
 # What a command line says: the kind of program, and labels that its descendants share.
 Describe = Callable[[tuple[str, ...]], tuple[str, Mapping[str, str]]]
 
-INTERVAL = 0.05
+INTERVAL_SECONDS = 0.05
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -170,6 +170,7 @@ class Tree:
         return list(self._refresh())
 
     def groups(self) -> tuple[Group, ...]:
+        """What the samples saw so far, by labels."""
         return tuple(
             Group(
                 tally.labels, {tool: ToolUse(tally.cpu[tool], *span) for tool, span in tally.spans.items()}, tally.peak
@@ -188,8 +189,8 @@ class Tree:
             stat = _read_stat(pid)
             if stat is None:
                 continue
-            known = self._members.get(pid)
-            (seen if known is not None and known.start == stat.start else fresh)[pid] = stat
+            member = self._members.get(pid)
+            (seen if member is not None and member.start == stat.start else fresh)[pid] = stat
         self._members = {pid: process for pid, process in self._members.items() if pid in seen}
         # A session may begin after its leader was first seen.
         self._sessions |= {pid for pid, stat in seen.items() if stat.session == pid}
@@ -200,8 +201,8 @@ class Tree:
     def _admit(self, fresh: dict[int, _Stat]) -> dict[int, _Stat]:
         """Take the tree's processes out of ``fresh``."""
         admitted: dict[int, _Stat] = {}
-        while found := [pid for pid, stat in fresh.items() if self._belongs(pid, stat, fresh)]:
-            for pid in found:
+        while pids := [pid for pid, stat in fresh.items() if self._belongs(pid, stat, fresh)]:
+            for pid in pids:
                 stat = admitted[pid] = fresh.pop(pid)
                 self._members[pid] = _Process(stat.start, self._members.get(stat.parent), tool=stat.name)
                 if stat.session == pid:
@@ -237,7 +238,7 @@ def measure(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
-    interval: float = INTERVAL,
+    interval: float = INTERVAL_SECONDS,
 ) -> Usage:
     """Run a command in a session of its own until it ends; what it and all that it started took comes out.
 
@@ -314,10 +315,10 @@ def _stop(process: subprocess.Popen[bytes], tree: Tree) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         tree.alive()  # A process is known as long as its parent was seen.
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL_SECONDS)
     for _ in range(3):
         for pid in tree.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL_SECONDS)
     process.wait()

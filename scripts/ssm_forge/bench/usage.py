@@ -38,14 +38,17 @@ class Group:
 
     @property
     def cpu(self) -> float:
+        """CPU seconds of all its tools."""
         return sum(use.cpu for use in self.tools.values())
 
     @property
     def first(self) -> float:
+        """Seconds from the start of the command to the first sample of any of its tools."""
         return min(use.first for use in self.tools.values())
 
     @property
     def last(self) -> float:
+        """The same, to the last sample."""
         return max(use.last for use in self.tools.values())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from ssm_forge.base import locks, owners
 from ssm_forge.base.errors import MachineError
@@ -61,11 +61,13 @@ class Parts:
 
     @property
     def artifacts(self) -> list[Artifact]:
+        """Every file to download."""
         wheels = (wheel.artifact for wheel in (*self.wheels, *self.toolkit.wheels))
         return list(dict.fromkeys([*wheels, *(deb.artifact() for deb in self.debs)]))
 
 
 def channel_dir(workspace: Workspace, variant: Variant) -> Path:
+    """The folder of a variant's bridge channel."""
     return workspace.bridge / variant.name
 
 
@@ -114,13 +116,20 @@ def find_compiler(variant: Variant, wanted: str, workspace: Workspace) -> host.H
         return gcc.BundledCompiler(debian.read_lock(lock))
 
 
-def bytes_needed(parts: Parts, workspace: Workspace) -> tuple[int, int]:
-    """Bytes to download and bytes of disk that assembling still takes."""
+class BytesNeeded(NamedTuple):
+    """What assembling a bridge still takes, in bytes."""
+
+    download: int
+    disk: int
+
+
+def bytes_needed(parts: Parts, workspace: Workspace) -> BytesNeeded:
+    """What assembling these parts still takes, with what is cached and made already left out."""
     if _complete(parts, workspace):
-        return 0, 0
+        return BytesNeeded(0, 0)
     download = sum(a.size for a in missing(parts.artifacts, workspace))
     total = sum(a.size for a in parts.artifacts)
-    return download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download)
+    return BytesNeeded(download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
 
 
 def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
@@ -337,7 +346,7 @@ def _open_lock(channel: Path) -> IO[str]:
 
 
 def _check_disk(parts: Parts, workspace: Workspace) -> None:
-    _, needed = bytes_needed(parts, workspace)
+    needed = bytes_needed(parts, workspace).disk
     have = free_disk(workspace.cache)
     if have < needed:
         raise MachineError(

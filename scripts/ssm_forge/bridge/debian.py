@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 import tomlkit
@@ -116,7 +116,7 @@ class Index:
         if stanza is None:
             raise UsageError(f"Debian {self.suite} {self.component} has no package '{package}'.")
         try:
-            found = {
+            fields = {
                 "package": package,
                 "version": stanza["Version"],
                 "suite": self.suite,
@@ -125,7 +125,7 @@ class Index:
                 "sha256": stanza["SHA256"],
                 "size": int(stanza["Size"][:20]),
             }
-            return _deb({**found, "also": []})
+            return _deb({**fields, "also": []})
         except (KeyError, ValueError) as error:
             raise IntegrityError(
                 f"the index of Debian {self.suite} has a package '{package}' that can't be used ({error})."
@@ -161,14 +161,21 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
     path = fetch_all([listing], workspace)[listing]
     try:
         stanzas = read_packages(path.read_bytes())
-        version, date = read_release(text)
+        release = read_release(text)
     except ValueError as error:
         raise IntegrityError(f"the package index of Debian {suite} is damaged ({error}).") from error
-    return Index(archive, suite, component, version, date, signature, stanzas)
+    return Index(archive, suite, component, release.version, release.date, signature, stanzas)
 
 
-def read_release(text: str) -> tuple[str, str]:
-    """The point release, and when it was signed, of an InRelease.
+class Release(NamedTuple):
+    """Which release an InRelease is of; see :class:`Index`."""
+
+    version: str
+    date: str
+
+
+def read_release(text: str) -> Release:
+    """Which release an InRelease is of.
 
     Raises:
         ValueError: when it does not say when.
@@ -178,7 +185,7 @@ def read_release(text: str) -> tuple[str, str]:
         date = parsedate_to_datetime(header["Date"]).strftime("%Y%m%dT%H%M%SZ")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"InRelease has the date {header.get('Date', '')!r:.40}") from error
-    return header.get("Version", "?"), date
+    return Release(header.get("Version", "?"), date)
 
 
 def read_packages(data: bytes) -> dict[str, dict[str, str]]:
@@ -197,7 +204,14 @@ def _fields(paragraph: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(": ") for line in lines)}
 
 
-def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
+class _Verified(NamedTuple):
+    """The signed text of an InRelease; of the signature, ``checked``, or ``not checked`` and why."""
+
+    text: str
+    signature: str
+
+
+def _verified(inrelease: bytes, suite: str) -> _Verified:
     """The signed text of InRelease, and whether the signature was checked.
 
     Only what gpgv says was signed is returned when it did check. A release that is signed with a key newer than
@@ -210,9 +224,9 @@ def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
     tool = shutil.which("gpgv")
     plain = inrelease.decode("utf-8").split("-----BEGIN PGP SIGNATURE-----")[0]
     if tool is None:
-        return plain, "not checked: gpgv is not on this machine"
+        return _Verified(plain, "not checked: gpgv is not on this machine")
     if not KEYRING.exists():
-        return plain, f"not checked: {KEYRING} is not on this machine"
+        return _Verified(plain, f"not checked: {KEYRING} is not on this machine")
     with tempfile.TemporaryDirectory() as scratch:
         message, signed = Path(scratch, "InRelease"), Path(scratch, "signed")
         message.write_bytes(inrelease)
@@ -222,12 +236,12 @@ def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
         # a signature that has expired, GOODSIG only for one that is good.
         words = {line.split()[1] for line in status.splitlines() if line.startswith("[GNUPG:] ")}
         if "GOODSIG" in words and "BADSIG" not in words and signed.exists():
-            return signed.read_text(encoding="utf-8"), "checked"
-    found = next((text for word, text in _REFUSED.items() if word in words), "")
-    if "NO_PUBKEY" in words and not found:
-        return plain, f"not checked: {KEYRING} has no key for this release"
+            return _Verified(signed.read_text(encoding="utf-8"), "checked")
+    fault = next((text for word, text in _REFUSED.items() if word in words), "")
+    if "NO_PUBKEY" in words and not fault:
+        return _Verified(plain, f"not checked: {KEYRING} has no key for this release")
     raise IntegrityError(
-        f"InRelease of Debian {suite} has {found or 'no signature'}; nothing of it was used.",
+        f"InRelease of Debian {suite} has {fault or 'no signature'}; nothing of it was used.",
         fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
     )
 
@@ -271,11 +285,11 @@ def _deb(entry: object) -> Deb:
     """
     foreign.require(entry, _DEB)
     foreign.require(entry, {"part": foreign.is_file_name, "also": foreign.is_list_of_text}, all_of_them=False)
-    told = dict(cast("dict[str, Any]", entry))
-    odd = set(told) - {*_DEB, "part", "also"}
+    fields = dict(cast("dict[str, Any]", entry))
+    odd = set(fields) - {*_DEB, "part", "also"}
     if odd:
         raise ValueError(f"it says {sorted(odd)} too")
-    return Deb(**{**told, "also": tuple(told.get("also", ()))})
+    return Deb(**{**fields, "also": tuple(fields.get("also", ()))})
 
 
 def lock_text(name: str, debs: Iterable[Deb], *, note: str) -> str:
@@ -305,13 +319,13 @@ def refreshed(debs: Sequence[Deb], workspace: Workspace) -> tuple[Deb, ...]:
     now = []
     for deb in debs:
         index = load_index(deb.archive, deb.suite, deb.component, workspace)
-        found = index.find(deb.package)
-        if found.sha256 == deb.sha256:
+        newest = index.find(deb.package)
+        if newest.sha256 == deb.sha256:
             now.append(deb)
             continue
-        path = found.url.removeprefix(found.archive)
+        path = newest.url.removeprefix(newest.archive)
         also = (_SNAPSHOT_TIME.sub(f"/{index.date}", url.partition("/pool/")[0]) + path for url in deb.also)
-        now.append(replace(found, part=deb.part, also=tuple(also)))
+        now.append(replace(newest, part=deb.part, also=tuple(also)))
     return tuple(now)
 
 
@@ -358,12 +372,12 @@ def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
         except NetworkError as error:
             tried.append(str(error.what))
     index = load_index(deb.archive, deb.suite, deb.component, workspace)
-    found = index.find(deb.package)
-    if found.sha256 == deb.sha256:
-        fetch_all([deb.artifact(found.url)], workspace)
+    newest = index.find(deb.package)
+    if newest.sha256 == deb.sha256:
+        fetch_all([deb.artifact(newest.url)], workspace)
         return
     raise NetworkError(
-        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index now has {found.version} "
+        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index now has {newest.version} "
         f"(signature {index.signature}); other places failed too ({'; '.join(tried) or 'none'}).",
         fix=f"Refresh the lock with '{launcher()} bump bridge', or update ssm-forge.",
     )

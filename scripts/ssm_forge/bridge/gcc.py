@@ -80,6 +80,7 @@ class BundledCompiler:
 
     @property
     def major(self) -> int:
+        """``11`` of ``11.3.0``."""
         return int(self.version.split(".")[0])
 
     @property
@@ -196,9 +197,9 @@ def _digests(debs: Iterable[Deb]) -> tuple[str, ...]:
 def _stage_library(folder: Path, deb: Deb, library: str, workspace: Workspace) -> None:
     scratch = folder / ".unpacked"
     unpack(checked(deb.artifact(), workspace), scratch)
-    found = next(path for path in sorted(scratch.rglob(library)))
+    source = next(path for path in sorted(scratch.rglob(library)))
     (folder / "lib").mkdir()
-    shutil.copy(found.resolve(), folder / "lib" / library)
+    shutil.copy(source.resolve(), folder / "lib" / library)
     shutil.rmtree(scratch)
 
 
@@ -304,11 +305,11 @@ def _point_into_sysroot(home: Path, sysroot: Sequence[Deb], workspace: Workspace
     for name in sorted((home / "tool/usr/lib/gcc").rglob("*.so")):
         if not name.is_symlink() or name.exists():
             continue
-        found = next(iter(sorted(scratch.rglob(name.readlink().name))), None)
+        library = next(iter(sorted(scratch.rglob(name.readlink().name))), None)
         name.unlink()
-        if found is not None:
+        if library is not None:
             up = "/".join([".."] * len(name.parent.relative_to(home).parts))
-            link(f"{up}/sysroot/{found.relative_to(scratch)}", name)
+            link(f"{up}/sysroot/{library.relative_to(scratch)}", name)
     shutil.rmtree(scratch)
 
 

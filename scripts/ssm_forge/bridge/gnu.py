@@ -92,10 +92,12 @@ class Toolchain:
 
     @property
     def major(self) -> int:
+        """``11`` of ``11.3.0``."""
         return int(self.version.split(".")[0])
 
     @property
     def specs_folder(self) -> str:
+        """Where this GCC's specs lie below the prefix."""
         return specs_folder(self.version)
 
 

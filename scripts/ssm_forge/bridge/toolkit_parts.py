@@ -35,6 +35,7 @@ class ToolkitParts:
 
     @property
     def major(self) -> int:
+        """``12`` of ``12.4``."""
         return int(self.cuda.split(".")[0])
 
     @property
@@ -101,4 +102,5 @@ class Maker:
         )
 
     def names(self, wheel: LockedWheel, pattern: str) -> list[str]:
+        """Names of a wheel's files whose path in the toolkit has this pattern."""
         return file_names(wheel, pattern, self.workspace)

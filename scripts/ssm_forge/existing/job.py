@@ -76,7 +76,8 @@ def install_mamba(existing: Existing, options: Options, *, with_deps: bool, dry_
 
 
 def require_no_variant(existing: Existing, named: str | None) -> None:
-    """
+    """Refuse a variant or source for an environment that has a torch.
+
     Raises:
         UsageError: when a variant or a source is named for an environment whose torch decides.
     """
@@ -88,7 +89,8 @@ def require_no_variant(existing: Existing, named: str | None) -> None:
 
 
 def _check_options(existing: Existing, options: Options) -> None:
-    """
+    """Refuse options that ask for something else than the environment has.
+
     Raises:
         UsageError: when an option asks for what the environment has decided.
     """

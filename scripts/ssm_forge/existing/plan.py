@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.tags import Tag
+from packaging.version import Version
 
 from ssm_forge.base import machine
 from ssm_forge.base.files import sha256_of
@@ -174,7 +175,7 @@ def _parts(
 def _tools(python: str, toolkit: str, matrix: Matrix, workspace: Workspace) -> tuple[pylock.LockedWheel, ...]:
     """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on any."""
     pythons = matrix.get(toolkit, "bridge").pythons
-    nearest = python if python in pythons else pythons[-1] if _key(python) > _key(pythons[-1]) else pythons[0]
+    nearest = python if python in pythons else pythons[-1] if Version(python) > Version(pythons[-1]) else pythons[0]
     lock = pylock.lock_path(workspace, toolkit, f"py{nearest.replace('.', '')}")
     wheels = pylock.read(lock, nearest)
     return tuple(wheel for wheel in wheels if wheel.name in needs.TOOLS and _runs_on_any(wheel.tags))
@@ -182,10 +183,6 @@ def _tools(python: str, toolkit: str, matrix: Matrix, workspace: Workspace) -> t
 
 def _runs_on_any(tags: frozenset[Tag]) -> bool:
     return any(tag.interpreter.startswith("py3") or tag.interpreter == "py2.py3" for tag in tags)
-
-
-def _key(python: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in python.split("."))
 
 
 def _package(request: BuildRequest, existing: Existing, workspace: Workspace) -> PlannedPackage:

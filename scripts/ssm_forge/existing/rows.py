@@ -50,7 +50,8 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def derive(existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspace) -> Row:
-    """
+    """The row of the build matrix that fits an environment's torch.
+
     Raises:
         InstallError: when nothing can be made for this torch; names the nearest that works.
     """
@@ -120,7 +121,8 @@ def build_prefix(torch: Torch) -> str:
 
 
 def check_archs(archs: ArchList, row: Row) -> None:
-    """
+    """Refuse GPUs that a row's toolkit can't compile for.
+
     Raises:
         UsageError: when the toolkit lacks a capability.
     """

@@ -21,7 +21,7 @@ from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.package.file_differences import NEW, OLD, bytes_around, explain, lines_that_differ, only
 
-_WIDTH = 200
+_MOST_CHARACTERS = 200
 
 # What a zip notes of a member beside its bytes.
 _ZIP_METADATA = ("date_time", "external_attr", "compress_type", "create_system", "flag_bits", "extra", "comment")
@@ -59,6 +59,7 @@ class Comparison:
 
     @property
     def same(self) -> bool:
+        """Whether the files have the same bytes."""
         return self.sha256[0] == self.sha256[1]
 
 
@@ -198,7 +199,7 @@ def _difference(where: str, what: str, detail: Sequence[str] = ()) -> Difference
 def _plain(text: str) -> str:
     """One line for a terminal: what a package holds must not move the cursor or fill the screen."""
     safe = "".join(c if c.isprintable() else "    " if c == "\t" else f"\\x{ord(c):02x}" for c in text)
-    return safe if len(safe) <= _WIDTH else f"{safe[:_WIDTH]}..."
+    return safe if len(safe) <= _MOST_CHARACTERS else f"{safe[:_MOST_CHARACTERS]}..."
 
 
 def _container(old: _Package, new: _Package, folder: Path) -> list[Difference]:

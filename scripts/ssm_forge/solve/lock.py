@@ -22,8 +22,6 @@ from ssm_forge.solve.lock_sources import Kind, SourcePackage
 from ssm_forge.solve.run_exports import RunExports
 from ssm_forge.solve.solver import Request, solve
 
-VERSION = 7
-
 
 @dataclass(frozen=True)
 class LockedEnvironment:

@@ -170,7 +170,7 @@ def test_cpu_is_what_the_children_burnt_divided_by_tool_and_label(tmp_path: Path
     assert rest.first <= min(short.first, long.first) < short.last < long.last <= rest.last <= usage.wall
     assert told(second).at - looks.started <= long.last
     assert min(short.peak_rss, long.peak_rss) > 2_000_000
-    assert looks.count == usage.samples <= 1 + usage.wall / process_tree.INTERVAL
+    assert looks.count == usage.samples <= 1 + usage.wall / process_tree.INTERVAL_SECONDS
     assert 0 < usage.own_cpu <= time.process_time() - used
 
 
