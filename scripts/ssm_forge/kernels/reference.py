@@ -183,6 +183,7 @@ def selective_scan(
     Returns:
         y (B, D, L) and the last state (B, D, N).
     """
+    # Long: one formula, to be read in one piece beside the paper; half of it says what the shapes are.
     u, delta, a = wide(u), wide(delta), wide(a)
     batch, dim, length = u.shape
     if delta_bias is not None:
