@@ -37,6 +37,7 @@ printf '#!/bin/sh\nexec "%s" "%s" -objtemp -no-compress "$@"\n' "${compile}" "${
 specs="$("${CXX}" -print-file-name=builtin.specs)"
 [ -f "${specs}" ] || specs=""
 sysroot="$("${CXX}" -print-sysroot)"
+[ -d "${sysroot}" ] || sysroot=""
 printf '#!/bin/sh\nexport LINK_SPECS="%s" LINK_SYSROOT="%s"\nexec "%s" "%s" "$@"\n' \
     "${specs}" "${sysroot}" "${compile}" "${CXX}" >"${SRC_DIR}/.tools/g++"
 # torch writes build.ninja and starts the first ninja on PATH; this one orders the files before it starts the real one.

@@ -147,10 +147,10 @@ class ArchList:
     @classmethod
     def from_tag(cls, tag: str) -> ArchList:
         """Read back what :attr:`tag` wrote; text around it (a build string) is ignored."""
-        found = re.findall(r"(sm|compute)(\d{2,3})(ptx)?(?=_|$)", tag)
+        codes = re.findall(r"(sm|compute)(\d{2,3})(ptx)?(?=_|$)", tag)
         return cls(
-            tuple(sorted(Capability.from_sm(sm) for kind, sm, _ in found if kind == "sm")),
-            tuple(sorted(Capability.from_sm(sm) for kind, sm, with_ptx in found if with_ptx or kind == "compute")),
+            tuple(sorted(Capability.from_sm(sm) for kind, sm, _ in codes if kind == "sm")),
+            tuple(sorted(Capability.from_sm(sm) for kind, sm, with_ptx in codes if with_ptx or kind == "compute")),
         )
 
 
@@ -194,8 +194,8 @@ def resolve(
         UsageError: for ``native`` without a GPU, or a list that can't be read.
     """
     if request is None:
-        mine = [code for g in gpus if (code := code_for(g, supported)) in supported]
-        arches = ArchList(tuple(sorted(set(mine)))) if mine else ArchList.parse(default)
+        codes = [code for g in gpus if (code := code_for(g, supported)) in supported]
+        arches = ArchList(tuple(sorted(set(codes)))) if codes else ArchList.parse(default)
     elif request == "native":
         if not gpus:
             raise UsageError(

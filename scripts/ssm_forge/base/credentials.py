@@ -98,17 +98,11 @@ def find(url: str) -> Credential | None:
     host = urlsplit(url).hostname or ""
     if not host:
         return None
-    for place in (_from_environment, _from_auth_file, _from_keyring, _from_default_file, _from_netrc):
-        found = place(host)
-        if found is not None:
-            return found
+    for look_up in (_from_environment, _from_auth_file, _from_keyring, _from_default_file, _from_netrc):
+        credential = look_up(host)
+        if credential is not None:
+            return credential
     return None
-
-
-def authorization(url: str) -> dict[str, str]:
-    """The headers to send to ``url``: empty when there is no credential for it."""
-    found = find(url)
-    return {"Authorization": found.header} if found else {}
 
 
 # What RATTLER_AUTH_FILE was outside of each for_engine() that is open, the outermost first.
@@ -203,13 +197,13 @@ def _from_netrc(host: str) -> Credential | None:
     if not path.exists():
         return None
     try:
-        found = netrc.netrc(path).hosts.get(host)
+        entry = netrc.netrc(path).hosts.get(host)
     except (OSError, netrc.NetrcParseError, ValueError, RecursionError) as error:
         # The error quotes the line it stumbled over, which may be a password.
         line = getattr(error, "lineno", None)
         where = f" (line {line})" if line else ""
         raise UsageError(f"{path} can't be read{where}.", fix="Correct the file.") from None
-    return _clean(Credential(found[0], found[2] or "", "basic", str(path))) if found else None
+    return _clean(Credential(entry[0], entry[2] or "", "basic", str(path))) if entry else None
 
 
 def _read_auth_file(path: Path) -> dict[str, Any]:
@@ -243,14 +237,14 @@ def _credential(entry: Any, source: str) -> Credential | None:
         return None
     basic = entry.get("BasicHTTP")
     if "BearerToken" in entry:
-        found = Credential("", entry["BearerToken"], "bearer", source)
+        credential = Credential("", entry["BearerToken"], "bearer", source)
     elif "CondaToken" in entry:
-        found = Credential("", entry["CondaToken"], "conda", source)
+        credential = Credential("", entry["CondaToken"], "conda", source)
     elif isinstance(basic, dict):
-        found = Credential(basic.get("username", ""), basic.get("password", ""), "basic", source)
+        credential = Credential(basic.get("username", ""), basic.get("password", ""), "basic", source)
     else:
         return None
-    return _clean(found)
+    return _clean(credential)
 
 
 def _clean(credential: Credential) -> Credential:

@@ -85,12 +85,12 @@ class VerifyError(ForgeError):
     exit_code = 9
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, words: Iterable[str]) -> str:
     """``Did you mean 'cu130'? ``, to be put before what else there is to say; empty when no word is near.
 
     Args:
-        known: the words that would have been right.
+        words: those that would have been right.
     """
-    spelled = {name.lower(): name for name in known}
+    spelled = {name.lower(): name for name in words}
     near = difflib.get_close_matches(word.lower(), spelled, n=1)
     return f"Did you mean '{spelled[near[0]]}'? " if near else ""

@@ -23,7 +23,7 @@ from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import download_progress, human_bytes
 from ssm_forge.base.web import HOW_TO_LOG_IN, session
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 _ATTEMPTS = 4
 # A host that can't be reached is most often a missing network: say so soon.
 _CONNECT_ATTEMPTS = 2
@@ -48,6 +48,7 @@ class Artifact:
 
 
 def cached_path(artifact: Artifact, workspace: Workspace) -> Path:
+    """Where the cache has a file, or will have it."""
     return workspace.downloads / artifact.sha256 / artifact.name
 
 
@@ -111,10 +112,10 @@ def checked(artifact: Artifact, workspace: Workspace) -> Path:
         IntegrityError: when it differs; the file is removed, so that the next run downloads it again.
     """
     path = cached_path(artifact, workspace)
-    found = sha256_of(path)
-    if found != artifact.sha256:
+    sha256 = sha256_of(path)
+    if sha256 != artifact.sha256:
         path.unlink()
-        raise _mismatch(artifact, found, str(path))
+        raise _mismatch(artifact, sha256, str(path))
     return path
 
 
@@ -142,14 +143,14 @@ def _fetch(
     adopted = _adopt_leftover(target, partial)
     with _held(partial):
         _fill(artifact, partial, workspace, client, progress, task, stop)
-        found = sha256_of(partial)
-        if found == artifact.sha256:
+        sha256 = sha256_of(partial)
+        if sha256 == artifact.sha256:
             partial.replace(target)
             return
         progress.advance(task, -partial.stat().st_size)
         partial.unlink()
     if not adopted:
-        raise _mismatch(artifact, found, mirrored(artifact.url))
+        raise _mismatch(artifact, sha256, mirrored(artifact.url))
     # What the killed run left may be what is wrong.
     _fetch(artifact, workspace, client, progress, task, stop)
 
@@ -163,7 +164,11 @@ def _fill(
     task: TaskID,
     stop: threading.Event,
 ) -> None:
-    """Download into ``partial`` until it is whole, or its host has failed too often."""
+    """Download into ``partial`` until it is whole, or its host has failed too often.
+
+    Not :func:`web.retrying`: each attempt goes on where the one before stopped, waits no longer once another download
+    has failed, and a host that can't be reached at all is given up sooner.
+    """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             _download(artifact, partial, client, progress, task, stop)
@@ -255,7 +260,7 @@ def _download(
         progress.advance(task, counted)
         try:
             with partial.open("ab" if resumed else "wb") as stream:
-                for chunk in response.iter_bytes(_CHUNK):
+                for chunk in response.iter_bytes(_CHUNK_BYTES):
                     if stop.is_set():
                         raise httpx.ReadError("stopped because another download failed")
                     stream.write(chunk)
@@ -276,8 +281,8 @@ def _refused(artifact: Artifact, status: int) -> ForgeError:
     return NetworkError(f"{mirrored(artifact.url)} answered {status}.", fix=fix)
 
 
-def _mismatch(artifact: Artifact, found: str, where: str) -> IntegrityError:
+def _mismatch(artifact: Artifact, sha256: str, where: str) -> IntegrityError:
     return IntegrityError(
-        f"sha256 of {where} is {found}, but the lock says {artifact.sha256}; the file was not used.",
+        f"sha256 of {where} is {sha256}, but the lock says {artifact.sha256}; the file was not used.",
         fix="Run the same command again; if it happens again, the file or the lock was tampered with.",
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ssm_forge.base import owners
@@ -20,17 +22,24 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all; an unchanged one is left alone."""
-    if path.exists() and path.read_bytes() == data:
-        return
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write a file to, which takes the place of ``path`` at the end; of a failure nothing stays."""
     partial = path.with_name(f".{path.name}.{owners.mark()}.part")
     try:
-        partial.write_bytes(data)
-        flush(partial)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, and on the disk; an unchanged one is left alone."""
+    if path.exists() and path.read_bytes() == data:
+        return
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+        flush(partial)
 
 
 def sha256_of(path: Path) -> str:

@@ -6,14 +6,14 @@ import errno
 from pathlib import Path
 
 
-def give_place(made: Path, target: Path) -> None:
+def give_place(finished: Path, target: Path) -> None:
     """Rename a finished folder to ``target``; one that is there already stays, since all that are made are the same.
 
     The name must say what is in the folder, or an older one would be taken for this one.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        made.rename(target)
+        finished.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

@@ -24,7 +24,7 @@ MOST_BYTES = 1 << 30
 # Of files that people and this project write: tokens, policies, statements, pack.json, records of a prefix.
 MOST_SMALL_BYTES = 64 << 20
 
-_BLOCK = 1 << 20
+_BLOCK_BYTES = 1 << 20
 # Half of a pair in an escape: no text has it, no file name and no terminal takes it.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _HEX = re.compile(r"[0-9a-f]+")
@@ -47,12 +47,12 @@ def limited(stream: IO[bytes] | io.BufferedIOBase, most: int) -> bytes:
     Raises:
         ValueError: when that is more than ``most``.
     """
-    found = bytearray()
-    while block := stream.read(min(_BLOCK, most + 1 - len(found))):
-        found += block
-        if len(found) > most:
+    content = bytearray()
+    while block := stream.read(min(_BLOCK_BYTES, most + 1 - len(content))):
+        content += block
+        if len(content) > most:
             raise ValueError(f"it is larger than {most} bytes")
-    return bytes(found)
+    return bytes(content)
 
 
 def json_from(data: bytes) -> Any:
@@ -112,6 +112,7 @@ def from_xz(data: bytes, most: int = MOST_BYTES) -> bytes:
 
 
 def is_text(value: object) -> bool:
+    """Whether a value is a string."""
     return isinstance(value, str)
 
 
@@ -121,10 +122,12 @@ def is_number(value: object) -> bool:
 
 
 def is_list_of_text(value: object) -> bool:
+    """Whether a value is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def is_hex(digits: int) -> Callable[[object], bool]:
+    """A question: whether a value is this many lower-case hexadecimal digits."""
     return lambda value: isinstance(value, str) and len(value) == digits and _HEX.fullmatch(value) is not None
 
 

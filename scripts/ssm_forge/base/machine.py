@@ -42,13 +42,13 @@ def gpus() -> tuple[Gpu, ...]:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    found = []
+    listed = []
     for line in answer.splitlines():
         parts = [part.strip() for part in line.rsplit(",", 2)]
         # Warnings come on stdout too, and a GPU that fell off the bus answers "[N/A]".
         if len(parts) == 3 and re.fullmatch(r"\d+\.\d", parts[1]):
-            found.append(Gpu(parts[0], Capability.parse(parts[1]), parts[2]))
-    return tuple(found)
+            listed.append(Gpu(parts[0], Capability.parse(parts[1]), parts[2]))
+    return tuple(listed)
 
 
 def glibc() -> str:

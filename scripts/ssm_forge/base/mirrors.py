@@ -37,7 +37,7 @@ def configured() -> dict[str, tuple[str, ...]]:
     Raises:
         UsageError: when a configuration file can't be read.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    mirrors: dict[str, tuple[str, ...]] = {}
     for path in _files():
         try:
             data = foreign.toml_from(foreign.read_bytes(path))
@@ -47,8 +47,8 @@ def configured() -> dict[str, tuple[str, ...]]:
         except (OSError, ValueError) as error:
             raise UsageError(f"pixi's configuration {path} can't be read ({error}).") from error
         for source, targets in data.get("mirrors", {}).items():
-            found[_slash(source)] = tuple(_slash(target) for target in targets)
-    return found
+            mirrors[_slash(source)] = tuple(_slash(target) for target in targets)
+    return mirrors
 
 
 def _are_mirrors(value: object) -> bool:

@@ -28,10 +28,10 @@ def mark(pid: int | None = None) -> str:
 
 def gone(name: str) -> bool | None:
     """Whether the process that a name is marked with has ended; None where this machine can't know."""
-    found = _MARK.search(name)
-    if found is None or found["machine"] != _machine():
+    owner = _MARK.search(name)
+    if owner is None or owner["machine"] != _machine():
         return None
-    return _started(int(found["pid"])) != int(found["started"])
+    return _started(int(owner["pid"])) != int(owner["started"])
 
 
 def others_work(name: str) -> bool:

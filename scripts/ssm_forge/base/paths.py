@@ -23,14 +23,17 @@ class Workspace:
 
     @property
     def manifest(self) -> Path:
+        """pixi.toml: environments and tasks."""
         return self.root / "pixi.toml"
 
     @property
     def lock(self) -> Path:
+        """pixi.lock: what each environment consists of."""
         return self.root / "pixi.lock"
 
     @property
     def recipes(self) -> Path:
+        """The recipes of both packages, and what they share."""
         return self.root / "recipes"
 
     @property
@@ -40,6 +43,7 @@ class Workspace:
 
     @property
     def source_lock(self) -> Path:
+        """The lock of the workspace in which pixi builds the kernels."""
         return self.recipes / "pixi.lock"
 
     @property
@@ -49,10 +53,12 @@ class Workspace:
 
     @property
     def variants(self) -> Path:
+        """The build matrix."""
         return self.recipes / "variants.yaml"
 
     @property
     def patches(self) -> Path:
+        """The patches of upstream's sources and of torch."""
         return self.root / "patches"
 
     @property
@@ -62,10 +68,12 @@ class Workspace:
 
     @property
     def state(self) -> Path:
+        """What belongs to this checkout and is in no repository."""
         return self.root / ".pixi"
 
     @property
     def envs(self) -> Path:
+        """The environments that installing makes where no prefix is named."""
         return self.state / "envs"
 
     @property
@@ -75,6 +83,7 @@ class Workspace:
 
     @property
     def bridge_locks(self) -> Path:
+        """What the bridge is made from: locks of wheels and of Debian packages."""
         return self.recipes / "bridge"
 
     @property

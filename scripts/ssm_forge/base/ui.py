@@ -41,6 +41,7 @@ def note(message: str) -> None:
 
 
 def download_progress() -> Progress:
+    """A progress bar that counts bytes."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -53,6 +54,7 @@ def download_progress() -> Progress:
 
 
 def step_progress() -> Progress:
+    """A progress bar that counts things done."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

@@ -41,8 +41,8 @@ class Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         if self.size < 0:
             raise tarfile.ReadError(f"a member of {self.size} bytes")
-        made: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
-        return made
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
 
 
 def unpack_tar(source: Path | IO[bytes], folder: Path, *, named: object = "", absolute_links: bool = False) -> None:
@@ -70,8 +70,8 @@ def unpack_tar(source: Path | IO[bytes], folder: Path, *, named: object = "", ab
             while tar.fileobj and tar.fileobj.read(1 << 20):
                 pass
         # At the end, because a file that is made in a folder changes the folder's time.
-        for made, time in folders:
-            os.utime(made, (time, time))
+        for path, time in folders:
+            os.utime(path, (time, time))
     except (*DAMAGE, OSError) as error:
         if not is_damage(error):
             raise

@@ -35,8 +35,8 @@ def is_under(url: str, folder: str) -> bool:
     """Whether ``url`` is ``folder`` or lies below it, however the two are spelled."""
     if url.lower().startswith("file:") and folder.lower().startswith("file:"):
         # A link may stand anywhere: the channel, a platform's folder in it, or the package itself.
-        place, path = local_path(folder).resolve(), local_path(url)
-        return any(parent.resolve() == place for parent in (path, *path.parents, *path.resolve().parents))
+        top, path = local_path(folder).resolve(), local_path(url)
+        return any(parent.resolve() == top for parent in (path, *path.parents, *path.resolve().parents))
     return canonical(url).startswith(canonical(folder))
 
 

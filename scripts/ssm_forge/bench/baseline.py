@@ -19,7 +19,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
 from ssm_forge.bench import process_tree
 from ssm_forge.bench import tools as build_tools
-from ssm_forge.bench.process_tree import Usage
+from ssm_forge.bench.usage import Usage, join
 from ssm_forge.channel import folder as channel
 from ssm_forge.flow import plan, planning
 from ssm_forge.install import marker
@@ -52,34 +52,34 @@ class Wheel:
     extension: Path
 
 
-def environment(options: plan.Options, prefix: Path, place: Workspace, log: Log) -> Path:
+def environment(options: plan.Options, prefix: Path, workspace: Workspace, log: Log) -> Path:
     """Make an environment with the variant's toolchain, torch, and what upstream's setup.py needs."""
-    origin = planning.origin(options, place)
+    origin = planning.origin(options, workspace)
     variant = origin.variant
-    channel.ensure_indexed(place.channel)
+    channel.ensure_indexed(workspace.channel)
     specs = [*toolchain.specs(variant), f"python {origin.python}.*", variant.torch_spec, *_TOOLS]
     records = solve_prefix.solve_for_prefix(specs, origin.channels, prefix=None, cuda=variant.cuda)
     names = tuple(sorted(record.file_name for record in records))
-    made = marker.Installed(variant.name, origin.python, variant.source, names, created=True)
-    install.install(records, prefix, made, place, log)
+    installed = marker.Installed(variant.name, origin.python, variant.source, names, created=True)
+    install.install(records, prefix, installed, workspace, log)
     return prefix
 
 
-def sources(options: plan.Options, kind: Kind, folder: Path, place: Workspace) -> dict[str, Path]:
+def sources(options: plan.Options, kind: Kind, folder: Path, workspace: Workspace) -> dict[str, Path]:
     """Unpack both sdists, patched as ``kind`` asks; project -> folder with its setup.py.
 
     Raises:
         BuildError: when a patch does not fit.
     """
-    variant = planning.origin(options, place).variant
-    found = {}
+    variant = planning.origin(options, workspace).variant
+    trees = {}
     for project in recipe.PROJECTS:
         version = variant.projects[project]
-        tree = sdists.unpack(sdists.find(project, version, place), folder / project, place)
+        tree = sdists.unpack(sdists.find(project, version, workspace), folder / project, workspace)
         if kind == "same capability":
-            _patch(tree, sorted((place.patches / project / version).glob("*.patch")))
-        found[project] = tree
-    return found
+            _patch(tree, sorted((workspace.patches / project / version).glob("*.patch")))
+        trees[project] = tree
+    return trees
 
 
 def _patch(tree: Path, patches: list[Path]) -> None:
@@ -114,7 +114,7 @@ def build(trees: dict[str, Path], prefix: Path, archs: str, output: Path, log: L
             raise BuildError(f"upstream's own build of {project} failed.", log=log.path)
         usages.append(usage)
         wheels.append(_read(project, folder))
-    return process_tree.join(usages), wheels
+    return join(usages), wheels
 
 
 def _environment(prefix: Path, archs: str) -> dict[str, str]:

@@ -15,107 +15,20 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from ssm_forge.bench.usage import Group, Moment, ToolUse, Usage
 
 # What a command line says: the kind of program, and labels that its descendants share.
 Describe = Callable[[tuple[str, ...]], tuple[str, Mapping[str, str]]]
 
-INTERVAL = 0.05
-MEMORY_NOTE = "sum of RSS over all processes of the tree; pages that two of them share count twice"
+INTERVAL_SECONDS = 0.05
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _GRACE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class ToolUse:
-    """What one kind of program took under one set of labels.
-
-    Attributes:
-        cpu: seconds, user and system, as far as samples saw it.
-        first: seconds from the start of the command to the first sample with such a process.
-        last: the same, of the last one.
-    """
-
-    cpu: float
-    first: float
-    last: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """All processes with the same labels.
-
-    Attributes:
-        peak_rss: bytes, the highest sum of RSS at one moment.
-    """
-
-    labels: dict[str, str]
-    tools: dict[str, ToolUse]
-    peak_rss: int
-
-    @property
-    def cpu(self) -> float:
-        return sum(use.cpu for use in self.tools.values())
-
-    @property
-    def first(self) -> float:
-        return min(use.first for use in self.tools.values())
-
-    @property
-    def last(self) -> float:
-        return max(use.last for use in self.tools.values())
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One second of the timeline.
-
-    Attributes:
-        at: seconds from the start.
-        cpu: CPU seconds by kind of program within this second.
-        rss: bytes, the highest sum of RSS in it.
-    """
-
-    at: float
-    cpu: dict[str, float]
-    rss: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a command and everything it started took.
-
-    Attributes:
-        wall: seconds.
-        cpu: seconds, user and system, of the whole tree.
-        cpu_by_tool: seconds, as far as samples saw it.
-        peak_rss: bytes, the highest sum of RSS at one moment (see ``MEMORY_NOTE``).
-        largest: bytes, the highest RSS of a single process.
-        samples: how often the tree was looked at.
-        others_cpu: CPU seconds that the rest of this machine took meanwhile.
-        own_cpu: CPU seconds that measuring took.
-    """
-
-    returncode: int
-    wall: float
-    cpu: float
-    cpu_by_tool: dict[str, float]
-    peak_rss: int
-    largest: int
-    groups: tuple[Group, ...]
-    timeline: tuple[Moment, ...]
-    samples: int
-    others_cpu: float
-    own_cpu: float
-
-    @property
-    def unseen(self) -> float:
-        """CPU seconds that no sample saw: short processes, and the end of each long one."""
-        return max(0.0, self.cpu - sum(self.cpu_by_tool.values()))
 
 
 @dataclass(frozen=True)
@@ -257,6 +170,7 @@ class Tree:
         return list(self._refresh())
 
     def groups(self) -> tuple[Group, ...]:
+        """What the samples saw so far, by labels."""
         return tuple(
             Group(
                 tally.labels, {tool: ToolUse(tally.cpu[tool], *span) for tool, span in tally.spans.items()}, tally.peak
@@ -275,8 +189,8 @@ class Tree:
             stat = _read_stat(pid)
             if stat is None:
                 continue
-            known = self._members.get(pid)
-            (seen if known is not None and known.start == stat.start else fresh)[pid] = stat
+            member = self._members.get(pid)
+            (seen if member is not None and member.start == stat.start else fresh)[pid] = stat
         self._members = {pid: process for pid, process in self._members.items() if pid in seen}
         # A session may begin after its leader was first seen.
         self._sessions |= {pid for pid, stat in seen.items() if stat.session == pid}
@@ -287,8 +201,8 @@ class Tree:
     def _admit(self, fresh: dict[int, _Stat]) -> dict[int, _Stat]:
         """Take the tree's processes out of ``fresh``."""
         admitted: dict[int, _Stat] = {}
-        while found := [pid for pid, stat in fresh.items() if self._belongs(pid, stat, fresh)]:
-            for pid in found:
+        while pids := [pid for pid, stat in fresh.items() if self._belongs(pid, stat, fresh)]:
+            for pid in pids:
                 stat = admitted[pid] = fresh.pop(pid)
                 self._members[pid] = _Process(stat.start, self._members.get(stat.parent), tool=stat.name)
                 if stat.session == pid:
@@ -324,9 +238,11 @@ def measure(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
-    interval: float = INTERVAL,
+    interval: float = INTERVAL_SECONDS,
 ) -> Usage:
-    """Run a command in a session of its own until it ends, and measure its tree.
+    """Run a command in a session of its own until it ends; what it and all that it started took comes out.
+
+    On any exception, Ctrl-C included, every process of the tree is stopped first.
 
     Args:
         describe: what a command line says.
@@ -334,15 +250,13 @@ def measure(
         output: file for its stdout; the log where there is none.
         labels: labels of the whole tree.
         interval: seconds between two looks.
-
-    On any exception, Ctrl-C included, every process of the tree is stopped first.
     """
     busy, own = _machine_busy(), time.process_time()
     started = time.monotonic()
     with log.open("ab") as messages, contextlib.ExitStack() as stack:
         stdout = messages if output is None else stack.enter_context(output.open("wb"))
         process = subprocess.Popen(
-            list(map(str, command)),
+            [str(word) for word in command],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=messages,
@@ -361,18 +275,27 @@ def measure(
     except BaseException:
         _stop(process, tree)
         raise
-    wall = time.monotonic() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
+    wall, process.returncode = time.monotonic() - started, os.waitstatus_to_exitcode(status)
+    figures = _figures(tree, process.returncode, wall, of_kernel=usage.ru_utime + usage.ru_stime)
+    own_cpu = time.process_time() - own
+    return replace(figures, others_cpu=max(0.0, _machine_busy() - busy - figures.cpu - own_cpu), own_cpu=own_cpu)
+
+
+def _figures(tree: Tree, returncode: int, wall: float, *, of_kernel: float) -> Usage:
+    """What the samples of a tree come to, without what was outside of it.
+
+    Args:
+        wall: seconds that the command took.
+        of_kernel: CPU seconds of the tree as the kernel counts them.
+    """
     by_tool: Counter[str] = Counter()
     for group in tree.groups():
         by_tool.update({tool: use.cpu for tool, use in group.tools.items()})
-    # What nobody waited for is in no total of the kernel's.
-    cpu = max(usage.ru_utime + usage.ru_stime, sum(by_tool.values()))
-    own_cpu = time.process_time() - own
     return Usage(
-        returncode=process.returncode,
+        returncode=returncode,
         wall=wall,
-        cpu=cpu,
+        # What nobody waited for is in no total of the kernel's.
+        cpu=max(of_kernel, sum(by_tool.values())),
         cpu_by_tool=dict(by_tool),
         peak_rss=tree.peak_rss,
         # Not the kernel's ru_maxrss: that counts this process too, which the command is a copy of at first.
@@ -380,8 +303,8 @@ def measure(
         groups=tree.groups(),
         timeline=tuple(tree.timeline[second] for second in sorted(tree.timeline)),
         samples=tree.samples,
-        others_cpu=max(0.0, _machine_busy() - busy - cpu - own_cpu),
-        own_cpu=own_cpu,
+        others_cpu=0.0,
+        own_cpu=0.0,
     )
 
 
@@ -392,40 +315,10 @@ def _stop(process: subprocess.Popen[bytes], tree: Tree) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         tree.alive()  # A process is known as long as its parent was seen.
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL_SECONDS)
     for _ in range(3):
         for pid in tree.alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL_SECONDS)
     process.wait()
-
-
-def join(usages: Iterable[Usage]) -> Usage:
-    """Commands that ran one after the other, as one."""
-    every = list(usages)
-    shift, groups, timeline = 0.0, [], []
-    by_tool: Counter[str] = Counter()
-    for usage in every:
-        groups += [_shifted(group, shift) for group in usage.groups]
-        timeline += [replace(moment, at=moment.at + shift) for moment in usage.timeline]
-        by_tool.update(usage.cpu_by_tool)
-        shift += usage.wall
-    return Usage(
-        returncode=max((usage.returncode for usage in every), key=abs),
-        wall=shift,
-        cpu=sum(usage.cpu for usage in every),
-        cpu_by_tool=dict(by_tool),
-        peak_rss=max(usage.peak_rss for usage in every),
-        largest=max(usage.largest for usage in every),
-        groups=tuple(groups),
-        timeline=tuple(timeline),
-        samples=sum(usage.samples for usage in every),
-        others_cpu=sum(usage.others_cpu for usage in every),
-        own_cpu=sum(usage.own_cpu for usage in every),
-    )
-
-
-def _shifted(group: Group, seconds: float) -> Group:
-    tools = {t: replace(use, first=use.first + seconds, last=use.last + seconds) for t, use in group.tools.items()}
-    return replace(group, tools=tools)

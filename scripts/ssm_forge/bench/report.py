@@ -30,26 +30,26 @@ def ratios(document: Document) -> dict[str, float]:
     """
     steps, baseline = document["steps"], document.get("baseline", {})
     cold = steps.get("cold")
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     if cold:
-        found["cold: CPU outside the compilers"] = cold["cpu_outside_compilers"] / cold["cpu"]
+        figures["cold: CPU outside the compilers"] = cold["cpu_outside_compilers"] / cold["cpu"]
         busy = [window["busy"] for window in cold["compile"].values()]
-        found["cold: cores busy while compiling"] = min(busy, default=0.0)
+        figures["cold: cores busy while compiling"] = min(busy, default=0.0)
         simulated = document["simulated"]
-        found["16 cores / 2 cores, simulated"] = simulated["16"] / simulated["2"]
+        figures["16 cores / 2 cores, simulated"] = simulated["16"] / simulated["2"]
         for step in ("warm", "second Python"):
             if step in steps:
-                found[f"{step} / cold"] = steps[step]["wall"] / cold["wall"]
+                figures[f"{step} / cold"] = steps[step]["wall"] / cold["wall"]
         for kind, its in baseline.items():
-            found[f"upstream, {kind} / cold"] = its["wall"] / cold["wall"]
+            figures[f"upstream, {kind} / cold"] = its["wall"] / cold["wall"]
     same = baseline.get("same capability")
     if same and cold:
         sizes = {package["file"]: package["size"] for package in cold["packages"]}
         for wheel in same["wheels"]:
             ours = next(size for file, size in sizes.items() if file.startswith(f"{wheel['project']}-"))
-            found[f"{wheel['project']}: package with upstream's flags / ours"] = wheel["size_as_package"] / ours
-            found[f"{wheel['project']}: upstream's wheel / our package"] = wheel["wheel_size"] / ours
-    return found
+            figures[f"{wheel['project']}: package with upstream's flags / ours"] = wheel["size_as_package"] / ours
+            figures[f"{wheel['project']}: upstream's wheel / our package"] = wheel["wheel_size"] / ours
+    return figures
 
 
 def tables(document: Document) -> Group:

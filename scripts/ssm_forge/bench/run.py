@@ -26,7 +26,7 @@ from ssm_forge.base.ui import Log, human_seconds, say
 from ssm_forge.bench import baseline as build_baseline
 from ssm_forge.bench import process_tree
 from ssm_forge.bench import tools as build_tools
-from ssm_forge.bench.process_tree import Group, Usage
+from ssm_forge.bench.usage import MEMORY_NOTE, Group, Usage
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build.schedule import Job, longest_first, simulate
 from ssm_forge.channel import folder as channel
@@ -59,6 +59,7 @@ class Target:
     host_compiler: str = "auto"
 
     def options(self, python: str) -> plan.Options:
+        """What the planner is asked for, with one of the two Pythons."""
         return plan.Options(
             variant=self.variant,
             python=python,
@@ -70,6 +71,7 @@ class Target:
         )
 
     def arguments(self, python: str) -> list[str]:
+        """The same as words of the command line."""
         words = ["--variant", self.variant, "--python", python, "--cuda-arch", self.cuda_arch, "--source", self.source]
         words += ["--host-compiler", self.host_compiler]
         return words + (["--jobs", str(self.jobs)] if self.jobs else [])
@@ -100,7 +102,7 @@ class Bench:
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "machine": this_machine(),
             "target": asdict(self.target),
-            "memory": process_tree.MEMORY_NOTE,
+            "memory": MEMORY_NOTE,
             "steps": {},
         }
         say("Making what both builds take for granted: bridge, torch, toolkit")
@@ -162,7 +164,7 @@ class Bench:
     def _wheel(self, wheel: build_baseline.Wheel, kind: build_baseline.Kind, folder: Path) -> Document:
         """A wheel's sizes; beside our package of the same capability, what its flags change."""
         (ours,) = (self.scratch / "cold" / channel.SUBDIR).glob(f"{wheel.project}-*.conda")
-        found: Document = {
+        document: Document = {
             "project": wheel.project,
             "wheel_size": wheel.path.stat().st_size,
             "extension_size": wheel.extension.stat().st_size,
@@ -172,8 +174,8 @@ class Bench:
             with tempfile.TemporaryDirectory(dir=self.scratch) as scratch:
                 extract(ours, Path(scratch))
                 (extension,) = Path(scratch).glob(f"lib/python*/site-packages/{wheel.extension.name}")
-                found["sass"] = gpu_code.compare_libraries(extension, wheel.extension).as_dict()
-        return found
+                document["sass"] = gpu_code.compare_libraries(extension, wheel.extension).as_dict()
+        return document
 
 
 def told(usage: Usage) -> Document:
@@ -209,24 +211,24 @@ def windows(groups: Sequence[Group], cores: int) -> Document:
 
     What the linker takes is not part of it: nothing else is left to do then.
     """
-    found = {}
-    mine = [g for g in groups if g.labels.get("source", "(link)") != "(link)" and g.labels.get("extension")]
-    for extension in sorted({g.labels["extension"] for g in mine}):
-        of_it = [g for g in mine if g.labels["extension"] == extension]
+    by_extension = {}
+    compilers = [g for g in groups if g.labels.get("source", "(link)") != "(link)" and g.labels.get("extension")]
+    for extension in sorted({g.labels["extension"] for g in compilers}):
+        of_it = [g for g in compilers if g.labels["extension"] == extension]
         wall = max(g.last for g in of_it) - min(g.first for g in of_it)
         cpu = sum(g.cpu for g in of_it)
-        found[extension] = {"wall": wall, "cpu": cpu, "busy": cpu / (wall * cores) if wall else 0.0}
-    return found
+        by_extension[extension] = {"wall": wall, "cpu": cpu, "busy": cpu / (wall * cores) if wall else 0.0}
+    return by_extension
 
 
 def costs(document: Document) -> dict[str, list[Job]]:
     """What the files of a cold build took, longest first; extension -> its files."""
-    found: dict[str, list[Job]] = {}
+    jobs_of: dict[str, list[Job]] = {}
     for file in document["steps"]["cold"]["files"]:
         if file["source"] != "(link)" and file["extension"]:
             job = Job(file["source"], file["cpu"], file["peak_memory"])
-            found.setdefault(file["extension"], []).append(job)
-    return {extension: longest_first(jobs) for extension, jobs in sorted(found.items())}
+            jobs_of.setdefault(file["extension"], []).append(job)
+    return {extension: longest_first(jobs) for extension, jobs in sorted(jobs_of.items())}
 
 
 def simulated(document: Document) -> dict[str, float]:
@@ -237,12 +239,12 @@ def simulated(document: Document) -> dict[str, float]:
 
 def packages(folder: Path) -> list[Document]:
     """The packages of a channel: sizes, and the hash that tells whether two are the same."""
-    found = []
+    documents = []
     for path in sorted(folder.glob(f"{channel.SUBDIR}/*.conda")):
         name = read_json(path, "index.json")["name"]
         entries = read_json(path, "paths.json")["paths"]
         binary = [e for e in entries if recipe.EXTENSIONS[name] in e["_path"] and e["_path"].endswith(".so")]
-        found.append(
+        documents.append(
             {
                 "file": path.name,
                 "sha256": sha256_of(path),
@@ -250,7 +252,7 @@ def packages(folder: Path) -> list[Document]:
                 "extension_size": sum(e["size_in_bytes"] for e in binary),
             }
         )
-    return found
+    return documents
 
 
 def this_machine() -> Document:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from packaging.version import Version
 
@@ -23,7 +23,8 @@ from ssm_forge.bridge import debian, gcc, nvidia, pylock, thin, torch
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
-from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
+from ssm_forge.bridge.toolkit import toolkit_packages
+from ssm_forge.bridge.toolkit_parts import ToolkitParts
 from ssm_forge.bridge.wheels import distributions, wheel_package
 from ssm_forge.manifest.variants import Variant
 
@@ -62,12 +63,14 @@ class Parts:
 
     @property
     def artifacts(self) -> list[Artifact]:
+        """Every file to download."""
         newer = (self.toolkit.ptxas,) if self.toolkit.ptxas else ()
         wheels = (wheel.artifact for wheel in (*self.wheels, *self.toolkit.wheels, *newer))
         return list(dict.fromkeys([*wheels, *(deb.artifact() for deb in self.debs)]))
 
 
 def channel_dir(workspace: Workspace, variant: Variant) -> Path:
+    """The folder of a variant's bridge channel."""
     return workspace.bridge / variant.name
 
 
@@ -140,13 +143,20 @@ def _bundled(lock: Path, why: str = "") -> gcc.BundledCompiler:
     return compiler
 
 
-def bytes_needed(parts: Parts, workspace: Workspace) -> tuple[int, int]:
-    """Bytes to download and bytes of disk that assembling still takes."""
+class BytesNeeded(NamedTuple):
+    """What assembling a bridge still takes, in bytes."""
+
+    download: int
+    disk: int
+
+
+def bytes_needed(parts: Parts, workspace: Workspace) -> BytesNeeded:
+    """What assembling these parts still takes, with what is cached and made already left out."""
     if _complete(parts, workspace):
-        return 0, 0
+        return BytesNeeded(0, 0)
     download = sum(a.size for a in missing(parts.artifacts, workspace))
     total = sum(a.size for a in parts.artifacts)
-    return download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download)
+    return BytesNeeded(download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
 
 
 def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
@@ -167,14 +177,10 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
 
 
 def assemble_toolchain(parts: Parts, workspace: Workspace, log: Log) -> None:
-    """Make the packages of the toolkit and the compiler alone, which the variants' Pythons share.
-
-    The channel is complete only after :func:`assemble`, which makes the rest.
-    """
+    """Make the packages of toolkit and compiler alone, which all Pythons share; :func:`assemble` makes the rest."""
     channel = channel_dir(workspace, parts.variant)
-    debs = (*parts.toolkit.debs, *getattr(parts.compiler, "debs", ()))
     _use(channel)
-    debian.fetch_debs(debs, workspace)
+    debian.fetch_debs((*parts.toolkit.debs, *getattr(parts.compiler, "debs", ())), workspace)
     fetch_all([wheel.artifact for wheel in parts.toolkit.wheels], workspace)
     with _alone(parts, channel), _locked(workspace.bridge):
         drop_older_layout(channel)
@@ -382,7 +388,7 @@ def _open_lock(channel: Path) -> IO[str]:
 
 
 def _check_disk(parts: Parts, workspace: Workspace) -> None:
-    _, needed = bytes_needed(parts, workspace)
+    needed = bytes_needed(parts, workspace).disk
     have = free_disk(workspace.cache)
     if have < needed:
         raise MachineError(

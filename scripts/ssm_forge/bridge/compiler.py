@@ -32,6 +32,7 @@ class HostCompiler:
 
     @property
     def major(self) -> int:
+        """``11`` of ``11.3.0``."""
         return int(self.version.split(".")[0])
 
     @property
@@ -57,18 +58,18 @@ def find(allowed: range, cuda: str, explicit: str | None = None) -> HostCompiler
         MachineError: when there is none, saying what was found and what is allowed.
     """
     names = [explicit] if explicit else [f"g++-{major}" for major in reversed(allowed)] + ["g++"]
-    found: list[str] = []
+    rejected: list[str] = []
     for name in names:
         compiler = _probe(name)
         if compiler is None:
             if explicit:
-                found.append(f"{explicit}, which is no g++ that runs")
+                rejected.append(f"{explicit}, which is no g++ that runs")
             continue
         if compiler.major in allowed:
             return compiler
-        found.append(f"{compiler.cxx} {compiler.version}")
+        rejected.append(f"{compiler.cxx} {compiler.version}")
     raise MachineError(
-        f"no C++ compiler that nvcc {cuda} accepts was found (found: {', '.join(found) or 'none'}; it accepts g++ "
+        f"no C++ compiler that nvcc {cuda} accepts was found (found: {', '.join(rejected) or 'none'}; it accepts g++ "
         f"{allowed.start} to {allowed.stop - 1}).",
         fix=f"Install one, e.g. 'apt install g++-{min(12, allowed.stop - 1)}', or use --host-compiler bridge.",
     )
@@ -142,20 +143,20 @@ def _commands(compiler: HostCompiler) -> dict[str, str]:
         if beside != compiler.cc and beside.exists():
             commands[name] = f'"{beside}"'
     for name in (*gnu.LINKER_PROGRAMS, *gnu.BINUTILS_PROGRAMS):
-        found = shutil.which(_answer(compiler.cxx, f"-print-prog-name={name}").strip())
-        if found:
-            commands[name] = f'"{found}"'
+        program = shutil.which(_answer(compiler.cxx, f"-print-prog-name={name}").strip())
+        if program:
+            commands[name] = f'"{program}"'
     return commands
 
 
 def _binutils_version(compiler: HostCompiler) -> str:
     """Version of the linker that the compiler starts; 0 for one that does not tell."""
     try:
-        said = _answer(Path(_answer(compiler.cxx, "-print-prog-name=ld").strip()), "--version")
+        answer = _answer(Path(_answer(compiler.cxx, "-print-prog-name=ld").strip()), "--version")
     except (OSError, subprocess.SubprocessError):
         return "0"
-    found = re.search(r"(\d+(?:\.\d+)+)", said.partition("\n")[0])
-    return found.group(1) if found else "0"
+    digits = re.search(r"(\d+(?:\.\d+)+)", answer.partition("\n")[0])
+    return digits.group(1) if digits else "0"
 
 
 def _answer(program: Path, option: str) -> str:

@@ -1,13 +1,13 @@
-"""Debian packages as a source of files: find in a signed index, download by hash, unpack without root.
+"""Debian packages as a source of files: a lock's entries in, downloaded .deb files out, and the index to renew it.
 
-Nothing is installed on the machine. The trust chain is Debian's own (wiki.debian.org/SecureApt): InRelease is
-signed and holds the sha256 of Packages.xz, which holds the sha256 of every .deb.
+Nothing is installed on the machine; :mod:`.deb_file` unpacks. The trust chain is Debian's own
+(wiki.debian.org/SecureApt): InRelease is signed and holds the sha256 of Packages.xz, which holds the sha256 of every
+.deb.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import re
 import shutil
 import subprocess
@@ -16,26 +16,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 import tomlkit
 
-from ssm_forge.base import foreign, owners, web
+from ssm_forge.base import foreign, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import say
-from ssm_forge.base.unpacking import unpack_tar
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 # The part of a snapshot archive's addresses that says when.
 _SNAPSHOT_TIME = re.compile(r"/\d{8}T\d{6}Z(?=/|$)")
 _GONE = (404, 410)
-_AR_MAGIC = b"!<arch>\n"
-# Of a package's files; the largest that we use, of CUDA's development libraries, have half of it.
-_MOST_DATA_BYTES = 4 << 30
 
 # What gpgv says of a signature that is refused.
 _REFUSED = {
@@ -114,13 +110,13 @@ class Index:
 
         Raises:
             UsageError: when the release has no such package.
-        IntegrityError: when it says of it what can't be a file.
+            IntegrityError: when what the index says of the package can't be a file.
         """
         stanza = self.stanzas.get(package)
         if stanza is None:
             raise UsageError(f"Debian {self.suite} {self.component} has no package '{package}'.")
         try:
-            found = {
+            fields = {
                 "package": package,
                 "version": stanza["Version"],
                 "suite": self.suite,
@@ -129,7 +125,7 @@ class Index:
                 "sha256": stanza["SHA256"],
                 "size": int(stanza["Size"][:20]),
             }
-            return _deb({**found, "also": []})
+            return _deb({**fields, "also": []})
         except (KeyError, ValueError) as error:
             raise IntegrityError(
                 f"the index of Debian {self.suite} has a package '{package}' that can't be used ({error})."
@@ -165,14 +161,21 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
     path = fetch_all([listing], workspace)[listing]
     try:
         stanzas = read_packages(path.read_bytes())
-        version, date = read_release(text)
+        release = read_release(text)
     except ValueError as error:
         raise IntegrityError(f"the package index of Debian {suite} is damaged ({error}).") from error
-    return Index(archive, suite, component, version, date, signature, stanzas)
+    return Index(archive, suite, component, release.version, release.date, signature, stanzas)
 
 
-def read_release(text: str) -> tuple[str, str]:
-    """The point release, and when it was signed, of an InRelease.
+class Release(NamedTuple):
+    """Which release an InRelease is of; see :class:`Index`."""
+
+    version: str
+    date: str
+
+
+def read_release(text: str) -> Release:
+    """Which release an InRelease is of.
 
     Raises:
         ValueError: when it does not say when.
@@ -182,7 +185,7 @@ def read_release(text: str) -> tuple[str, str]:
         date = parsedate_to_datetime(header["Date"]).strftime("%Y%m%dT%H%M%SZ")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"InRelease has the date {header.get('Date', '')!r:.40}") from error
-    return header.get("Version", "?"), date
+    return Release(header.get("Version", "?"), date)
 
 
 def read_packages(data: bytes) -> dict[str, dict[str, str]]:
@@ -201,7 +204,14 @@ def _fields(paragraph: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(": ") for line in lines)}
 
 
-def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
+class _Verified(NamedTuple):
+    """The signed text of an InRelease; of the signature, ``checked``, or ``not checked`` and why."""
+
+    text: str
+    signature: str
+
+
+def _verified(inrelease: bytes, suite: str) -> _Verified:
     """The signed text of InRelease, and whether the signature was checked.
 
     Only what gpgv says was signed is returned when it did check. A release that is signed with a key newer than
@@ -214,9 +224,9 @@ def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
     tool = shutil.which("gpgv")
     plain = inrelease.decode("utf-8").split("-----BEGIN PGP SIGNATURE-----")[0]
     if tool is None:
-        return plain, "not checked: gpgv is not on this machine"
+        return _Verified(plain, "not checked: gpgv is not on this machine")
     if not KEYRING.exists():
-        return plain, f"not checked: {KEYRING} is not on this machine"
+        return _Verified(plain, f"not checked: {KEYRING} is not on this machine")
     with tempfile.TemporaryDirectory() as scratch:
         message, signed = Path(scratch, "InRelease"), Path(scratch, "signed")
         message.write_bytes(inrelease)
@@ -226,12 +236,12 @@ def _verified(inrelease: bytes, suite: str) -> tuple[str, str]:
         # a signature that has expired, GOODSIG only for one that is good.
         words = {line.split()[1] for line in status.splitlines() if line.startswith("[GNUPG:] ")}
         if "GOODSIG" in words and "BADSIG" not in words and signed.exists():
-            return signed.read_text(encoding="utf-8"), "checked"
-    found = next((text for word, text in _REFUSED.items() if word in words), "")
-    if "NO_PUBKEY" in words and not found:
-        return plain, f"not checked: {KEYRING} has no key for this release"
+            return _Verified(signed.read_text(encoding="utf-8"), "checked")
+    fault = next((text for word, text in _REFUSED.items() if word in words), "")
+    if "NO_PUBKEY" in words and not fault:
+        return _Verified(plain, f"not checked: {KEYRING} has no key for this release")
     raise IntegrityError(
-        f"InRelease of Debian {suite} has {found or 'no signature'}; nothing of it was used.",
+        f"InRelease of Debian {suite} has {fault or 'no signature'}; nothing of it was used.",
         fix="Try again; if it happens again, the mirror or the network is not to be trusted.",
     )
 
@@ -275,18 +285,11 @@ def _deb(entry: object) -> Deb:
     """
     foreign.require(entry, _DEB)
     foreign.require(entry, {"part": foreign.is_file_name, "also": foreign.is_list_of_text}, all_of_them=False)
-    told = dict(cast("dict[str, Any]", entry))
-    odd = set(told) - {*_DEB, "part", "also"}
+    fields = dict(cast("dict[str, Any]", entry))
+    odd = set(fields) - {*_DEB, "part", "also"}
     if odd:
         raise ValueError(f"it says {sorted(odd)} too")
-    return Deb(**{**told, "also": tuple(told.get("also", ()))})
-
-
-def write_lock(path: Path, debs: Iterable[Deb], *, note: str) -> None:
-    """Write the lock; the file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{owners.mark()}.part")
-    partial.write_text(lock_text(path.name, debs, note=note), encoding="utf-8")
-    partial.replace(path)
+    return Deb(**{**fields, "also": tuple(fields.get("also", ()))})
 
 
 def lock_text(name: str, debs: Iterable[Deb], *, note: str) -> str:
@@ -316,13 +319,13 @@ def refreshed(debs: Sequence[Deb], workspace: Workspace) -> tuple[Deb, ...]:
     now = []
     for deb in debs:
         index = load_index(deb.archive, deb.suite, deb.component, workspace)
-        found = index.find(deb.package)
-        if found.sha256 == deb.sha256:
+        newest = index.find(deb.package)
+        if newest.sha256 == deb.sha256:
             now.append(deb)
             continue
-        path = found.url.removeprefix(found.archive)
+        path = newest.url.removeprefix(newest.archive)
         also = (_SNAPSHOT_TIME.sub(f"/{index.date}", url.partition("/pool/")[0]) + path for url in deb.also)
-        now.append(replace(found, part=deb.part, also=tuple(also)))
+        now.append(replace(newest, part=deb.part, also=tuple(also)))
     return tuple(now)
 
 
@@ -369,45 +372,12 @@ def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
         except NetworkError as error:
             tried.append(str(error.what))
     index = load_index(deb.archive, deb.suite, deb.component, workspace)
-    found = index.find(deb.package)
-    if found.sha256 == deb.sha256:
-        fetch_all([deb.artifact(found.url)], workspace)
+    newest = index.find(deb.package)
+    if newest.sha256 == deb.sha256:
+        fetch_all([deb.artifact(newest.url)], workspace)
         return
     raise NetworkError(
-        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index now has {found.version} "
+        f"{deb.package} {deb.version} is gone from Debian {deb.suite}, whose index now has {newest.version} "
         f"(signature {index.signature}); other places failed too ({'; '.join(tried) or 'none'}).",
         fix=f"Refresh the lock with '{launcher()} bump bridge', or update ssm-forge.",
     )
-
-
-def unpack(path: Path, target: Path) -> None:
-    """Extract the files of a .deb below ``target``; absolute links are turned to point inside it.
-
-    Raises:
-        IntegrityError: when the file is not a Debian package, or would write outside ``target``.
-    """
-    try:
-        with path.open("rb") as stream:
-            name, data = _data_member(stream)
-        if name.endswith(".zst"):
-            data = io.BytesIO(foreign.from_zstd(data, _MOST_DATA_BYTES))
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not a Debian package that can be unpacked ({error}).") from error
-    unpack_tar(data, target, named=path, absolute_links=True)
-
-
-def _data_member(stream: IO[bytes]) -> tuple[str, io.BytesIO]:
-    """The data archive of a .deb: an ``ar`` file with 60-byte member headers (deb(5), ar(5))."""
-    if stream.read(len(_AR_MAGIC)) != _AR_MAGIC:
-        raise ValueError("no ar header")
-    while header := stream.read(60):
-        if len(header) != 60 or header[58:] != b"`\n":
-            raise ValueError("damaged ar header")
-        name, digits = header[:16].decode("ascii").strip().rstrip("/"), header[48:58].strip()
-        if not digits.isdigit():
-            raise ValueError("a member's size is no number")
-        size = int(digits)
-        if name.startswith("data.tar"):
-            return name, io.BytesIO(stream.read(size))
-        stream.seek(size + size % 2, io.SEEK_CUR)
-    raise ValueError("no data.tar in it")

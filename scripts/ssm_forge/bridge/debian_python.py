@@ -18,12 +18,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
+
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import deb_file, debian
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import hash_text
 from ssm_forge.package import libraries as elf
@@ -185,7 +187,7 @@ def of_debs(python: str, workspace: Workspace) -> DebianPython | str:
         others = [f"{p} (glibc {_RELEASES[locked(p, workspace)[0].suite][1]})" for p in minors(workspace)]
         return f"its packages are locked for {' and '.join(others)}, and this machine has glibc {machine.glibc()}"
     release, needed = _RELEASES[debs[0].suite]
-    if _numbers(machine.glibc()) < _numbers(needed):
+    if Version(machine.glibc()) < Version(needed):
         return f"that of {release} needs glibc {needed}, and this machine has {machine.glibc()}"
     version = next(deb for deb in debs if deb.package == f"python{python}-minimal").upstream
     return DebianPython(version, debs, None, needed, _digest(debs))
@@ -193,8 +195,8 @@ def of_debs(python: str, workspace: Workspace) -> DebianPython | str:
 
 def minors(workspace: Workspace) -> tuple[str, ...]:
     """The Python minors that Debian packages are locked for, oldest first."""
-    found = (path.name.split("-")[1] for path in workspace.bridge_locks.glob("debs.python-*.toml"))
-    return tuple(sorted((name.removesuffix(".toml") for name in found), key=_numbers))
+    names = (path.name.split("-")[1] for path in workspace.bridge_locks.glob("debs.python-*.toml"))
+    return tuple(sorted((name.removesuffix(".toml") for name in names), key=Version))
 
 
 def locked(python: str, workspace: Workspace) -> tuple[Deb, ...]:
@@ -215,11 +217,11 @@ def make(python: DebianPython, workspace: Workspace) -> Path:
     if not home.exists():
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{python.name}-") as scratch:
-            brought, made = Path(scratch, "brought"), Path(scratch, "made")
+            brought, fresh = Path(scratch, "brought"), Path(scratch, "made")
             for path in debian.fetch_debs(python.debs, workspace).values():
-                debian.unpack(path, brought)
-            _lay_out(python, [brought, *([python.system] if python.system else [])], made, home)
-            give_place(made, home)
+                deb_file.unpack(path, brought)
+            _lay_out(python, [brought, *([python.system] if python.system else [])], fresh, home)
+            give_place(fresh, home)
     return home
 
 
@@ -229,7 +231,7 @@ def edits(stdlib: Path) -> dict[str, str]:
     Raises:
         ValueError: when a module is not as Debian's is.
     """
-    found = {}
+    texts = {}
     for module, functions in _EDITS.items():
         name = module if module.endswith(".py") else f"{module}/__init__.py"
         if module == "sysconfig" and not (stdlib / name).exists():
@@ -242,8 +244,8 @@ def edits(stdlib: Path) -> dict[str, str]:
             raise ValueError(f"it has no {name}") from error
         for function, instead in functions.items():
             text = _replaced(text, name, function, instead)
-        found[name] = text
-    return found
+        texts[name] = text
+    return texts
 
 
 def _replaced(text: str, file: str, function: str, instead: str) -> str:
@@ -255,10 +257,10 @@ def _replaced(text: str, file: str, function: str, instead: str) -> str:
     return "".join((*lines[: node.lineno - 1], instead, *lines[node.end_lineno :]))
 
 
-def _lay_out(python: DebianPython, roots: Sequence[Path], made: Path, home: Path) -> None:
-    """Put the files below ``made``, for a life in ``home``."""
+def _lay_out(python: DebianPython, roots: Sequence[Path], fresh: Path, home: Path) -> None:
+    """Put the files below ``fresh``, for a life in ``home``."""
     name = python.name
-    stdlib, library = _first(roots, f"usr/lib/{name}/os.py").parent, made / "lib" / name
+    stdlib, library = _first(roots, f"usr/lib/{name}/os.py").parent, fresh / "lib" / name
     shutil.copytree(stdlib, library, ignore=_LEFT_OUT)
     for file, text in edits(stdlib).items():
         (library / file).write_text(text, encoding="utf-8")
@@ -271,11 +273,11 @@ def _lay_out(python: DebianPython, roots: Sequence[Path], made: Path, home: Path
     (library / f"_sysconfigdata__linux_{_MULTIARCH}.py").write_text(
         _build_variables(variables.read_text(encoding="utf-8"), home, name), encoding="utf-8"
     )
-    include = made / "include" / name
+    include = fresh / "include" / name
     shutil.copytree(_first(roots, f"usr/include/{name}/Python.h").parent, include)
     shutil.copy(_first(roots, f"usr/include/{_MULTIARCH}/{name}/pyconfig.h"), include / "pyconfig.h")
-    (made / "bin").mkdir()
-    executable = made / "bin" / name
+    (fresh / "bin").mkdir()
+    executable = fresh / "bin" / name
     shutil.copy(_first(roots, f"usr/bin/{name}"), executable)
     executable.chmod(0o755)
     _collect_libraries([executable, *sorted((library / "lib-dynload").glob("*.so"))], roots, library / "shared")
@@ -310,18 +312,19 @@ def _collect_libraries(files: Iterable[Path], roots: Sequence[Path], target: Pat
     while todo:
         for name in elf.needed(todo.pop()):
             if name not in _OF_OTHERS and not (target / name).exists():
-                found = _first(roots, f"usr/lib/{_MULTIARCH}/{name}", f"lib/{_MULTIARCH}/{name}")
-                shutil.copy(found, target / name)
+                library = _first(roots, f"usr/lib/{_MULTIARCH}/{name}", f"lib/{_MULTIARCH}/{name}")
+                shutil.copy(library, target / name)
                 todo.append(target / name)
 
 
 def _first(roots: Sequence[Path], *names: str) -> Path:
-    """
+    """The first file of these names below the first root that has one.
+
     Raises:
         BuildError: when no root has the file.
     """
-    found: Iterator[Path] = (root / name for root in roots for name in names if (root / name).exists())
-    path = next(found, None)
+    candidates: Iterator[Path] = (root / name for root in roots for name in names if (root / name).exists())
+    path = next(candidates, None)
     if path is None:
         raise BuildError(
             f"Debian's Python has no {names[0]} (looked below {', '.join(map(str, roots))}).",
@@ -355,10 +358,6 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".")]
-
-
 def is_bundled(wheel: str, python: str) -> bool:
     """Whether ``ensurepip`` of a Python minor installs a wheel of that name into new virtual environments."""
-    return wheel == "pip" or (wheel == "setuptools" and _numbers(python) < [3, 12])
+    return wheel == "pip" or (wheel == "setuptools" and Version(python) < Version("3.12"))

@@ -14,12 +14,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import gnu
-from ssm_forge.bridge.debian import Deb, unpack
+from ssm_forge.bridge.deb_file import unpack
+from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import BridgePackage, link
 
 _TRIPLET = gnu.TRIPLE
@@ -78,6 +80,7 @@ class BundledCompiler:
 
     @property
     def major(self) -> int:
+        """``11`` of ``11.3.0``."""
         return int(self.version.split(".")[0])
 
     @property
@@ -96,46 +99,16 @@ class BundledCompiler:
 
 
 def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[BridgePackage]:
-    """The packages of a bundled compiler."""
-    tools, sysroot = _only(compiler.debs, "tool", "lib"), _only(compiler.debs, "sysroot")
-    kernel = tuple(deb for deb in sysroot if deb.package == "linux-libc-dev")
-    gxx = tuple(deb for deb in tools if _GXX.fullmatch(deb.package))
-    gcc = tuple(deb for deb in tools if _GCC.fullmatch(deb.package))
-    rest = tuple(deb for deb in tools if deb not in (*gxx, *gcc))
-    shared = _only(rest, "lib")
-    binutils = _only(rest, "tool")
-    runtime = {
-        name: next(deb for deb in sysroot if deb.package == package)
-        for name, package in (("libstdcxx", "libstdc++6"), ("libgcc", "libgcc-s1"))
-    }
-
-    def programs(debs: Sequence[Deb], keep: Callable[[Path], None] = lambda home: None) -> Callable[[Path], None]:
-        return lambda folder: _stage_programs(folder / _HOME, debs, sysroot, keep, workspace)
-
-    def library(name: str, file: str) -> Callable[[Path], None]:
-        return lambda folder: _stage_library(folder, runtime[name], file, workspace)
-
-    def headers(debs: Sequence[Deb]) -> Callable[[Path], None]:
-        return lambda folder: _stage_sysroot(folder / _HOME / "sysroot", debs, workspace)
-
-    stage = {
-        "ld_impl_linux-64": programs((*binutils, *shared), _keep_linkers),
-        "binutils_impl_linux-64": programs(binutils, _drop_linkers),
-        "gcc_impl_linux-64": programs(gcc),
-        "gxx_impl_linux-64": programs(gxx),
-        "kernel-headers_linux-64": headers(kernel),
-        "sysroot_linux-64": headers(tuple(deb for deb in sysroot if deb not in kernel)),
-        "libstdcxx": library("libstdcxx", "libstdc++.so.6"),
-        "libgcc": library("libgcc", "libgcc_s.so.1"),
-    }
+    """The packages of a bundled compiler; they are made of its .deb files when they are staged."""
+    parts = _parts(compiler.debs)
     # The programs come from the same release as the sysroot, and run on the machine's C library.
     runs_on = (f"__glibc >={compiler.glibc}",)
-    parts = {
-        "ld_impl_linux-64": shared,
-        "binutils_impl_linux-64": binutils,
-        "gcc_impl_linux-64": gcc,
-        "gxx_impl_linux-64": gxx,
-        "sysroot_linux-64": sysroot,
+    sizes = {
+        "ld_impl_linux-64": parts.shared,
+        "binutils_impl_linux-64": parts.binutils,
+        "gcc_impl_linux-64": parts.gcc,
+        "gxx_impl_linux-64": parts.gxx,
+        "sysroot_linux-64": parts.sysroot,
     }
     return gnu.packages(
         gnu.Toolchain(
@@ -145,14 +118,63 @@ def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[Br
             kernel=compiler.upstream("linux-libc-dev"),
             inputs=(*_digests(compiler.debs), *_UNUSED),
             commands=_commands(compiler),
-            specs=lambda folder: _builtin_specs(folder / _HOME, compiler.major, shared, workspace),
-            stage=stage,
+            specs=lambda folder: _builtin_specs(folder / _HOME, compiler.major, parts.shared, workspace),
+            stage=_stages(parts, workspace),
             depends=dict.fromkeys(("ld_impl_linux-64", "binutils_impl_linux-64", "gcc_impl_linux-64"), runs_on),
-            runtime={name: (deb.upstream, (deb.sha256,)) for name, deb in runtime.items()},
+            runtime={name: (deb.upstream, (deb.sha256,)) for name, deb in parts.runtime.items()},
             origin=compiler.origin,
-            sizes={name: sum(deb.size for deb in debs) for name, debs in parts.items()},
+            sizes={name: sum(deb.size for deb in debs) for name, debs in sizes.items()},
         )
     )
+
+
+class _Parts(NamedTuple):
+    """A compiler's .deb files by what they are for; ``sysroot`` includes the kernel's headers."""
+
+    gcc: tuple[Deb, ...]
+    gxx: tuple[Deb, ...]
+    binutils: tuple[Deb, ...]
+    shared: tuple[Deb, ...]
+    sysroot: tuple[Deb, ...]
+    kernel: tuple[Deb, ...]
+    runtime: dict[str, Deb]
+
+
+def _parts(debs: Sequence[Deb]) -> _Parts:
+    tools, sysroot = _only(debs, "tool", "lib"), _only(debs, "sysroot")
+    gxx = tuple(deb for deb in tools if _GXX.fullmatch(deb.package))
+    gcc = tuple(deb for deb in tools if _GCC.fullmatch(deb.package))
+    rest = tuple(deb for deb in tools if deb not in (*gxx, *gcc))
+    runtime = {
+        name: next(deb for deb in sysroot if deb.package == package)
+        for name, package in (("libstdcxx", "libstdc++6"), ("libgcc", "libgcc-s1"))
+    }
+    kernel = tuple(deb for deb in sysroot if deb.package == "linux-libc-dev")
+    return _Parts(gcc, gxx, _only(rest, "tool"), _only(rest, "lib"), sysroot, kernel, runtime)
+
+
+def _stages(parts: _Parts, workspace: Workspace) -> dict[str, Callable[[Path], None]]:
+    """Package name -> what puts its files below a prefix."""
+
+    def programs(debs: Sequence[Deb], keep: Callable[[Path], None] = lambda home: None) -> Callable[[Path], None]:
+        return lambda folder: _stage_programs(folder / _HOME, debs, parts.sysroot, keep, workspace)
+
+    def library(name: str, file: str) -> Callable[[Path], None]:
+        return lambda folder: _stage_library(folder, parts.runtime[name], file, workspace)
+
+    def headers(debs: Sequence[Deb]) -> Callable[[Path], None]:
+        return lambda folder: _stage_sysroot(folder / _HOME / "sysroot", debs, workspace)
+
+    return {
+        "ld_impl_linux-64": programs((*parts.binutils, *parts.shared), _keep_linkers),
+        "binutils_impl_linux-64": programs(parts.binutils, _drop_linkers),
+        "gcc_impl_linux-64": programs(parts.gcc),
+        "gxx_impl_linux-64": programs(parts.gxx),
+        "kernel-headers_linux-64": headers(parts.kernel),
+        "sysroot_linux-64": headers(tuple(deb for deb in parts.sysroot if deb not in parts.kernel)),
+        "libstdcxx": library("libstdcxx", "libstdc++.so.6"),
+        "libgcc": library("libgcc", "libgcc_s.so.1"),
+    }
 
 
 def _commands(compiler: BundledCompiler) -> dict[str, str]:
@@ -175,9 +197,9 @@ def _digests(debs: Iterable[Deb]) -> tuple[str, ...]:
 def _stage_library(folder: Path, deb: Deb, library: str, workspace: Workspace) -> None:
     scratch = folder / ".unpacked"
     unpack(checked(deb.artifact(), workspace), scratch)
-    found = next(path for path in sorted(scratch.rglob(library)))
+    source = next(path for path in sorted(scratch.rglob(library)))
     (folder / "lib").mkdir()
-    shutil.copy(found.resolve(), folder / "lib" / library)
+    shutil.copy(source.resolve(), folder / "lib" / library)
     shutil.rmtree(scratch)
 
 
@@ -283,11 +305,11 @@ def _point_into_sysroot(home: Path, sysroot: Sequence[Deb], workspace: Workspace
     for name in sorted((home / "tool/usr/lib/gcc").rglob("*.so")):
         if not name.is_symlink() or name.exists():
             continue
-        found = next(iter(sorted(scratch.rglob(name.readlink().name))), None)
+        library = next(iter(sorted(scratch.rglob(name.readlink().name))), None)
         name.unlink()
-        if found is not None:
+        if library is not None:
             up = "/".join([".."] * len(name.parent.relative_to(home).parts))
-            link(f"{up}/sysroot/{found.relative_to(scratch)}", name)
+            link(f"{up}/sysroot/{library.relative_to(scratch)}", name)
     shutil.rmtree(scratch)
 
 

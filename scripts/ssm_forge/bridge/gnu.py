@@ -92,10 +92,12 @@ class Toolchain:
 
     @property
     def major(self) -> int:
+        """``11`` of ``11.3.0``."""
         return int(self.version.split(".")[0])
 
     @property
     def specs_folder(self) -> str:
+        """Where this GCC's specs lie below the prefix."""
         return specs_folder(self.version)
 
 
@@ -105,58 +107,88 @@ def specs_folder(version: str) -> str:
 
 
 def packages(tools: Toolchain) -> list[BridgePackage]:
-    """The packages of a compiler."""
-    version = tools.version
-
-    def package(
-        name: str,
-        number: str,
-        stage: Callable[[Path], None],
-        *,
-        summary: str,
-        inputs: Sequence[str] = (),
-        depends: Sequence[str] = (),
-        run_exports: dict[str, list[str]] | None = None,
-        prefixed: tuple[str, ...] = (),
-    ) -> BridgePackage:
-        return BridgePackage(
-            name=name,
-            version=number,
-            inputs=(*tools.inputs, *inputs),
-            stage=stage,
-            depends=(*depends, *tools.depends.get(name, ())),
-            run_exports=run_exports or {},
-            prefixed=prefixed,
-            license=LICENSE,
-            summary=summary,
-            size=tools.sizes.get(name, 0),
-        )
-
-    def programs(name: str, names: Sequence[str]) -> Callable[[Path], None]:
-        def stage(folder: Path) -> None:
-            tools.stage.get(name, _nothing)(folder)
-            write_launchers(folder / "bin", names, tools)
-
-        return stage
-
-    def stage_gcc(folder: Path) -> None:
-        programs("gcc_impl_linux-64", GCC_PROGRAMS)(folder)
-        target = folder / tools.specs_folder
-        target.mkdir(parents=True, exist_ok=True)
-        builtin = tools.specs(folder)
-        (target / "builtin.specs").write_text(builtin)
-        (target / "specs").write_text(with_rpath(builtin))
-
+    """The packages of a compiler, from what its programs are and where they come from."""
+    kernel, sysroot = _c_library(tools)
+    ld_impl, binutils_impl, binutils = _binutils(tools, sysroot)
+    needs = (binutils.spec, sysroot.spec)
+    gcc_impl, gxx_impl = _compilers(tools, binutils_impl, sysroot)
     text = {name: _activation(name, variables) for name, variables in _variables(tools).items()}
-    launched = (_LAUNCHER, *(f"{name} {command}" for name, command in sorted(tools.commands.items())))
-    # By build, for one channel may hold two compilers of the same version, from other places.
-    kernel = package(
+    gcc = _package(
+        tools,
+        "gcc_linux-64",
+        tools.version,
+        _writes(text["gcc_linux-64"]),
+        inputs=tuple(text["gcc_linux-64"].values()),
+        depends=(gcc_impl.spec, *needs),
+        run_exports={"strong": [f"libgcc >={tools.major}"]},
+        summary="Sets CC and the flags of C to those of this environment",
+    )
+    gxx = _package(
+        tools,
+        "gxx_linux-64",
+        tools.version,
+        _writes(text["gxx_linux-64"]),
+        inputs=tuple(text["gxx_linux-64"].values()),
+        depends=(gxx_impl.spec, gcc.spec, *needs),
+        run_exports={"strong": [f"libstdcxx >={tools.major}", f"libgcc >={tools.major}"]},
+        summary="Sets CXX and the flags of C++ to those of this environment",
+    )
+    impls = [ld_impl, binutils_impl, binutils, gcc_impl, gxx_impl]
+    return [*impls, gcc, gxx, kernel, sysroot, *_runtime_libraries(tools)]
+
+
+def _package(
+    tools: Toolchain,
+    name: str,
+    version: str,
+    stage: Callable[[Path], None],
+    *,
+    summary: str,
+    inputs: Sequence[str] = (),
+    depends: Sequence[str] = (),
+    run_exports: dict[str, list[str]] | None = None,
+    prefixed: tuple[str, ...] = (),
+) -> BridgePackage:
+    return BridgePackage(
+        name=name,
+        version=version,
+        inputs=(*tools.inputs, *inputs),
+        stage=stage,
+        depends=(*depends, *tools.depends.get(name, ())),
+        run_exports=run_exports or {},
+        prefixed=prefixed,
+        license=LICENSE,
+        summary=summary,
+        size=tools.sizes.get(name, 0),
+    )
+
+
+def _launched(tools: Toolchain) -> tuple[str, ...]:
+    """What launchers are made from. By build, for one channel may hold the same version from two places."""
+    return (_LAUNCHER, *(f"{name} {command}" for name, command in sorted(tools.commands.items())))
+
+
+def _programs(tools: Toolchain, name: str, programs: Sequence[str]) -> Callable[[Path], None]:
+    """Puts the files of package ``name`` and the launchers of its programs there."""
+
+    def stage(folder: Path) -> None:
+        tools.stage.get(name, _nothing)(folder)
+        write_launchers(folder / "bin", programs, tools)
+
+    return stage
+
+
+def _c_library(tools: Toolchain) -> tuple[BridgePackage, BridgePackage]:
+    """The Linux headers, and the C library to compile for."""
+    kernel = _package(
+        tools,
         "kernel-headers_linux-64",
         tools.kernel,
         tools.stage.get("kernel-headers_linux-64", _nothing),
         summary=f"Linux headers of {tools.origin}",
     )
-    sysroot = package(
+    sysroot = _package(
+        tools,
         "sysroot_linux-64",
         tools.glibc,
         tools.stage.get("sysroot_linux-64", _nothing),
@@ -164,77 +196,90 @@ def packages(tools: Toolchain) -> list[BridgePackage]:
         run_exports={"strong": [f"__glibc >={tools.glibc},<3.0.a0"]},
         summary=f"glibc {tools.glibc} to compile for: {tools.origin}",
     )
-    ld_impl = package(
+    return kernel, sysroot
+
+
+def _binutils(tools: Toolchain, sysroot: BridgePackage) -> tuple[BridgePackage, BridgePackage, BridgePackage]:
+    """The linker, the other programs of binutils, and what activates both."""
+    ld_impl = _package(
+        tools,
         "ld_impl_linux-64",
         tools.binutils,
-        programs("ld_impl_linux-64", LINKER_PROGRAMS),
-        inputs=launched,
+        _programs(tools, "ld_impl_linux-64", LINKER_PROGRAMS),
+        inputs=_launched(tools),
         summary=f"The linker of {tools.origin}",
     )
-    binutils_impl = package(
+    binutils_impl = _package(
+        tools,
         "binutils_impl_linux-64",
         tools.binutils,
-        programs("binutils_impl_linux-64", BINUTILS_PROGRAMS),
-        inputs=launched,
+        _programs(tools, "binutils_impl_linux-64", BINUTILS_PROGRAMS),
+        inputs=_launched(tools),
         depends=(ld_impl.spec, sysroot.spec),
         summary=f"Assembler and archiver of {tools.origin}",
     )
-    binutils = package(
+    scripts = _activation("binutils_linux-64", _variables(tools)["binutils_linux-64"])
+    binutils = _package(
+        tools,
         "binutils_linux-64",
         tools.binutils,
-        _writes(text["binutils_linux-64"]),
-        inputs=tuple(text["binutils_linux-64"].values()),
+        _writes(scripts),
+        inputs=tuple(scripts.values()),
         depends=(binutils_impl.spec,),
         summary="Sets AR, AS, LD and so on to those of this environment",
     )
-    gcc_impl = package(
+    return ld_impl, binutils_impl, binutils
+
+
+def _compilers(
+    tools: Toolchain, binutils_impl: BridgePackage, sysroot: BridgePackage
+) -> tuple[BridgePackage, BridgePackage]:
+    """The C compiler with its specs, and the C++ compiler; neither activates anything."""
+
+    def stage_gcc(folder: Path) -> None:
+        _programs(tools, "gcc_impl_linux-64", GCC_PROGRAMS)(folder)
+        target = folder / tools.specs_folder
+        target.mkdir(parents=True, exist_ok=True)
+        builtin = tools.specs(folder)
+        (target / "builtin.specs").write_text(builtin)
+        (target / "specs").write_text(with_rpath(builtin))
+
+    gcc_impl = _package(
+        tools,
         "gcc_impl_linux-64",
-        version,
+        tools.version,
         stage_gcc,
-        inputs=launched,
+        inputs=_launched(tools),
         depends=(binutils_impl.spec, f"libgcc >={tools.major}", f"libstdcxx >={tools.major}", sysroot.spec),
         prefixed=(f"{tools.specs_folder}/specs",),
-        summary=f"GCC {version}: {tools.origin}",
+        summary=f"GCC {tools.version}: {tools.origin}",
     )
-    gxx_impl = package(
+    gxx_impl = _package(
+        tools,
         "gxx_impl_linux-64",
-        version,
-        programs("gxx_impl_linux-64", GXX_PROGRAMS),
-        inputs=launched,
+        tools.version,
+        _programs(tools, "gxx_impl_linux-64", GXX_PROGRAMS),
+        inputs=_launched(tools),
         depends=(gcc_impl.spec, sysroot.spec),
-        summary=f"G++ {version}: {tools.origin}",
+        summary=f"G++ {tools.version}: {tools.origin}",
     )
-    gcc = package(
-        "gcc_linux-64",
-        version,
-        _writes(text["gcc_linux-64"]),
-        inputs=tuple(text["gcc_linux-64"].values()),
-        depends=(gcc_impl.spec, binutils.spec, sysroot.spec),
-        run_exports={"strong": [f"libgcc >={tools.major}"]},
-        summary="Sets CC and the flags of C to those of this environment",
-    )
-    gxx = package(
-        "gxx_linux-64",
-        version,
-        _writes(text["gxx_linux-64"]),
-        inputs=tuple(text["gxx_linux-64"].values()),
-        depends=(gxx_impl.spec, gcc.spec, binutils.spec, sysroot.spec),
-        run_exports={"strong": [f"libstdcxx >={tools.major}", f"libgcc >={tools.major}"]},
-        summary="Sets CXX and the flags of C++ to those of this environment",
-    )
-    runtime = (
+    return gcc_impl, gxx_impl
+
+
+def _runtime_libraries(tools: Toolchain) -> list[BridgePackage]:
+    """libstdc++ and libgcc, which what was compiled needs when it runs."""
+    return [
         BridgePackage(
             name=name,
-            version=number,
+            version=version,
             inputs=inputs,
             stage=tools.stage[name],
             license=LICENSE,
             summary=f"GCC's runtime library of {tools.origin}",
             size=tools.sizes.get(name, 0),
         )
-        for name, (number, inputs) in tools.runtime.items()
-    )
-    return [ld_impl, binutils_impl, binutils, gcc_impl, gxx_impl, gcc, gxx, kernel, sysroot, *runtime]
+        for name, (version, inputs) in tools.runtime.items()
+    ]
 
 
 def with_rpath(specs: str) -> str:
@@ -243,13 +288,14 @@ def with_rpath(specs: str) -> str:
     Raises:
         BuildError: when the specs have no command for links.
     """
-    found, count = re.subn(r"(?m)^(\*link_command:\n.*)$", rf"\1 %{{!static:-rpath {PREFIX}/lib}}", specs)
+    changed, count = re.subn(r"(?m)^(\*link_command:\n.*)$", rf"\1 %{{!static:-rpath {PREFIX}/lib}}", specs)
     if count != 1:
         raise BuildError("the compiler's -dumpspecs names no link_command.")
-    return found
+    return changed
 
 
 def write_launchers(folder: Path, names: Sequence[str], tools: Toolchain) -> None:
+    """Write into ``folder`` a script for each of these programs that the toolchain has a command for."""
     folder.mkdir(parents=True, exist_ok=True)
     identity = f"{tools.version} of {tools.origin}, {hash_text(*tools.inputs)[:16]}"
     for name in names:

@@ -60,6 +60,7 @@ class Interpreter:
 
     @property
     def minor(self) -> str:
+        """``3.12`` of ``3.12.4``."""
         return ".".join(self.version.split(".")[:2])
 
     @property
@@ -92,10 +93,10 @@ def choose(python: str, workspace: Workspace) -> Interpreter:
         return find(python)
     except MachineError as error:
         system = debian_python.of_system(python, workspace)
-        found = debian_python.of_debs(python, workspace) if isinstance(system, str) else system
-        if isinstance(found, DebianPython):
-            return _of_debian(found, workspace)
-        why = "; ".join(reason for reason in (system, found) if isinstance(reason, str) and reason)
+        of_debian = debian_python.of_debs(python, workspace) if isinstance(system, str) else system
+        if isinstance(of_debian, DebianPython):
+            return _of_debian(of_debian, workspace)
+        why = "; ".join(reason for reason in (system, of_debian) if isinstance(reason, str) and reason)
         others = [*available(workspace), *(p for p in brought(workspace) if p not in available(workspace))]
         raise MachineError(
             f"{error.what.removesuffix('.')}, and Debian's does not do: {why}.",
@@ -140,29 +141,29 @@ def find(python: str) -> Interpreter:
             return outcome
         if outcome:
             rejected.append(f"{candidate}: {outcome}")
-    found = f" (found, but unusable: {'; '.join(rejected)})" if rejected else ""
+    why = f" (found, but unusable: {'; '.join(rejected)})" if rejected else ""
     raise MachineError(
-        f"no Python {python} with headers was found on PATH, under pyenv or under uv{found}.",
+        f"no Python {python} with headers was found on PATH, under pyenv or under uv{why}.",
         fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}'.",
     )
 
 
 def available(workspace: Workspace) -> list[str]:
     """Python minors from 3.10 on that this machine has; headers may have to be brought."""
-    found = []
+    minors = []
     for minor in range(10, 16):
         python = f"3.{minor}"
         if any(isinstance(_probe(c, python), Interpreter) for c in _candidates(python)) or isinstance(
             debian_python.of_system(python, workspace), DebianPython
         ):
-            found.append(python)
-    return found
+            minors.append(python)
+    return minors
 
 
 def brought(workspace: Workspace) -> list[str]:
     """Python minors that can be brought whole, from Debian packages that run here."""
-    found = debian_python.minors(workspace)
-    return [python for python in found if isinstance(debian_python.of_debs(python, workspace), DebianPython)]
+    locked = debian_python.minors(workspace)
+    return [python for python in locked if isinstance(debian_python.of_debs(python, workspace), DebianPython)]
 
 
 def _candidates(python: str) -> Iterator[Path]:

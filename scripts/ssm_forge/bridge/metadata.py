@@ -47,6 +47,7 @@ def project(name: str) -> str:
 
 
 def conda_name(name: str) -> str:
+    """conda-forge's name of a project, from PyPI's."""
     canonical = canonicalize_name(name)
     if canonical.startswith("nvidia-"):
         return CUDA_LIBRARIES.get(project(canonical), canonical)
@@ -59,14 +60,12 @@ class Distribution:
 
     Attributes:
         requires: requirements, markers unevaluated.
-        requires_python: version range, may be empty.
         license: SPDX expression or the free text given.
     """
 
     name: str
     version: str
     requires: tuple[Requirement, ...]
-    requires_python: str
     license: str
     summary: str
 
@@ -81,7 +80,6 @@ def read(wheel: Path) -> Distribution:
         name=canonicalize_name(headers["Name"]),
         version=headers["Version"],
         requires=tuple(Requirement(text) for text in headers.get_all("Requires-Dist", [])),
-        requires_python=headers.get("Requires-Python", ""),
         license=license_text.strip().splitlines()[0][:80] if license_text.strip() else "",
         summary=headers.get("Summary", ""),
     )
@@ -98,9 +96,9 @@ def conda_depends(dist: Distribution, others: Mapping[str, Distribution], python
         others: every distribution of the lock by canonical name.
         python: ``3.12``.
     """
-    found: dict[str, SpecifierSet] = {}
-    _collect(dist, "", others, marker_environment(python), found)
-    return [f"{name} {conda_version(specifiers)}".strip() for name, specifiers in sorted(found.items())]
+    requirements: dict[str, SpecifierSet] = {}
+    _collect(dist, "", others, marker_environment(python), requirements)
+    return [f"{name} {conda_version(specifiers)}".strip() for name, specifiers in sorted(requirements.items())]
 
 
 def _collect(
@@ -108,7 +106,7 @@ def _collect(
     extra: str,
     others: Mapping[str, Distribution],
     environment: dict[str, str],
-    found: dict[str, SpecifierSet],
+    requirements: dict[str, SpecifierSet],
 ) -> None:
     for requirement in dist.requires:
         # The distribution's own requirements are collected where it is named without the extra.
@@ -120,9 +118,9 @@ def _collect(
         if name not in others:
             continue
         # One project may be named twice, with different markers: both ranges hold.
-        found[conda_name(name)] = found.get(conda_name(name), SpecifierSet()) & requirement.specifier
+        requirements[conda_name(name)] = requirements.get(conda_name(name), SpecifierSet()) & requirement.specifier
         for inner in requirement.extras:
-            _collect(others[name], inner, others, environment, found)
+            _collect(others[name], inner, others, environment, requirements)
 
 
 def conda_version(specifiers: SpecifierSet) -> str:

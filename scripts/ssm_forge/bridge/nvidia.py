@@ -13,7 +13,8 @@ from pathlib import Path
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge.debian import Deb, unpack
+from ssm_forge.bridge.deb_file import unpack
+from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.metadata import CUDA_LIBRARIES, Distribution, conda_depends, conda_name, project
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
@@ -83,25 +84,25 @@ def place(
 def _target(member: str, moves: Moves, name: str, wheel: LockedWheel) -> str | None:
     if _NOTICE.fullmatch(member):
         return f"share/licenses/{name}/{wheel.name}.txt"
-    found = _ROOT.fullmatch(member)
-    return _moved(found.group(1), moves) if found and not member.endswith("/__init__.py") else None
+    inside = _ROOT.fullmatch(member)
+    return _moved(inside.group(1), moves) if inside and not member.endswith("/__init__.py") else None
 
 
 def _moved(path: str, moves: Moves) -> str | None:
     for pattern, target in moves:
-        found = re.fullmatch(pattern, path)
-        if found:
-            return found.expand(target) if target is not None else None
+        match = re.fullmatch(pattern, path)
+        if match:
+            return match.expand(target) if target is not None else None
     return None
 
 
 def _debian_toolkit(unpacked: Path) -> dict[str, Path]:
     """The files of Debian's package by their paths in NVIDIA's toolkit."""
     home = unpacked / _DEBIAN_HOME
-    found = {f"bin/{tool}": unpacked / "usr/bin" / tool for tool in _DEBIAN_TOOLS}
-    found |= {"bin/nvcc": home / "nvcc", "nvvm/bin/cicc": home / "cicc"}
-    found |= {f"bin/crt/{path.name}": path for path in (home / "crt").glob("*")}
-    return {path: source for path, source in found.items() if source.is_file()}
+    sources = {f"bin/{tool}": unpacked / "usr/bin" / tool for tool in _DEBIAN_TOOLS}
+    sources |= {"bin/nvcc": home / "nvcc", "nvvm/bin/cicc": home / "cicc"}
+    sources |= {f"bin/crt/{path.name}": path for path in (home / "crt").glob("*")}
+    return {path: source for path, source in sources.items() if source.is_file()}
 
 
 def file_names(wheel: LockedWheel, pattern: str, workspace: Workspace) -> list[str]:
@@ -151,8 +152,8 @@ def library_packages(
 def library_depends(depends: Iterable[str], cuda: str) -> list[str]:
     """Requirements on NVIDIA's libraries; the CUDA runtime is the toolkit's, which is never older."""
     major = int(cuda.split(".")[0])
-    found = (spec for spec in depends if spec.split()[0] in CUDA_LIBRARIES.values())
-    return [f"cuda-cudart >={cuda},<{major + 1}" if s.split()[0] == "cuda-cudart" else s for s in found]
+    libraries = (spec for spec in depends if spec.split()[0] in CUDA_LIBRARIES.values())
+    return [f"cuda-cudart >={cuda},<{major + 1}" if s.split()[0] == "cuda-cudart" else s for s in libraries]
 
 
 def find_libraries_beside(folder: Path, names: Sequence[str] | None = None) -> None:

@@ -59,6 +59,7 @@ class BridgePackage:
 
     @property
     def build(self) -> str:
+        """The build string, with a hash of everything that the package is made from."""
         content = json.dumps(
             [FORMAT, self.name, self.version, self.inputs, self.depends, self.constrains, self.run_exports]
         )
@@ -67,6 +68,7 @@ class BridgePackage:
 
     @property
     def filename(self) -> str:
+        """The name of the .conda file."""
         return f"{self.name}-{self.version}-{self.build}.conda"
 
     @property
@@ -151,5 +153,6 @@ def hash_text(*parts: object) -> str:
 
 
 def link(target: str, path: Path) -> None:
+    """Make a symbolic link at ``path``, and the folder that it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)

@@ -43,12 +43,8 @@ class LockedWheel:
 
     @cached_property
     def tags(self) -> frozenset[Tag]:
+        """Which Pythons and platforms the wheel is for."""
         return parse_wheel_filename(self.artifact.name)[3]
-
-    @property
-    def is_pure(self) -> bool:
-        """Runs on any platform and any Python 3."""
-        return any(tag.platform == "any" for tag in self.tags)
 
     @property
     def is_python_free(self) -> bool:

@@ -56,6 +56,7 @@ class There:
 
     @property
     def identity(self) -> str:
+        """A text that is another for every other torch, place or Python."""
         return repr(self)
 
 

@@ -60,6 +60,7 @@ class Torch:
 
     @property
     def version(self) -> str:
+        """torch's version without what follows a plus, ``2.11.0``."""
         return self.dists["torch"].version.partition("+")[0]
 
     @property
@@ -69,10 +70,12 @@ class Torch:
 
     @property
     def tag(self) -> str:
+        """The Python as build strings have it, ``312``."""
         return self.python.replace(".", "")
 
     @property
     def site(self) -> str:
+        """Where Python packages lie below a prefix."""
         return f"lib/python{self.python}/site-packages"
 
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssm_forge.base.errors import BuildError
+from packaging.version import Version
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ssm_forge.base import foreign
+from ssm_forge.base.errors import BuildError
 
 MEMBER = "torch/utils/cpp_extension.py"
 
@@ -73,9 +70,9 @@ def read_host_config(text: str, cuda: str) -> Bounds:
 
 def read_bounds(path: Path) -> tuple[Bounds, ...]:
     """``patches/torch/bounds.toml``, oldest release first."""
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
-    found = [Bounds(cuda=cuda, **entry) for cuda, entry in data.items()]
-    return tuple(sorted(found, key=lambda b: _key(b.cuda)))
+    data = foreign.toml_from(path.read_bytes())
+    bounds = [Bounds(cuda=cuda, **entry) for cuda, entry in data.items()]
+    return tuple(sorted(bounds, key=lambda b: Version(b.cuda)))
 
 
 def make_patch(version: str, source: str, bounds: Sequence[Bounds]) -> str:
@@ -96,13 +93,13 @@ def make_patch(version: str, source: str, bounds: Sequence[Bounds]) -> str:
 
 
 def _extended(text: str, table: str, oldest: str, bounds: Sequence[Bounds], version: str) -> str:
-    found = re.search(rf"^{table}: VersionMap = \{{\n(.*?)^\}}\n", text, re.MULTILINE | re.DOTALL)
-    if found is None:
+    block = re.search(rf"^{table}: VersionMap = \{{\n(.*?)^\}}\n", text, re.MULTILINE | re.DOTALL)
+    if block is None:
         raise BuildError(
             f"{MEMBER} of torch {version} has no table {table} of the known form.",
             fix="Look at the file: torch's check has changed, and the patch has to be written by hand.",
         )
-    lines = {line.split("'")[1]: line for line in found.group(1).splitlines(True) if "'" in line}
+    lines = {line.split("'")[1]: line for line in block.group(1).splitlines(True) if "'" in line}
     for bound in bounds:
         beyond = (bound.gcc if "GCC" in table else bound.clang) + 1
         line = lines.get(bound.cuda, f"    '{bound.cuda}': ({oldest}, (0, 0)),\n")
@@ -111,9 +108,5 @@ def _extended(text: str, table: str, oldest: str, bounds: Sequence[Bounds], vers
             raise BuildError(f"{table} of torch {version} has a line of unknown form: {line.strip()}")
         if int(limit.group(1)) < beyond:
             lines[bound.cuda] = line.replace(limit.group(0), f"({beyond}, 0)),")
-    body = "".join(lines[cuda] for cuda in sorted(lines, key=_key))
-    return text[: found.start(1)] + body + text[found.end(1) :]
-
-
-def _key(cuda: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in cuda.split("."))
+    body = "".join(lines[cuda] for cuda in sorted(lines, key=Version))
+    return text[: block.start(1)] + body + text[block.end(1) :]

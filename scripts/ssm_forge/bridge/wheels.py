@@ -22,11 +22,11 @@ _LAUNCHER = '#!/bin/sh\n\'\'\'exec\' "$(dirname "$(readlink -f "$0")")/python" "
 
 def distributions(wheels: Sequence[LockedWheel], workspace: Workspace) -> dict[str, Distribution]:
     """Read the METADATA of downloaded wheels, by canonical name."""
-    found = {}
+    by_name = {}
     for wheel in wheels:
         dist = read(workspace.downloads / wheel.artifact.sha256 / wheel.artifact.name)
-        found[dist.name] = dist
-    return found
+        by_name[dist.name] = dist
+    return by_name
 
 
 def wheel_package(

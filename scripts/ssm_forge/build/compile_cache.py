@@ -18,7 +18,7 @@ from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import note
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import deb_file, debian
 
 _LOCK = "debs.ccache.toml"
 _SIZE = "10G"
@@ -58,7 +58,7 @@ def _from_debian(workspace: Workspace) -> Path | None:
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=".ccache-") as scratch:
             made = Path(scratch) / "made"
             for path in debian.fetch_debs(debian.read_lock(lock), workspace).values():
-                debian.unpack(path, made)
+                deb_file.unpack(path, made)
             patchelf = shutil.which("patchelf") or "patchelf"
             library_path = "$ORIGIN/../lib/x86_64-linux-gnu"
             subprocess.run([patchelf, "--set-rpath", library_path, made / "usr/bin/ccache"], check=True)

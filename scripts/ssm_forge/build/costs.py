@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError
+from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build.schedule import Job, longest_first
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
@@ -57,7 +57,5 @@ def write(workspace: Workspace, costs: Mapping[str, Sequence[Job]]) -> Path:
         for job in longest_first(jobs):
             lines.append(f"{extension} {job.name} {job.seconds:.1f} {-(-job.memory // 1_000_000)}")
     file = path(workspace)
-    partial = file.with_name(f".{file.name}.{owners.mark()}.part")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, ("\n".join(lines) + "\n").encode())
     return file

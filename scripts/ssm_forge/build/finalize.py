@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
@@ -98,9 +100,7 @@ def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, A
             )
     return {
         "cuda_arch_list": str(found),
-        "glibc": max(
-            (library.glibc for library in read), key=lambda version: [int(part) for part in version.split(".")]
-        ),
+        "glibc": max((library.glibc for library in read), key=Version),
     }
 
 

@@ -93,7 +93,9 @@ def _solved(url: object, sha256: object, md5: object) -> Material:
 def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]:
     """A CycloneDX 1.6 document for a package: itself, what went into it, and what it needs to run.
 
-    It holds no time and no random number: the same package gives the same document.
+    It holds no time and no random number: the same package gives the same document. Written by hand, because these
+    are bytes of a package: another release of cyclonedx-python-lib must not change them, and the pixi environment that
+    builds has none.
     """
     name, version = index["name"], index["version"]
     me = f"pkg:conda/{name}@{version}?build={index['build']}&subdir={index['subdir']}"
@@ -108,7 +110,7 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
         for spec in sorted(index["depends"])
         if not spec.startswith("__")
     ]
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(material_digest(item)[1] for item in materials))
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(material_digest(item).value for item in materials))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",

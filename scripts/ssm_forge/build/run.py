@@ -82,6 +82,7 @@ def _share_sources(staging: Path, workspace: Workspace) -> None:
 
 @for_engine()
 def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log, channel: Path) -> Path:
+    # Long: one life of a process, from what it is told to what it answers; a part of it alone would leave it running.
     _share_sources(staging, workspace)
     root, sources = workspace.root, request.channels
     if request.locked is not None:

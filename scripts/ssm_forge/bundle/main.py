@@ -52,6 +52,7 @@ class UnfitError(Exception):
 
 
 def say(line: str) -> None:
+    """One line of progress on stderr, at once."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -61,24 +62,25 @@ def _minor(version: str) -> str:
 
 def problems(needs: dict[str, str]) -> list[str]:
     """Everything about this machine that the packages do not fit, one sentence each."""
-    found = []
+    sentences = []
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        found.append(f"the packages are for linux x86_64, this is {sys.platform} {platform.machine()}")
+        sentences.append(f"the packages are for linux x86_64, this is {sys.platform} {platform.machine()}")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     if python != needs["python"]:
-        found.append(
+        sentences.append(
             f"the packages are for Python {needs['python']}, this is {python} ({sys.executable}); "
             f"start the bundle with python{needs['python']}, or make one with --python {python}"
         )
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        found.append("the packages are for the ordinary Python, this one is free-threaded")
+        sentences.append("the packages are for the ordinary Python, this one is free-threaded")
     libc, glibc = platform.libc_ver()
+    # By hand: packaging need not be on that machine.
     if libc != "glibc" or tuple(map(int, glibc.split("."))) < tuple(map(int, needs["glibc"].split("."))):
-        found.append(f"the packages need glibc {needs['glibc']} or newer, this machine has {libc} {glibc}")
+        sentences.append(f"the packages need glibc {needs['glibc']} or newer, this machine has {libc} {glibc}")
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
-        found.append(f"the packages import {', '.join(missing)}, not installed here (pip install them)")
-    return found + _torch_problems(needs)
+        sentences.append(f"the packages import {', '.join(missing)}, not installed here (pip install them)")
+    return sentences + _torch_problems(needs)
 
 
 def _torch_problems(needs: dict[str, str]) -> list[str]:
@@ -86,17 +88,17 @@ def _torch_problems(needs: dict[str, str]) -> list[str]:
         import torch
     except ImportError as error:
         return [f"torch does not import in {sys.executable}: {error}"]
-    found = []
+    sentences = []
     if _minor(torch.__version__) != needs["torch"]:
-        found.append(
+        sentences.append(
             f"the packages are for torch {needs['torch']}, this is {torch.__version__}; "
             f"a variant for torch {_minor(torch.__version__)} may exist ('./run variants')"
         )
     if torch.version.cuda is None:
-        found.append(f"this torch ({torch.__version__}) is built without CUDA")
+        sentences.append(f"this torch ({torch.__version__}) is built without CUDA")
     elif torch.version.cuda.split(".")[0] != needs["cuda"]:
-        found.append(f"the packages are for CUDA {needs['cuda']}, this torch is built for {torch.version.cuda}")
-    return found
+        sentences.append(f"the packages are for CUDA {needs['cuda']}, this torch is built for {torch.version.cuda}")
+    return sentences
 
 
 def unpack(bundle: zipfile.ZipFile, folder: Path) -> dict[str, Any]:
@@ -232,6 +234,7 @@ def exit_code(summary: dict[str, Any], *, allow_missing_gpu: bool) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    """The options of the bundle's own command line; argparse ends the process for a wrong one."""
     parser = argparse.ArgumentParser(description="Check and measure the packages of this bundle.")
     parser.add_argument("--output", type=Path, help="where JSON and PNG go (default: $OUT, or ./ssm-forge-results)")
     parser.add_argument("--into", type=Path, help="unpack here and keep it (default: a temporary folder)")
@@ -257,10 +260,10 @@ def install_and_run(options: argparse.Namespace, bundle_path: Path, folder: Path
         UnfitError: when the packages can't work here.
     """
     with zipfile.ZipFile(bundle_path) as bundle:
-        found = problems(json.loads(bundle.read("bundle.json"))["needs"])
-        if found and not options.any_torch:
-            raise UnfitError("; ".join(found))
-        for problem in found:
+        unfit = problems(json.loads(bundle.read("bundle.json"))["needs"])
+        if unfit and not options.any_torch:
+            raise UnfitError("; ".join(unfit))
+        for problem in unfit:
             say(f"warning: {problem}")
         manifest = unpack(bundle, folder)
     say(f"unpacked into {folder}: {', '.join(p['file'] for p in manifest['packages'])}")
@@ -280,6 +283,7 @@ def install_and_run(options: argparse.Namespace, bundle_path: Path, folder: Path
 
 
 def main() -> int:
+    """Do what the command line says; the exit code comes out."""
     options = parse(sys.argv[1:])
     # Inside a .pyz, this file's folder is the archive itself.
     bundle_path = Path(__file__).parent

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.base import foreign, owners
+from packaging.version import Version
+
+from ssm_forge.base import foreign
 from ssm_forge.base.errors import InstallError, IntegrityError, UsageError
-from ssm_forge.base.files import sha256_of
+from ssm_forge.base.files import replacing, sha256_of
 from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import human_bytes
 from ssm_forge.channel import folder as channel
@@ -28,7 +30,7 @@ from ssm_forge.package import installed as package_installed
 from ssm_forge.package import write as archive
 from ssm_forge.verify import gpu
 
-SIZE_LIMIT = 64 << 20
+MOST_BUNDLE_BYTES = 64 << 20
 # Of a package's files, which are read one by one; machine code for many GPUs is compressed to a tenth.
 _MOST_PAYLOAD_BYTES = 4 << 30
 # Files under scripts/ssm_forge that travel: the package's marker and the kernels subpackage.
@@ -61,7 +63,8 @@ class Package:
 
     @classmethod
     def read(cls, path: Path) -> Package:
-        """
+        """A .conda file, with the parts of its metadata that a bundle needs, checked.
+
         Raises:
             IntegrityError: when the file is no whole .conda package.
         """
@@ -93,36 +96,36 @@ class Package:
             "cuda": r"^cuda-version >=(\d+)",
             "glibc": r"^__glibc >=([0-9]+(?:\.[0-9]+)*)",
         }
-        found = {key: re.search(pattern, depends, re.MULTILINE) for key, pattern in patterns.items()}
-        missing = [key for key, match in found.items() if match is None]
+        matches = {key: re.search(pattern, depends, re.MULTILINE) for key, pattern in patterns.items()}
+        missing = [key for key, match in matches.items() if match is None]
         if missing:
             raise UsageError(f"{self.path.name} does not say which {', '.join(missing)} it needs.")
-        return {key: match.group(1).rstrip(".") for key, match in found.items() if match}
+        return {key: match.group(1).rstrip(".") for key, match in matches.items() if match}
 
 
-def installed_packages(prefix: Path, place: Workspace) -> list[Path]:
+def installed_packages(prefix: Path, workspace: Workspace) -> list[Path]:
     """The .conda files that an environment was made from.
 
     Raises:
         InstallError: when one is not installed, or its file is no longer in the channel.
     """
     records = package_installed.records(prefix)
-    found = []
+    paths = []
     for project in PROJECTS:
         name = records[project].filename if project in records else ""
-        path = channel.find(place.channel, name) if name else None
+        path = channel.find(workspace.channel, name) if name else None
         if path is None:
-            what = f"{name} is not in {place.channel}" if name else f"{project} is not installed in {prefix}"
+            what = f"{name} is not in {workspace.channel}" if name else f"{project} is not installed in {prefix}"
             raise InstallError(f"{what}.", fix=f"Run '{launcher()} install-mamba' first, or name --package FILE.")
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def make(
     packages: Sequence[Path],
     others: dict[str, list[Path]],
     target: Path,
-    place: Workspace,
+    workspace: Workspace,
     *,
     notes: str = "",
 ) -> Path:
@@ -145,19 +148,15 @@ def make(
     if target.is_dir():
         tag = f"py{needs['python'].replace('.', '')}-torch{needs['torch']}-cuda{needs['cuda']}"
         target = target / f"ssm-forge-{tag}.pyz"
-    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
-    try:
+    with replacing(target) as partial:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as bundle:
-            _fill(bundle, read, others, needs, place, notes)
+            _fill(bundle, read, others, needs, workspace, notes)
         size = partial.stat().st_size
-        if size > SIZE_LIMIT:
+        if size > MOST_BUNDLE_BYTES:
             raise UsageError(
-                f"the bundle would be {human_bytes(size)}, more than {human_bytes(SIZE_LIMIT)}.",
+                f"the bundle would be {human_bytes(size)}, more than {human_bytes(MOST_BUNDLE_BYTES)}.",
                 fix="Take packages for fewer compute capabilities, or leave out an --also.",
             )
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
@@ -172,7 +171,7 @@ def _common(packages: Sequence[Package]) -> dict[str, str]:
         values = sorted({needs[key] for needs in every})
         if len(values) > 1:
             raise UsageError(f"the packages are for different {key} versions: {', '.join(values)}.")
-    newest = max((needs["glibc"] for needs in every), key=lambda text: [int(part) for part in text.split(".")])
+    newest = max((needs["glibc"] for needs in every), key=Version)
     return {**every[0], "glibc": newest}
 
 
@@ -181,7 +180,7 @@ def _fill(
     packages: Sequence[Package],
     others: dict[str, list[Path]],
     needs: dict[str, str],
-    place: Workspace,
+    workspace: Workspace,
     notes: str,
 ) -> None:
     source = Path(__file__).parents[1]
@@ -190,11 +189,11 @@ def _fill(
         for path in sorted(source.glob(pattern)):
             bundle.write(path, f"src/ssm_forge/{path.relative_to(source)}")
     versions = {str(p.index["name"]): str(p.index["version"]) for p in packages}
-    tests = gpu.upstream_tests(versions, place)
+    tests = gpu.upstream_tests(versions, workspace)
     for project, folder in tests.items():
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             bundle.write(path, f"tests/{project}/tests/{path.relative_to(folder)}")
-    pytest = gpu.lend_pytest(place)
+    pytest = gpu.lend_pytest(workspace)
     for path in sorted(p for p in pytest.rglob("*") if p.is_file()):
         bundle.write(path, f"pytest/{path.relative_to(pytest)}")
     described = []
@@ -250,22 +249,22 @@ def _payload(path: Path) -> Members:
 def _extensions(path: Path) -> Members:
     """The compiled modules of another build: out of a .conda, or found in a folder."""
     if path.is_dir():
-        found = [f for name in EXTENSIONS.values() for f in sorted(path.rglob(f"{name}*.so"))]
-        for file in found:
+        files = [f for name in EXTENSIONS.values() for f in sorted(path.rglob(f"{name}*.so"))]
+        for file in files:
             member = tarfile.TarInfo(file.name)
             data = file.read_bytes()
             member.size, member.mode = len(data), 0o755
             yield member, data
     elif path.suffix == ".conda":
-        found = []
+        files = []
         for member, data in _payload(path):
             if Path(member.name).name.startswith(tuple(EXTENSIONS.values())) and member.name.endswith(".so"):
-                found.append(Path(member.name))
-                member.name = found[-1].name
+                files.append(Path(member.name))
+                member.name = files[-1].name
                 yield member, data
     else:
         raise UsageError(f"--also {path} is neither a folder nor a .conda file.")
-    if not found:
+    if not files:
         raise UsageError(f"--also {path} holds none of {', '.join(EXTENSIONS.values())}.")
 
 
@@ -284,10 +283,10 @@ def parse_others(values: Sequence[str]) -> dict[str, list[Path]]:
     Raises:
         UsageError: when it is not that, or the path does not exist.
     """
-    found: dict[str, list[Path]] = {}
+    by_label: dict[str, list[Path]] = {}
     for text in values:
         label, equals, path = text.partition("=")
         if not (equals and label.isidentifier() and Path(path).exists()):
             raise UsageError(f"--also '{text}' is not LABEL=PATH with an existing path and a plain word as label.")
-        found.setdefault(label, []).append(Path(path))
-    return found
+        by_label.setdefault(label, []).append(Path(path))
+    return by_label

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.files import write_whole
 from ssm_forge.base.tables import FoldingTable
@@ -82,13 +84,13 @@ def rows(found: list[Item], matrix: Matrix) -> list[Row]:
         for project, version in variant.projects.items():
             key = (project, version, variant.cuda, variant.torch)
             earlier = table.get(key, ("", ()))[1]
-            table[key] = (variant.name, tuple(sorted({*earlier, *variant.pythons}, key=_minor)))
+            table[key] = (variant.name, tuple(sorted({*earlier, *variant.pythons}, key=Version)))
     for item in found:
         table.setdefault((item.name, item.version, item.cuda, item.torch), ("", ()))
     result = []
     for (project, version, cuda, torch), (name, wanted) in table.items():
         mine = [i for i in found if (i.name, i.version, i.cuda, i.torch) == (project, version, cuda, torch)]
-        pythons = sorted({*wanted, *(i.python for i in mine)}, key=_minor)
+        pythons = sorted({*wanted, *(i.python for i in mine)}, key=Version)
         cells = {python: tuple(i for i in mine if i.python == python) for python in pythons}
         result.append(Row(name or "(earlier)", cuda, torch, project, version, wanted, cells))
     return sorted(result, key=lambda r: (r.variant == "(earlier)", r.variant, r.torch, r.project))
@@ -96,7 +98,7 @@ def rows(found: list[Item], matrix: Matrix) -> list[Row]:
 
 def pythons(table: list[Row]) -> list[str]:
     """All Python minors of a table, oldest first."""
-    return sorted({python for row in table for python in row.cells}, key=_minor)
+    return sorted({python for row in table for python in row.cells}, key=Version)
 
 
 def as_dicts(table: list[Row]) -> list[dict[str, Any]]:
@@ -159,10 +161,6 @@ def _item(filename: str, record: IndexRecord) -> Item | None:
         size=record.size or 0,
         signed=bool(record.attestations_sha256),
     )
-
-
-def _minor(python: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in python.split("."))
 
 
 def _html_row(row: Row, columns: list[str]) -> str:

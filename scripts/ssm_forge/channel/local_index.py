@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from ssm_forge.base import owners
 from ssm_forge.base.errors import UsageError
+from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import workspace
 from ssm_forge.channel import index
 from ssm_forge.manifest.virtual import channel_url
@@ -50,11 +50,8 @@ def repodata_file(folder: Path) -> Path | None:
     target = cache / f"snapshot-{hashlib.sha256(data).hexdigest()[:32]}.json"
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{owners.mark()}")
         try:
-            partial.write_bytes(zstandard.ZstdDecompressor().stream_reader(data).read())
+            write_whole(target, zstandard.ZstdDecompressor().stream_reader(data).read())
         except zstandard.ZstdError as error:
-            partial.unlink(missing_ok=True)
             raise UsageError(f"{packed} is not a zstd file ({error}).") from error
-        partial.replace(target)
     return target

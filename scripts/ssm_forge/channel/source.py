@@ -46,7 +46,8 @@ class ChannelSource(Protocol):
 
 
 def open_source(url: str) -> ChannelSource:
-    """
+    """A channel to read from, given by path or URL.
+
     Raises:
         UsageError: when the path or URL is no channel, or holds a secret.
         NetworkError: when the server can't be reached.

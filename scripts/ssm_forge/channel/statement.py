@@ -83,7 +83,8 @@ def make_key(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
-    """
+    """The key of a PEM file that signs; its passphrase comes from the environment.
+
     Raises:
         UsageError: when the file is no ed25519 private key, or its passphrase is missing or wrong.
     """
@@ -104,7 +105,8 @@ def load_private(path: Path) -> Ed25519PrivateKey:
 
 
 def load_public(path: Path) -> PublicKey:
-    """
+    """The key of a PEM file that signatures are checked with.
+
     Raises:
         UsageError: when the file is no ed25519 public key.
     """

@@ -1,3 +1,5 @@
+"""``python`` and ``shell``: programs inside an installed environment, in place of this process."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""``bench kernels`` and ``bench build``: what calls and builds cost, measured on this machine."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""``build``: packages for any GPU into the local channel, without installing; or only what their builds solve to."""
+
 from __future__ import annotations
 
 import json

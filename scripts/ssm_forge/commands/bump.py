@@ -1,3 +1,5 @@
+"""``bump``: newer releases of what is pinned here, written into recipes, patches and locks."""
+
 from __future__ import annotations
 
 import click

@@ -1,3 +1,5 @@
+"""``bundle``: packages and their checks as one file for a machine with Python, torch and a GPU."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""``check-toolchain``: whether C library, compilers, CUDA and torch of a variant fit each other."""
+
 from __future__ import annotations
 
 import json
@@ -10,13 +12,14 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.flow import advice, plan, planning
+from ssm_forge.manifest.variants import DEFAULT_VARIANT
 from ssm_forge.verify import toolchain
 from ssm_forge.verify.installed import choose_prefix
 from ssm_forge.verify.report import show
 
 
 @click.command("check-toolchain")
-@click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix.")
+@click.option("--variant", default=DEFAULT_VARIANT, show_default=True, help="Row of the build matrix.")
 @click.option("--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]")
 @click.option("--source", type=click.Choice(["auto", "conda", "bridge"]), default="auto", show_default=True)
 @click.option("--host-compiler", default="auto", show_default=True, metavar="auto|system|bridge|PATH")

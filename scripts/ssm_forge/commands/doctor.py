@@ -1,3 +1,5 @@
+"""``doctor``: why an environment's kernels don't work, or a build failed, and the command that mends it."""
+
 from __future__ import annotations
 
 import os

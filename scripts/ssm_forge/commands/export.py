@@ -7,10 +7,11 @@ from typing import Literal
 
 import click
 
-from ssm_forge.base import owners
+from ssm_forge.base.files import write_whole
 from ssm_forge.base.own_tools import require
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import say
+from ssm_forge.manifest.variants import DEFAULT_VARIANT
 from ssm_forge.solve import lock, pixi_export, source_packages
 from ssm_forge.solve.export import FORMATS
 
@@ -29,7 +30,7 @@ from ssm_forge.solve.export import FORMATS
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: stdout.")
 @click.option("--lock", "lock_file", type=click.Path(dir_okay=False, path_type=Path), help="Another lock.")
 @click.option("--channel", metavar="URL", help="Where others have packages of the local channel from.")
-@click.option("--variant", default="cu130", show_default=True, help="With pixi: the row of the build matrix.")
+@click.option("--variant", default=DEFAULT_VARIANT, show_default=True, help="With pixi: the row of the build matrix.")
 @click.option(
     "--from",
     "origin",
@@ -67,9 +68,7 @@ def export(
         click.echo(text, nl=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{owners.mark()}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(output)
+    write_whole(output, text.encode())
     say(f"{output}: {len(locked.records)} packages.")
 
 

@@ -10,7 +10,7 @@ import click
 
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.own_tools import require
-from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.paths import Workspace, launcher, workspace
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, human_seconds, out, say
 from ssm_forge.channel import coverage
@@ -18,7 +18,7 @@ from ssm_forge.channel.source import FolderSource
 from ssm_forge.farm import estimate as estimating_
 from ssm_forge.farm import report, run
 from ssm_forge.farm.engine import Executor
-from ssm_forge.farm.estimate import Estimate
+from ssm_forge.farm.estimate import Estimate, Machine
 from ssm_forge.farm.jobs import Job, Limits
 from ssm_forge.manifest import variants
 
@@ -112,36 +112,18 @@ def farm(
     place = workspace()
     there = estimating_.machines(machines) if machines else []
     own_cores, own_memory = run.this_machine()
-    elsewhere = executor != "local" or bool(there)
-    most_cores = max((m.cores for m in there), default=_MOST_CORES if elsewhere else own_cores)
-    most_memory = max((m.memory for m in there), default=_MOST_MEMORY if elsewhere else own_memory)
-    if cores and cores > most_cores:
-        raise MachineError(f"--cores {cores}: there are {most_cores}.", fix=f"Use --cores {most_cores}.")
-    limits = Limits(most_cores, min(most_memory, round(memory * 1e9)) if memory else most_memory, cores)
     options = run.Options(
         select=select,
         archs=archs,
         source=source,
         executor=Executor(executor, jobs, own_cores, own_memory, retries, snakemake),
-        limits=limits,
+        limits=_limits(executor, there, cores, memory),
         host_compiler=host_compiler,
         channels=channels,
         wheels=wheels.absolute() if wheels else None,
     )
     if dry_run or estimating:
-        found = run.survey(run.chosen(options, place), options, place)
-        planned = run.left(found, options, place)
-        machines_ = there or [estimating_.Machine(own_cores, own_memory)]
-        if not there and executor != "local":
-            machines_ = [estimating_.Machine(_MOST_CORES, _MOST_MEMORY)] * (jobs or 1)
-        result = estimating_.estimate(planned, machines_, at_once=jobs)
-        if as_json:
-            told = {"estimate": asdict(result), "jobs": [job.as_dict() for job in planned]}
-            out.print_json(json.dumps({**told, "left_out": found.impossible}))
-            return
-        if dry_run:
-            _show(planned)
-        _say_estimate(result, sum(one.done for one in found.wanted))
+        _estimate(options, there, place, listed=dry_run, as_json=as_json)
         return
     made = run.farm(options, place)
     if as_json:
@@ -153,8 +135,41 @@ def farm(
     say(f"Done in {human_seconds(made.wall)}. Report: {run.folder(place) / 'report.html'}")
 
 
+# What a machine elsewhere is taken to have.
 _MOST_CORES = 16
 _MOST_MEMORY = 64_000_000_000
+
+
+def _limits(executor: str, there: list[Machine], cores: int | None, memory: float | None) -> Limits:
+    """What one job may have: of the machines that were named, else of this one, or of one elsewhere.
+
+    Raises:
+        MachineError: when no machine has so many cores.
+    """
+    elsewhere = Machine(_MOST_CORES, _MOST_MEMORY)
+    places = there or [elsewhere if executor != "local" else Machine(*run.this_machine())]
+    most_cores, most_memory = max(m.cores for m in places), max(m.memory for m in places)
+    if cores and cores > most_cores:
+        raise MachineError(f"--cores {cores}: there are {most_cores}.", fix=f"Use --cores {most_cores}.")
+    return Limits(most_cores, min(most_memory, round(memory * 1e9)) if memory else most_memory, cores)
+
+
+def _estimate(options: run.Options, there: list[Machine], place: Workspace, *, listed: bool, as_json: bool) -> None:
+    """Say what it would take, and on demand which jobs there are."""
+    found = run.survey(run.chosen(options, place), options, place)
+    planned = run.left(found, options, place)
+    executor = options.executor
+    machines = there or [Machine(executor.cores, executor.memory)]
+    if not there and executor.name != "local":
+        machines = [Machine(_MOST_CORES, _MOST_MEMORY)] * (executor.jobs or 1)
+    result = estimating_.estimate(planned, machines, at_once=executor.jobs)
+    if as_json:
+        told = {"estimate": asdict(result), "jobs": [job.as_dict() for job in planned]}
+        out.print_json(json.dumps({**told, "left_out": found.impossible}))
+        return
+    if listed:
+        _show(planned)
+    _say_estimate(result, sum(one.done for one in found.wanted))
 
 
 def _show(planned: list[Job]) -> None:

@@ -1,3 +1,5 @@
+"""``install-mamba``: from nothing to verified kernels; also the options that other commands share with it."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,13 +18,14 @@ from ssm_forge.existing.reader import folder_of
 from ssm_forge.flow import advice, fitting, pipeline
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
+from ssm_forge.manifest.variants import DEFAULT_VARIANT
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
     """The options that say which variant, for which Python, GPU and source."""
     for option in reversed(
         [
-            click.option("--variant", default="cu130", show_default=True, help="Row of the build matrix."),
+            click.option("--variant", default=DEFAULT_VARIANT, show_default=True, help="Row of the build matrix."),
             click.option("--python", metavar="X.Y", help="Python minor version.  [default: 3.12, else the newest]"),
             click.option(
                 "--cuda-arch",

@@ -1,3 +1,5 @@
+"""``test``: the tiers of this repository's tests."""
+
 from __future__ import annotations
 
 import datetime

@@ -1,3 +1,5 @@
+"""``variants``: the build matrix, as this machine sees it."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""``verify``: whether an installed environment works."""
+
 from __future__ import annotations
 
 import json

@@ -31,7 +31,8 @@ def run(
     language: str | None = None,
     network: bool = False,
 ) -> int:
-    """
+    """Examine an environment or a log, print what was found, and return the exit code.
+
     Args:
         place: folder or interpreter of the environment; with a log, the one that its commands are for.
         log: a log to read instead, ``-`` for standard input.

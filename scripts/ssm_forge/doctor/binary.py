@@ -59,7 +59,8 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def read(path: Path) -> Library:
-    """
+    """What the headers of a shared library say.
+
     Raises:
         DamagedError: when the file is cut short or no 64-bit ELF library.
         OSError: when it can't be read.

@@ -55,7 +55,8 @@ class Diagnosis:
 
 
 def of_environment(place: Path, variables: Mapping[str, str], folder: Path, *, seconds: float) -> Diagnosis:
-    """
+    """What is wrong with an environment: everything that doctor knows is looked at.
+
     Args:
         place: the environment's folder, or its interpreter.
         variables: the environment variables that its user has.
@@ -112,7 +113,8 @@ def _static(env: Environment, system: System, target: Target, clock: Clock, note
 
 
 def of_log(name: str, target: Target) -> Diagnosis:
-    """
+    """What went wrong in the run that wrote a log.
+
     Args:
         name: a file, or ``-``.
 

@@ -157,7 +157,8 @@ def interpreter(place: Path) -> Path:
 
 
 def examine(python: Path, variables: Mapping[str, str], clock: Clock) -> Environment:
-    """
+    """What is installed for a Python, and where that Python imports it from.
+
     Args:
         variables: the environment variables that the user has.
 

@@ -46,7 +46,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Finding:
-    """
+    """A rule that holds here, with what shows it.
+
     Attributes:
         code: the rule's.
         evidence: what shows it: paths, symbols, versions.

@@ -232,7 +232,8 @@ class _Finder:
         self._found: dict[str, Hit] = {}
 
     def search(self, text: bytes, line: int) -> None:
-        """
+        """Look in a block of the log for the rules that were not found yet; what is found is kept.
+
         Args:
             text: a cleaned block.
             line: number of its first line; 0 where that is not known.

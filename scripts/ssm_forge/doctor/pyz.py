@@ -33,6 +33,7 @@ def write(target: Path) -> None:
     ]
     contents = [("__main__.py", _MAIN.encode())]
     contents += [(path.relative_to(root).as_posix(), path.read_bytes()) for path in files]
+    # By hand: this folder travels alone, without base/files.
     partial = target.with_name(f".{target.name}.part")
     with partial.open("wb") as stream:
         stream.write(_FIRST_LINE)

@@ -81,7 +81,8 @@ def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_r
 
 
 def require_no_variant(existing: Existing, named: str | None) -> None:
-    """
+    """Refuse a variant or source for an environment that has a torch.
+
     Raises:
         UsageError: when a variant or a source is named for an environment whose torch decides.
     """
@@ -93,7 +94,8 @@ def require_no_variant(existing: Existing, named: str | None) -> None:
 
 
 def _check_options(existing: Existing, options: Options) -> None:
-    """
+    """Refuse options that ask for something else than the environment has.
+
     Raises:
         UsageError: when an option asks for what the environment has decided.
     """

@@ -106,7 +106,8 @@ def command(existing: Existing, wanted: tuple[str, ...]) -> str:
 
 
 def require(existing: Existing, needs: Needs) -> None:
-    """
+    """Refuse an environment that lacks what the kernels import.
+
     Raises:
         InstallError: when something is not met, with the line that installs it.
     """

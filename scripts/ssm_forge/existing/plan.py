@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.tags import Tag
+from packaging.version import Version
 
 from ssm_forge.base import machine
 from ssm_forge.base.errors import UsageError
@@ -15,7 +16,7 @@ from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
-from ssm_forge.bridge.toolkit import ToolkitParts
+from ssm_forge.bridge.toolkit_parts import ToolkitParts
 from ssm_forge.build.origin import compiler_of
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import folder as channels
@@ -204,10 +205,10 @@ def _tools(
     python: str, found: Torch, toolkit: str, matrix: Matrix, workspace: Workspace
 ) -> tuple[pylock.LockedWheel, ...]:
     """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on newer ones."""
-    if _key(python) < (3, 10) or _key(found.minor) < (2, 2):
+    if Version(python) < Version("3.10") or Version(found.minor) < Version("2.2"):
         return tuple(pylock.read(pylock.lock_path(workspace, "tools", "old"), python))
     pythons = matrix.get(toolkit, "bridge").pythons
-    nearest = python if python in pythons else pythons[-1] if _key(python) > _key(pythons[-1]) else pythons[0]
+    nearest = python if python in pythons else pythons[-1] if Version(python) > Version(pythons[-1]) else pythons[0]
     lock = pylock.lock_path(workspace, toolkit, f"py{nearest.replace('.', '')}")
     wheels = pylock.read(lock, nearest)
     return tuple(wheel for wheel in wheels if wheel.name in needs.TOOLS and _runs_on_any(wheel.tags))
@@ -215,10 +216,6 @@ def _tools(
 
 def _runs_on_any(tags: frozenset[Tag]) -> bool:
     return any(tag.interpreter.startswith("py3") or tag.interpreter == "py2.py3" for tag in tags)
-
-
-def _key(python: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in python.split("."))
 
 
 def _package(request: BuildRequest, existing: Existing, workspace: Workspace) -> PlannedPackage:

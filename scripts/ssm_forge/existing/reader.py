@@ -196,7 +196,8 @@ def _debians(prefix: Path, minor: str) -> list[Path]:
 
 
 def check_writable(existing: Existing) -> None:
-    """
+    """Refuse an environment that this user can't change.
+
     Raises:
         InstallError: when nothing can be installed into the environment, or into the folder that is named instead.
     """
@@ -259,7 +260,8 @@ def _python(prefix: Path) -> Path:
 
 
 def _check_machine(python: Path) -> None:
-    """
+    """Refuse an interpreter that was made for another kind of machine.
+
     Raises:
         MachineError: when the program is one of another architecture.
     """
@@ -277,7 +279,8 @@ def _check_machine(python: Path) -> None:
 
 
 def _check_place(prefix: Path) -> None:
-    """
+    """Refuse an environment that no longer lies where it was made.
+
     Raises:
         InstallError: when the environment was made in another folder: its programs still start that one's Python.
     """

@@ -59,7 +59,8 @@ def _table(path: Path) -> dict[str, Any]:
 def derive(
     existing: Existing, torch: Torch, matrix: Matrix, workspace: Workspace, releases: Mapping[str, str] | None = None
 ) -> Row:
-    """
+    """The row of the build matrix that fits an environment's torch.
+
     Args:
         releases: project -> version, where another than the newest that fits is asked for.
 
@@ -140,7 +141,8 @@ def build_prefix(torch: Torch) -> str:
 
 
 def check_archs(archs: ArchList, row: Row) -> None:
-    """
+    """Refuse GPUs that a row's toolkit can't compile for.
+
     Raises:
         UsageError: when the toolkit lacks a capability, or has only machine code for one whose PTX is wanted.
     """

@@ -111,20 +111,9 @@ def graph(
     """
     found: dict[str, Job] = {}
     lost = {one.cell.name for one in wanted if one.cell.name in without}
-    beside: dict[tuple[str, str], list[Wanted]] = {}
-    for one in wanted:
-        beside.setdefault((one.cell.environment, one.cell.archs.tag), []).append(one)
-
-    def needed(one: Wanted) -> list[Wanted]:
-        """Those whose package the test of this one installs: mamba-ssm's has causal-conv1d."""
-        projects = list(one.cell.variant.projects)
-        before = projects[: projects.index(one.cell.project)]
-        return [o for o in beside[one.cell.environment, one.cell.archs.tag] if o.cell.project in before]
-
-    def possible(one: Wanted) -> bool:
-        return one.cell.name not in lost and not any(other.cell.name in lost for other in needed(one))
-
-    pending = [one for one in wanted if not one.done and possible(one)]
+    needed = _needed(wanted)
+    possible = [one for one in wanted if not lost & {one.cell.name, *(o.cell.name for o in needed[one.cell.name])}]
+    pending = [one for one in possible if not one.done]
     compiled = {one.cell.objects for one in wanted if one.done}
     first: dict[str, str] = {}
     for one in pending:
@@ -133,16 +122,11 @@ def graph(
         follows = shares_objects and leader != cell.name
         shared = follows or (shares_objects and cell.objects in compiled)
         need = costs.package(cell, workspace, shared=shared, cores=limits.each, most=limits.cores, memory=limits.memory)
-        if need.memory > limits.memory:
-            raise MachineError(
-                f"{cell.name} needs {human_bytes(need.memory)} of memory for one compiler, and there are "
-                f"{human_bytes(limits.memory)}.",
-                fix="Free memory, or name a machine that has it with --executor or --memory.",
-            )
+        _check_memory(cell, need, limits)
         parts = _before(cell, workspace, limits, host_compiler)
         found.update({job.name: job for job in parts if job.name not in found})
         before = [job.name for job in parts] + ([leader] if follows else [])
-        before += [other.cell.name for other in needed(one) if not other.done]
+        before += [other.cell.name for other in needed[cell.name] if not other.done]
         found[cell.name] = Job(cell.name, "package", one.digest, tuple(before), need, cell, one.file)
     if wheels:
         for one in wanted:
@@ -152,14 +136,42 @@ def graph(
     return list(found.values())
 
 
+def _needed(wanted: Sequence[Wanted]) -> dict[str, list[Wanted]]:
+    """Cell's name -> those whose package its test installs: mamba-ssm's has causal-conv1d."""
+    beside: dict[tuple[str, str], list[Wanted]] = {}
+    for one in wanted:
+        beside.setdefault((one.cell.environment, one.cell.archs.tag), []).append(one)
+    found = {}
+    for one in wanted:
+        projects = list(one.cell.variant.projects)
+        before = projects[: projects.index(one.cell.project)]
+        others = beside[one.cell.environment, one.cell.archs.tag]
+        found[one.cell.name] = [other for other in others if other.cell.project in before]
+    return found
+
+
+def _check_memory(cell: Cell, need: Need, limits: Limits) -> None:
+    """Refuse a package that can't be built with the memory that there is.
+
+    Raises:
+        MachineError: when one compiler needs more.
+    """
+    if need.memory > limits.memory:
+        raise MachineError(
+            f"{cell.name} needs {human_bytes(need.memory)} of memory for one compiler, and there are "
+            f"{human_bytes(limits.memory)}.",
+            fix="Free memory, or name a machine that has it with --executor or --memory.",
+        )
+
+
 def _before(cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str) -> list[Job]:
     """The toolchain and the torch of a package, where they are not there already."""
     request = inputs.request(cell, host_compiler, workspace)
-    left = 0, 0
+    download = disk = 0
     parts = inputs.origin_of(cell, host_compiler, workspace).parts
     if parts is not None:
-        left = assemble.bytes_needed(parts, workspace)
-        if left == (0, 0):
+        download, disk = assemble.bytes_needed(parts, workspace)
+        if not disk:
             return []
     source = cell.variant.source
     locks = inputs.materials_of(request, workspace)
@@ -172,7 +184,7 @@ def _before(cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str
         costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores),
         cell,
     )
-    need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=left[0], disk=left[1])
+    need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=download, disk=disk)
     return [toolchain, Job(f"torch.{cell.environment}", "torch", known, (toolchain.name,), need, cell)]
 
 

@@ -200,9 +200,10 @@ def _package(work: Work) -> Outcome:
 
 
 def _check_room(place: Workspace) -> None:
-    """
+    """Have a full disk known now, and not after an hour.
+
     Raises:
-        MachineError: when the channel's disk is full: better now than after an hour.
+        MachineError: when the channel's disk is full.
     """
     if machine.free_disk(place.channel) < _LEAST_FREE:
         raise channels.full(place.channel, OSError(28, "No space left on device"))

@@ -85,7 +85,8 @@ def needs(taken: Packages, prefix: Path, builds: int, archs: int, workspace: Wor
 
 
 def check(wanted: Sequence[Need]) -> None:
-    """
+    """Refuse what does not fit on the disks that it goes to; needs of one disk are added up.
+
     Raises:
         MachineError: when a disk has less than is needed of it; names the folders there, and how to move the largest.
     """

@@ -77,7 +77,8 @@ def with_needs(plan: Plan, jobs: int | None, workspace: Workspace, *, environmen
 
 
 def check_build_folder(workspace: Workspace) -> None:
-    """
+    """Refuse a cache in which nothing can be compiled.
+
     Raises:
         MachineError: when compiling in the cache would fail: torch splits the command of the compiler at spaces. A link
             does not help, because the engine follows it.

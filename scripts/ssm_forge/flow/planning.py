@@ -59,6 +59,7 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
         MachineError: when the machine lacks a Python, a compiler, memory or disk.
         NetworkError: when source conda was asked for and can't be reached.
     """
+    # Long: the questions of a plan in their order, each of which needs the answers before it.
     matrix = variants.load(workspace.variants)
     choice = choice or choose(options, workspace)
     variant, python = choice.variant, choice.python

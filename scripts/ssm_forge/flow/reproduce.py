@@ -24,14 +24,15 @@ from ssm_forge.build import costs as compile_costs
 from ssm_forge.build import finalize, leftovers, offline
 from ssm_forge.build import jobs as build_jobs
 from ssm_forge.build import provenance as materials
-from ssm_forge.build import request as build_request
 from ssm_forge.build import run as builds
+from ssm_forge.build.request import BuildRequest
 from ssm_forge.flow import pipeline, plan, planning
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.package import differences as package_diff
-from ssm_forge.package import read as inspection
 from ssm_forge.package.differences import Comparison, Difference
+from ssm_forge.package.file_differences import NEW
+from ssm_forge.package.read import PROVENANCE, Material
 from ssm_forge.package.write import read_json
 from ssm_forge.solve import solver
 
@@ -55,7 +56,7 @@ class Recorded:
     format: int
     recipe_sha256: str
     key: BuildKey
-    materials: tuple[inspection.Material, ...]
+    materials: tuple[Material, ...]
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def read(package: Path) -> Recorded:
         IntegrityError: when it is not a whole .conda package.
     """
     index = _json(package, "index.json")
-    said = _json(package, inspection.PROVENANCE.removeprefix("info/"))
+    said = _json(package, PROVENANCE.removeprefix("info/"))
     key, listed = _key(said), said.get("materials")
     if not (
         said.get("name") in recipe.PROJECTS
@@ -124,9 +125,7 @@ def read(package: Path) -> Recorded:
         and isinstance(listed, list)
         and all(_is_material(item) for item in listed)
     ):
-        found = (
-            f"it has no {inspection.PROVENANCE}" if not said else f"its {inspection.PROVENANCE} is for something else"
-        )
+        found = f"its {PROVENANCE} is for something else" if said else f"it has no {PROVENANCE}"
         raise UsageError(
             f"{package} is not a package that ssm-forge made: {found}, and it is {_name(index) or 'nameless'}.",
             fix=f"Name one that '{launcher()} build' made, of {' or '.join(recipe.PROJECTS)}.",
@@ -168,7 +167,8 @@ def _name(index: dict[str, Any]) -> str:
 
 
 def check_inputs(recorded: Recorded, place: Workspace) -> None:
-    """
+    """Refuse a package that this checkout can't build again.
+
     Raises:
         IntegrityError: when the package was made from other inputs than ``place`` has; names them.
     """
@@ -230,7 +230,7 @@ def _compiler_lock(recorded: Recorded, place: Workspace) -> Path | None:
     return next((place.root / name for name in names), None)
 
 
-def _other_file(item: inspection.Material, place: Workspace) -> str:
+def _other_file(item: Material, place: Workspace) -> str:
     """How a patch or lock differs here; empty when it is the same, or something to download."""
     if item["role"] in ("source", materials.SOLVED):
         return ""
@@ -290,14 +290,7 @@ def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, place: W
 
 
 def _rebuild(
-    work: plan.Plan,
-    request: build_request.BuildRequest,
-    channel: Path,
-    jobs: int | None,
-    *,
-    cache: bool,
-    place: Workspace,
-    log: Log,
+    work: plan.Plan, request: BuildRequest, channel: Path, jobs: int | None, *, cache: bool, place: Workspace, log: Log
 ) -> Path:
     if request.locked is None or offline.lacking([request], place):
         solver.require_reachable(work.channels)
@@ -370,7 +363,7 @@ def _compare(package: Path, rebuilt: Path, recorded: Recorded) -> Comparison:
     comparison = package_diff.compare(package, rebuilt)
     if rebuilt.name == recorded.filename:
         return comparison
-    what = f"the recipe gave {recorded.filename}, {package_diff.NEW} {rebuilt.name}"
+    what = f"the recipe gave {recorded.filename}, {NEW} {rebuilt.name}"
     detail = (
         "The recipe and the values are the same, so the build string's hash was made by another rattler-build.",
         "Every name below that holds it follows from that.",
@@ -379,7 +372,8 @@ def _compare(package: Path, rebuilt: Path, recorded: Recorded) -> Comparison:
 
 
 def _check_kept(folder: Path | None, names: set[str]) -> None:
-    """
+    """Refuse a folder where the rebuilt package would replace another.
+
     Raises:
         UsageError: when the rebuilt package would replace a file; above all the one that it is compared with.
     """

@@ -14,6 +14,7 @@ from rattler import RepoDataRecord
 
 from ssm_forge.base.credentials import for_engine, redact
 from ssm_forge.base.errors import ForgeError, InstallError, IntegrityError, NetworkError, UsageError
+from ssm_forge.base.files import replacing
 from ssm_forge.base.mirrors import client as channel_client
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.web import HOW_TO_LOG_IN
@@ -158,12 +159,11 @@ def _explain(message: str) -> ForgeError:
 
 
 def _restore_urls(prefix: Path, canonical: dict[str, str]) -> None:
-    """Record where a package belongs, not the mirror it was taken from."""
+    """Record where a package belongs, not the mirror it was taken from; all else in its record stays as it is."""
     for path in (prefix / "conda-meta").glob("*.json"):
         meta = json.loads(path.read_text(encoding="utf-8"))
         url = canonical.get(meta["name"])
         if url and meta["url"] != url:
             meta["url"] = url
-            partial = path.with_suffix(".part")
-            partial.write_text(json.dumps(meta, indent=2), encoding="utf-8")
-            partial.replace(path)
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(meta, indent=2), encoding="utf-8")

@@ -93,7 +93,8 @@ def is_foreign(prefix: Path) -> bool:
 
 
 def check_target(prefix: Path) -> None:
-    """
+    """Refuse a prefix that an environment can't be made in, or added to.
+
     Raises:
         InstallError: when ``prefix`` is a file, or a folder with something in it that is no environment.
     """

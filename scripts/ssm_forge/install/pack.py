@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rattler import RepoDataRecord
 
-from ssm_forge.base import files, foreign, owners
+from ssm_forge.base import files, foreign
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
@@ -206,14 +206,9 @@ def _write_tar(top: Path, target: Path) -> None:
         return member
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
-    try:
-        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-            for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):
-                tar.add(path, path.relative_to(top.parent).as_posix(), recursive=False, filter=plain)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(target) as partial, tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(p for p in top.rglob("*") if p.is_file() and p.name != ".lock"):
+            tar.add(path, path.relative_to(top.parent).as_posix(), recursive=False, filter=plain)
 
 
 def unpack(

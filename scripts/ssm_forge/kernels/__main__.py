@@ -30,6 +30,7 @@ from ssm_forge.kernels import (
     plot,
     sanitizer,
     tolerance,
+    usage,
 )
 from ssm_forge.kernels import selftest as selftests
 from ssm_forge.kernels import upstream as upstream_tests
@@ -70,7 +71,7 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
     if options.large:
         return "large", large.plans(machine.free_bytes())
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
-    extent = plans.full() + blocks.full() if options.full else plans.quick() + blocks.quick()
+    extent = plans.full() + blocks.full() + usage.full() if options.full else plans.quick() + blocks.quick()
     return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
 
 
@@ -90,6 +91,8 @@ def check(options: argparse.Namespace) -> Document:
     if status:
         results = [checks.Check(p.name, status, reason) for p in chosen]
     else:
+        backend = installed()
+        chosen = plans.with_kernels(chosen, along=bool(backend.calls()))
         _say(f"seed {seed}")
         # The kernels are run on the current GPU, whatever others there are.
         usable = [
@@ -108,7 +111,7 @@ def check(options: argparse.Namespace) -> Document:
             _write(document | {"checks": [c.as_dict() for c in usable + done + rest]}, options)
 
         results = usable + checks.run_plans(
-            chosen, installed(), torch.device("cuda"), seed, on_done=keep, deadline=_deadline(options)
+            chosen, backend, torch.device("cuda"), seed, on_done=keep, deadline=_deadline(options)
         )
     return document | {"checks": [c.as_dict() for c in results]}
 

@@ -30,6 +30,7 @@ class Backend:
         conv_states: ``causal_conv1d_varlen_states``.
         scan: ``selective_scan_fn``.
         blocks: ``mamba`` and ``mamba2``, the classes.
+        calls: how often each kernel of the scan was taken in this process; nothing where a build has one only.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Backend:
     conv_states: Function
     scan: Function
     blocks: dict[str, Function]
+    calls: Callable[[], dict[str, int]] = dict
 
 
 def installed() -> Backend:
@@ -46,6 +48,7 @@ def installed() -> Backend:
     Raises:
         ImportError: when one of them does not load.
     """
+    import selective_scan_cuda
     from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
     from mamba_ssm import Mamba, Mamba2
@@ -58,6 +61,7 @@ def installed() -> Backend:
         conv_states=causal_conv1d_varlen_states,
         scan=selective_scan_fn,
         blocks={"mamba": Mamba, "mamba2": Mamba2},
+        calls=getattr(selective_scan_cuda, "calls", dict),
     )
 
 

@@ -21,6 +21,7 @@ from ssm_forge.kernels.backends import Backend, poisoned
 from ssm_forge.kernels.sequences import zipped
 from ssm_forge.kernels.tolerance import COMPLEX, REAL, Comparison, compare, identical
 
+_UPSTREAM = "upstream's kernel ran instead of the one along the sequence"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -77,7 +78,8 @@ def _exact(tensor: Tensor | None) -> Tensor | None:
 
 
 @contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
+def environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for a while."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -165,7 +167,7 @@ class ConvCase(Case):
             grads.append(self._layout(draw, self.width - 1))
 
         activation = "silu" if self.silu else None
-        mode = _environment("CAUSAL_CONV1D_DETERMINISTIC", "1" if self.deterministic else "0")
+        mode = environment("CAUSAL_CONV1D_DETERMINISTIC", "1" if self.deterministic else "0")
         with mode, poisoned(device):
             got = backend.conv(**leaves, seq_idx=seq_idx, return_final_states=self.final, activation=activation)
             outs: tuple[Tensor, ...] = got if self.final else (got,)
@@ -301,7 +303,8 @@ class StatesCase(Case):
 class ScanCase(Case):
     """selective_scan_fn, forward and (unless ``backward`` is off) backward.
 
-    ``groups`` is 0 for B and C of shape (B, N, L), else G of (B, G, N, L).
+    ``groups`` is 0 for B and C of shape (B, N, L), else G of (B, G, N, L). ``along`` takes the kernel that runs
+    along the sequence, at whatever size; ``deterministic`` asks for the same gradients to the bit each time.
     """
 
     batch: int = 2
@@ -318,8 +321,12 @@ class ScanCase(Case):
     softplus: bool = True
     last_state: bool = True
     backward: bool = True
+    along: bool = False
+    deterministic: bool = False
 
     def invalid(self) -> str:
+        if self.along and (self.complex_a or self.constant_b or self.constant_c or self.states > 16):
+            return "along the sequence: a real A, B and C that vary, up to 16 states"
         if self.groups and self.dim % self.groups:
             return "groups divide the channels"
         if self.groups > 1 and (self.constant_b or self.constant_c):
@@ -352,18 +359,27 @@ class ScanCase(Case):
             "delta_bias": draw.uniform(0.0, 0.5, self.dim) if self.delta_bias else None,
         }
 
+    def _scan(self, backend: Backend, leaves: dict[str, Tensor | None], grad: Tensor, device: torch.device) -> Any:
+        """The call, and its backward."""
+        kernels = environment("SSM_FORGE_KERNELS", "along" if self.along else "")
+        mode = environment("MAMBA_DETERMINISTIC", "1" if self.deterministic else "0")
+        names = {n: leaves[n.lower()] for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")}
+        with kernels, mode, poisoned(device):
+            got = backend.scan(**names, delta_softplus=self.softplus, return_last_state=self.last_state)
+            if self.backward:
+                (got[0] if self.last_state else got).backward(grad)
+        return got
+
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
         draw = Draw(seed, self, device)
         given = self._inputs(draw)
         grad = draw.normal(self.batch, self.dim, self.length, dtype=self.torch_dtype)
         leaves = {name: _leaf(t, wanted=self.backward) for name, t in given.items()}
         before = {name: None if t is None else t.clone() for name, t in given.items()}
-        with poisoned(device):
-            names = {n: leaves[n.lower()] for n in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")}
-            got = backend.scan(**names, delta_softplus=self.softplus, return_last_state=self.last_state)
-            out = got[0] if self.last_state else got
-            if self.backward:
-                out.backward(grad)
+        calls = backend.calls()
+        got = self._scan(backend, leaves, grad, device)
+        out = got[0] if self.last_state else got
+        taken = {name: count - calls[name] for name, count in backend.calls().items()}
 
         exact = {name: _exact(t) for name, t in given.items()}
         arguments: list[Any] = [exact[n] for n in ("u", "delta", "a", "b", "c", "d", "z")]
@@ -380,6 +396,16 @@ class ScanCase(Case):
         if self.last_state:
             found.append(compare("last_state", got[1], state, terms=terms, factor=factor))
         found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]
+        if self.along and taken:
+            wrong = taken["forward upstream"] + taken["backward upstream"]
+            found.append(Comparison("kernel", float(wrong), float("inf") if wrong else 0.0, _UPSTREAM if wrong else ""))
+        if self.backward and self.deterministic:
+            again = {name: _leaf(t, wanted=True) for name, t in before.items()}
+            self._scan(backend, again, grad, device)
+            for name, leaf in leaves.items():
+                repeated = again[name]
+                if leaf is not None and leaf.grad is not None and repeated is not None and repeated.grad is not None:
+                    found.append(identical(f"d{name} again", repeated.grad, leaf.grad))
         if self.backward:
             wanted.backward(reference.wide(grad))
             assert nudge.grad is not None

@@ -190,6 +190,7 @@ class _ScaledOutput(EmulatedMamba):
 
 def every() -> list[Fault]:
     """One of each kind of mistake."""
+    # Long: a table, one entry a mistake.
     conv, scan = backends.conv, backends.parallel_scan
     last = ConvCase(channel_last=True)
     states = replace(last, initial=True, final=True)

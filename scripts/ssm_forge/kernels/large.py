@@ -172,9 +172,9 @@ def _conv_states(backend: Backend, make: Maker, elements: int) -> list[Compariso
     return [identical("states", got, wanted)]
 
 
-def _scan(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
+def _scan(backend: Backend, make: Maker, elements: int, *, states: int = 4) -> list[Comparison]:
     """selective_scan, forward and (below 2^32, for its memory) backward, at the far end of its inputs."""
-    batch, dim, states = 3, 2048, 4
+    batch, dim = 3, 2048
     length = _fit(elements, batch * dim, 8)
     u, delta = make.normal(batch, dim, length), make.uniform(0.5, 1.0, batch, dim, length)
     a = -make.uniform(0.5, 1.5, dim, states, dtype=torch.float32)
@@ -367,6 +367,16 @@ def _sequences(backend: Backend, make: Maker, elements: int) -> list[Comparison]
     return _conv(backend, make, elements, last=True, batch=3)
 
 
+def _scan_along(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
+    """With sixteen states the kernel that runs along the sequence scans."""
+    calls = backend.calls()
+    found = _scan(backend, make, elements, states=16)
+    taken = {name: count - calls[name] for name, count in backend.calls().items()}
+    wrong = taken.get("forward upstream", 0) + taken.get("backward upstream", 0)
+    problem = "upstream's kernel ran instead of the one along the sequence" if wrong else ""
+    return [*found, Comparison("kernel", float(wrong), float("inf") if wrong else 0.0, problem)]
+
+
 def _gated(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     return _rows("layernorm_gated", "rmsnorm_fn", make, elements, group_size=512)
 
@@ -383,6 +393,7 @@ KINDS = {
     "update": Kind("causal_conv1d_update, pool of states", _conv_update, 3),
     "varlen": Kind("causal_conv1d_varlen_states, packed tokens", _conv_states, 3),
     "scan": Kind("selective_scan, input, output and gradients", _scan, 16),
+    "along": Kind("selective_scan along the sequence, input, output and gradients", _scan_along, 17),
     "states": Kind("selective_scan, saved states and gradients", _scan_states, 12, ("below 2^31", "above 2^31")),
     "ssd view": Kind("Mamba-2 scan, dt a view into a wide tensor", _ssd_view, 4),
     "ssd states": Kind("Mamba-2 scan, chunk states", _ssd_states, 16),

@@ -65,8 +65,15 @@ def full() -> list[Plan]:
                 tuple(_valid(_scan_modes(dtype, complex_a=True))),
             ),
             Plan(f"selective_scan lengths {dtype}", tuple(_valid(_scan_lengths(dtype)))),
+            Plan(f"selective_scan along the sequence {dtype}", tuple(_valid(_scan_along(dtype)))),
         ]
     return plans + upstream_limits()
+
+
+def with_kernels(plans: list[Plan], *, along: bool) -> list[Plan]:
+    """``plans``, with those of the scan along the sequence not run where a build has upstream's kernels only."""
+    reason = "this build has upstream's kernels only"
+    return [replace(p, cases=(), skipped=reason) if not along and "along the sequence" in p.name else p for p in plans]
 
 
 def supported(plans: list[Plan], capability: str | None) -> list[Plan]:
@@ -217,3 +224,22 @@ def _scan_lengths(dtype: str) -> Iterator[Case]:
         yield ScanCase(dtype=dtype, length=length, groups=2, states=4)
     yield ScanCase(dtype=dtype, length=2500, complex_a=True, states=4)
     yield ScanCase(dtype=dtype, length=200, batch=3, dim=96, states=16)
+
+
+def _scan_along(dtype: str) -> Iterator[Case]:
+    case = ScanCase(dtype=dtype, along=True, states=16)
+    for groups, d, z, bias, softplus in product((0, 2), ON_OFF, ON_OFF, ON_OFF, ON_OFF):
+        yield replace(case, length=65, groups=groups, d=d, z=z, delta_bias=bias, softplus=softplus)
+    for states in (1, 3, 8, 15):
+        yield replace(case, length=40, states=states)
+    # Tiles are 16 and 32 steps, windows 256, and a sequence of several windows is divided into segments.
+    for length in (1, 2, 7, 16, 17, 33, 255, 256, 257, 512, 784, 1030, 2048, 2049, 4096):
+        yield replace(case, length=length, groups=2)
+    # A block has 64 channels, a warp 16.
+    for dim in (1, 15, 63, 65, 200):
+        yield replace(case, dim=dim, length=300)
+    # More blocks than a GPU has room for at a time: equal shares, which begin and end within a sequence.
+    shares = replace(case, batch=12, dim=64, groups=32, length=520)
+    yield shares
+    for deterministic in (case, replace(case, length=600, dim=200, groups=2), shares):
+        yield replace(deterministic, deterministic=True)

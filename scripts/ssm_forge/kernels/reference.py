@@ -25,8 +25,8 @@ def silu(x: Tensor) -> Tensor:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x), without overflow."""
-    return torch.clamp(x, min=0) + torch.log1p(torch.exp(-torch.abs(x)))
+    """log(1 + e^x), without overflow; its gradient is right at 0, too, where clamp and abs have none."""
+    return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def causal_conv1d(
@@ -183,6 +183,7 @@ def selective_scan(
     Returns:
         y (B, D, L) and the last state (B, D, N).
     """
+    # Long: one formula, to be read in one piece beside the paper; half of it says what the shapes are.
     u, delta, a = wide(u), wide(delta), wide(a)
     batch, dim, length = u.shape
     if delta_bias is not None:

@@ -48,10 +48,18 @@ def worker() -> None:
             conv = extensions.ConvInputs.make(1, 40, length, 4, dtype, channel_last=last)
             conv.forward(build)()
             conv.backward(build)()
-        for length in (131, 128, 2049):
-            scan = extensions.ScanInputs.make(1, 4, length, 3, dtype)
-            scan.forward(build)()
-            scan.backward(build)()
+        for kernels, dim, states in (("upstream", 4, 3), ("along", 70, 16)):
+            os.environ["SSM_FORGE_KERNELS"] = kernels
+            for length in (131, 128, 2049):
+                scan = extensions.ScanInputs.make(1, dim, length, states, dtype)
+                scan.forward(build)()
+                scan.backward(build)()
+        # More blocks than a GPU has room for, which hand on to each other; and with sums in a fixed order.
+        os.environ["MAMBA_DETERMINISTIC"] = "1"
+        scan = extensions.ScanInputs.make(320, 8, 272, 16, dtype)
+        scan.forward(build)()
+        scan.backward(build)()
+        del os.environ["SSM_FORGE_KERNELS"], os.environ["MAMBA_DETERMINISTIC"]
         _sequences(build.modules["causal_conv1d"], dtype)
         _complex(build.modules["selective_scan"], dtype)
         _update(build.modules["causal_conv1d"], dtype)

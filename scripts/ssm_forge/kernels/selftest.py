@@ -113,6 +113,16 @@ def scan_options_do_what_they_say() -> None:
     _close(state, torch.exp(step * a) * before + step * b[:, None, :, -1] * u[..., -1, None])
 
 
+def softplus_and_its_gradient_are_right_everywhere() -> None:
+    x = torch.tensor([-800.0, -30.0, -1.0, 0.0, 1.0, 30.0, 800.0], dtype=torch.float64, requires_grad=True)
+    got = reference.softplus(x)
+    got.sum().backward()
+    assert x.grad is not None
+    _close(got.detach()[1:-1], torch.log1p(torch.exp(x.detach()[1:-1])))
+    _close(got.detach()[[0, -1]], torch.tensor([0.0, 800.0], dtype=torch.float64))
+    _close(x.grad, torch.sigmoid(x.detach()))
+
+
 def references_have_right_gradients() -> None:
     def leaf(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().requires_grad_()
@@ -223,6 +233,7 @@ def tests() -> dict[str, Callable[[], None]]:
         varlen_states_equal_final_states,
         scan_equals_closed_form,
         scan_options_do_what_they_say,
+        softplus_and_its_gradient_are_right_everywhere,
         references_have_right_gradients,
         nan_never_passes,
         tolerance_follows_the_dtype,

@@ -70,10 +70,10 @@ class BuildKey:
         Raises:
             ValueError: as :meth:`from_settings`, and where a key has not exactly one value.
         """
-        for name, found in values.items():
-            if len(found) != 1:
-                raise ValueError(f"its {name} has {len(found)} values")
-        return cls.from_settings({name: found[0] for name, found in values.items()})
+        for name, listed in values.items():
+            if len(listed) != 1:
+                raise ValueError(f"its {name} has {len(listed)} values")
+        return cls.from_settings({name: listed[0] for name, listed in values.items()})
 
     @classmethod
     def from_provenance(cls, provenance: Mapping[str, Any]) -> BuildKey:

@@ -76,8 +76,8 @@ class EnvironmentSpec:
     @property
     def python(self) -> str:
         """The minor release of Python that it pins (``3.12``), empty where it pins none."""
-        found = (re.fullmatch(r"python =*(\d+\.\d+)(\..*)?", spec) for spec in self.specs)
-        return next((match.group(1) for match in found if match), "")
+        matches = (re.fullmatch(r"python =*(\d+\.\d+)(\..*)?", spec) for spec in self.specs)
+        return next((match.group(1) for match in matches if match), "")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Manifest:
     variants: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     def environment(self, name: str) -> EnvironmentSpec:
-        """
+        """The environment of this name.
+
         Raises:
             UsageError: when there is none of that name; says which there are.
         """

@@ -1,4 +1,8 @@
-"""Applies unified diffs strictly: every line of context must be there, though it may have moved."""
+"""Applies unified diffs strictly: patches and a source tree go in, changed files and refreshed patches come out.
+
+Every line of context must be there, though it may have moved. Own code, because that rule is the point: whatthepatch
+looks for no moved lines, unidiff applies nothing, and ``patch`` guesses.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssm_forge.base.errors import BuildError
 
@@ -34,10 +39,10 @@ class HunkResult:
     reason: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.patch}: {self.file}, hunk {self.hunk} (line {self.line})"
+        where = f"{self.patch}: {self.file}, hunk {self.hunk} (line {self.line})"
         if self.found is None:
-            return f"{place} does not fit: {self.reason}"
-        return f"{place} fits" + (f", now at line {self.found}" if self.found != self.line else "")
+            return f"{where} does not fit: {self.reason}"
+        return f"{where} fits" + (f", now at line {self.found}" if self.found != self.line else "")
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ def reapply(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[H
     Raises:
         BuildError: when a file is not a unified diff.
     """
-    _, texts, results = _apply_all(patches, tree)
-    return texts, results
+    applied = _apply_all(patches, tree)
+    return applied.patches, applied.hunks
 
 
 def patched(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[HunkResult]]:
@@ -72,11 +77,19 @@ def patched(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], list[H
     Raises:
         BuildError: when a file is not a unified diff.
     """
-    files, _, results = _apply_all(patches, tree)
-    return files, results
+    applied = _apply_all(patches, tree)
+    return applied.files, applied.hunks
 
 
-def _apply_all(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], dict[str, str], list[HunkResult]]:
+class _Applied(NamedTuple):
+    """Changed files by path, patches refreshed by file name, and what became of each hunk."""
+
+    files: dict[str, str]
+    patches: dict[str, str]
+    hunks: list[HunkResult]
+
+
+def _apply_all(patches: Iterable[Path], tree: Path) -> _Applied:
     state: dict[str, str] = {}
     texts: dict[str, str] = {}
     results: list[HunkResult] = []
@@ -94,7 +107,7 @@ def _apply_all(patches: Iterable[Path], tree: Path) -> tuple[dict[str, str], dic
             old, new = before.splitlines(True), after.splitlines(True)
             text += "".join(difflib.unified_diff(old, new, "/dev/null" if is_new else f"a/{name}", f"b/{name}"))
         texts[patch.name] = text
-    return state, texts, results
+    return _Applied(state, texts, results)
 
 
 def _read(path: Path) -> str:
@@ -114,8 +127,8 @@ def _parse(text: str) -> dict[str, tuple[list[_Hunk], bool]]:
         elif line.startswith("+++ "):
             name = _path(line)
             files[name] = ([], old_name == "/dev/null")
-        elif (found := _HUNK.match(line)) and name:
-            first, old, new = int(found[1]), int(found[2] or 1), int(found[3] or 1)
+        elif (match := _HUNK.match(line)) and name:
+            first, old, new = int(match[1]), int(match[2] or 1), int(match[3] or 1)
             before: list[str] = []
             after: list[str] = []
             while (len(before) < old or len(after) < new) and position < len(lines):
@@ -141,13 +154,13 @@ def _apply(text: str, hunks: list[_Hunk], patch: str, name: str, results: list[H
         size = len(hunk.before)
         places = [i for i in range(len(lines) - size + 1) if tuple(lines[i : i + size]) == hunk.before]
         expected = hunk.line - 1 + shift
-        place = expected if expected in places else places[0] if len(places) == 1 else None
-        if place is None:
+        position = expected if expected in places else places[0] if len(places) == 1 else None
+        if position is None:
             reason = _reason(hunk, lines, text, places)
             results.append(HunkResult(patch, name, number, hunk.line, None, reason))
             continue
-        results.append(HunkResult(patch, name, number, hunk.line, place + 1 - shift))
-        lines[place : place + size] = hunk.after
+        results.append(HunkResult(patch, name, number, hunk.line, position + 1 - shift))
+        lines[position : position + size] = hunk.after
         shift += len(hunk.after) - size
     return "".join(f"{line}\n" for line in lines)
 

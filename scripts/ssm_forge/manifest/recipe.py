@@ -42,10 +42,12 @@ class Rendered:
 
     @property
     def build_number(self) -> int:
+        """The build number that the recipe gives."""
         return int(self.engine.recipe.build.number or 0)
 
     @property
     def filename(self) -> str:
+        """The name that the built package will have."""
         return f"{self.name}-{self.version}-{self.build}.conda"
 
 
@@ -62,7 +64,7 @@ def render_file(path: Path, values: Mapping[str, Sequence[str]]) -> Rendered:
     """Render the recipe in a file with the values of a build matrix, as :func:`render`."""
     from rattler_build import PlatformConfig, RattlerBuildError, RenderConfig, Stage0Recipe, VariantConfig
 
-    values_any: dict[str, list[Any]] = {name: list(found) for name, found in values.items()}
+    values_any: dict[str, list[Any]] = {name: list(listed) for name, listed in values.items()}
     try:
         rendered = Stage0Recipe.from_file(str(path)).render(
             VariantConfig(values_any), RenderConfig(platform=PlatformConfig(target_platform="linux-64"))
@@ -115,9 +117,10 @@ def digest(project: str, workspace: Workspace) -> str:
 
 def sources(rendered: Rendered) -> list[dict[str, Any]]:
     """The sources of a rendered recipe as plain values: url, sha256, patches."""
-    found: list[dict[str, Any]] = [source.to_dict() for source in rendered.engine.recipe.sources]
-    return found
+    plain: list[dict[str, Any]] = [source.to_dict() for source in rendered.engine.recipe.sources]
+    return plain
 
 
 def recipe_dir(project: str, workspace: Workspace) -> Path:
+    """The folder of a project's recipe."""
     return workspace.recipes / project

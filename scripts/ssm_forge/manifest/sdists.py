@@ -12,29 +12,29 @@ from ssm_forge.base.unpacking import unpack_tar
 from ssm_forge.manifest import recipe, variants
 
 
-def find(project: str, version: str, place: Workspace) -> Artifact:
+def find(project: str, version: str, workspace: Workspace) -> Artifact:
     """Where the recipe takes a project's source from.
 
     Raises:
         UsageError: when no row of the build matrix has that version.
     """
-    matrix = variants.load(place.variants)
+    matrix = variants.load(workspace.variants)
     for row in matrix.variants:
         if row.projects[project] == version:
             key = row.key(row.pythons[-1], ArchList.parse(row.default_archs))
-            source = recipe.sources(recipe.render(project, key, place))[0]
+            source = recipe.sources(recipe.render(project, key, workspace))[0]
             url = str(source["url"])
             return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
-    known = sorted({row.projects[project] for row in matrix.variants})
-    raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(known)}.")
+    versions = sorted({row.projects[project] for row in matrix.variants})
+    raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(versions)}.")
 
 
-def unpack(artifact: Artifact, folder: Path, place: Workspace) -> Path:
+def unpack(artifact: Artifact, folder: Path, workspace: Workspace) -> Path:
     """Fetch an sdist and unpack it into ``folder``; returns its top folder there.
 
     Raises:
         NetworkError, IntegrityError: from the download.
     """
-    fetch_all([artifact], place)
-    unpack_tar(checked(artifact, place), folder)
+    fetch_all([artifact], workspace)
+    unpack_tar(checked(artifact, workspace), folder)
     return next(path for path in folder.iterdir() if path.is_dir())

@@ -7,11 +7,11 @@ command of a workspace with source dependencies needs their build backend, also 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.base import foreign
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import Workspace
@@ -19,11 +19,6 @@ from ssm_forge.manifest import variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.environments import EnvironmentSpec, Manifest
 from ssm_forge.manifest.recipe import PROJECTS
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _HEADER = """\
 # Written by the task `lock` from ../pixi.toml and variants.yaml: change those.
@@ -39,7 +34,7 @@ def text(workspace: Workspace) -> str:
     Raises:
         UsageError: when the root's manifest has no environment with the kernels' parts.
     """
-    root = tomllib.loads(workspace.manifest.read_text(encoding="utf-8"))
+    root = foreign.toml_from(workspace.manifest.read_bytes())
     matrix = variants.load(workspace.variants)
     environments = {
         name: table

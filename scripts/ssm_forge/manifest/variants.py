@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from packaging.version import Version
 
 from ssm_forge.base.arch import ArchList, Capability, code_for
 from ssm_forge.base.errors import UsageError, did_you_mean
@@ -60,11 +61,12 @@ class Variant:
     @property
     def pythons(self) -> tuple[str, ...]:
         """Python minors that torch exists for here, oldest first."""
-        low, high = (_minor(self.row[key]) for key in ("python_min", "python_max"))
-        return tuple(p for p in self.python_specs if low <= _minor(p) <= high)
+        low, high = (Version(self.row[key]) for key in ("python_min", "python_max"))
+        return tuple(p for p in self.python_specs if low <= Version(p) <= high)
 
     @property
     def default_archs(self) -> str:
+        """The GPUs that are compiled for where nobody names any, as users write them."""
         return self.row["cuda_arch_list"]
 
     @property
@@ -83,7 +85,8 @@ class Variant:
         return {"causal-conv1d": self.row["causal_conv1d"], "mamba-ssm": self.row["mamba_ssm"]}
 
     def check_python(self, python: str) -> None:
-        """
+        """Refuse a Python that this row does not have.
+
         Raises:
             UsageError: when the variant has no such Python.
         """
@@ -94,7 +97,8 @@ class Variant:
             )
 
     def check_archs(self, archs: ArchList, matrix: Matrix) -> None:
-        """
+        """Refuse GPUs that this row's nvcc can't compile for.
+
         Raises:
             UsageError: when this variant's nvcc lacks a capability; names the variants that have it.
         """
@@ -138,10 +142,12 @@ class Matrix:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of all rows, each once, in the file's order."""
         return tuple(sorted({v.name for v in self.variants}))
 
     def get(self, name: str, source: Source) -> Variant:
-        """
+        """The row of this name and source.
+
         Raises:
             UsageError: for a variant that does not exist, or not from this source.
         """
@@ -161,10 +167,6 @@ class Matrix:
     def sources(self, name: str) -> tuple[Source, ...]:
         """The sources that variant ``name`` can be made from; empty when there is no such variant."""
         return tuple(v.source for v in self.variants if v.name == name)
-
-
-def _minor(python: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in python.split("."))
 
 
 @functools.lru_cache

@@ -31,6 +31,7 @@ class VirtualPackage:
         return cls(name, version, build)
 
     def to_rattler(self) -> GenericVirtualPackage:
+        """The engine's object for it."""
         build: Any = self.build or "0"
         # py-rattler 0.28 wants its own type here; 0.25 (conda-forge, August 2026) knows only str.
         if hasattr(rattler, "BuildString"):

@@ -115,14 +115,14 @@ def _local_end(name: str, match: re.Match[str]) -> tuple[int, int]:
 
 def parse(lines: Iterable[bytes]) -> Functions:
     """Read what ``cuobjdump --dump-sass`` prints."""
-    found: Functions = {}
+    functions_of: Functions = {}
     arch, name = "", ""
     text, bits, count = hashlib.blake2b(), hashlib.blake2b(), 0
 
     def finish() -> None:
         if name:
             code = Code(text.hexdigest(), bits.hexdigest(), count)
-            found.setdefault((arch, name), Counter())[code] += 1
+            functions_of.setdefault((arch, name), Counter())[code] += 1
 
     for line in lines:
         head, _, encoding = line.rpartition(_ENCODING)
@@ -141,7 +141,7 @@ def parse(lines: Iterable[bytes]) -> Functions:
             finish()
             arch, name = line[len(_ARCH) :].strip().decode(), ""
     finish()
-    return found
+    return functions_of
 
 
 def functions(library: Path) -> Functions:
@@ -154,12 +154,12 @@ def functions(library: Path) -> Functions:
         command = [str(cuobjdump()), "--dump-sass", str(library)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as process:
             assert process.stdout is not None
-            found = parse(process.stdout)
+            codes = parse(process.stdout)
         messages.seek(0)
         complaint = messages.read().decode(errors="replace").strip()
-    if process.returncode or not found:
+    if process.returncode or not codes:
         raise IntegrityError(f"cuobjdump found no machine code in {library} ({complaint or process.returncode}).")
-    return found
+    return codes
 
 
 def compare(ours: Functions, theirs: Functions) -> Comparison:
@@ -187,8 +187,8 @@ def _total(codes: Counter[Code]) -> int:
     return sum(codes.values())
 
 
-def _count(found: Functions) -> int:
-    return sum(code.count * number for codes in found.values() for code, number in codes.items())
+def _count(functions_of: Functions) -> int:
+    return sum(code.count * number for codes in functions_of.values() for code, number in codes.items())
 
 
 def _label(key: tuple[str, str]) -> str:

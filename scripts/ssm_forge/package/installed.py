@@ -68,7 +68,7 @@ def records(prefix: Path) -> dict[str, InstalledRecord]:
     Raises:
         InstallError: when a record is damaged; names its file.
     """
-    found = {}
+    by_name = {}
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         try:
             content = foreign.json_from(foreign.read_bytes(path))
@@ -77,8 +77,8 @@ def records(prefix: Path) -> dict[str, InstalledRecord]:
             record = _record(content)
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
-        found[record.name] = record
-    return found
+        by_name[record.name] = record
+    return by_name
 
 
 def engine_records(prefix: Path) -> tuple[PrefixRecord, ...]:
@@ -96,9 +96,11 @@ def added_by_hand(prefix: Path) -> list[str]:
     Raises:
         InstallError: as :func:`records`.
     """
-    known = {path.path for record in records(prefix).values() for path in record.paths}
-    found = prefix.glob("lib/python*/site-packages/*.dist-info/METADATA")
-    return sorted(p.parent.name.removesuffix(".dist-info") for p in found if str(p.relative_to(prefix)) not in known)
+    brought = {path.path for record in records(prefix).values() for path in record.paths}
+    metadata = prefix.glob("lib/python*/site-packages/*.dist-info/METADATA")
+    return sorted(
+        p.parent.name.removesuffix(".dist-info") for p in metadata if str(p.relative_to(prefix)) not in brought
+    )
 
 
 def _engine_record(path: Path) -> PrefixRecord:
@@ -135,32 +137,33 @@ _PATH: dict[str, Callable[[object], bool]] = {
 
 
 def _record(content: object) -> InstalledRecord:
-    """
+    """One record of ``conda-meta``, from its JSON, with the fields that are used checked.
+
     Raises:
         ValueError: when a field that is used is not what it has to be: an environment may come from anybody, and its
             paths lead into itself.
     """
     foreign.require(content, _RECORD)
     foreign.require(content, _OPTIONAL, all_of_them=False)
-    told = cast("dict[str, Any]", content)
+    fields = cast("dict[str, Any]", content)
     return InstalledRecord(
-        name=told["name"],
-        version=told["version"],
-        build=told["build"],
-        filename=told.get("fn") or "",
-        url=told.get("url") or "",
-        channel=told.get("channel") or "",
-        sha256=told.get("sha256") or "",
-        md5=told.get("md5") or "",
-        depends=tuple(told.get("depends") or ()),
-        files=tuple(told.get("files") or ()),
-        paths=tuple(_path(entry) for entry in (told.get("paths_data") or {}).get("paths", [])),
+        name=fields["name"],
+        version=fields["version"],
+        build=fields["build"],
+        filename=fields.get("fn") or "",
+        url=fields.get("url") or "",
+        channel=fields.get("channel") or "",
+        sha256=fields.get("sha256") or "",
+        md5=fields.get("md5") or "",
+        depends=tuple(fields.get("depends") or ()),
+        files=tuple(fields.get("files") or ()),
+        paths=tuple(_path(entry) for entry in (fields.get("paths_data") or {}).get("paths", [])),
     )
 
 
 def _path(entry: object) -> InstalledPath:
     foreign.require(entry, {"_path": foreign.is_inside})
     foreign.require(entry, _PATH, all_of_them=False)
-    told = cast("dict[str, Any]", entry)
-    kind, sha256, in_prefix = (told.get(key) or "" for key in _PATH)
-    return InstalledPath(told["_path"], kind, sha256, in_prefix, "prefix_placeholder" in told)
+    fields = cast("dict[str, Any]", entry)
+    kind, sha256, in_prefix = (fields.get(key) or "" for key in _PATH)
+    return InstalledPath(fields["_path"], kind, sha256, in_prefix, "prefix_placeholder" in fields)

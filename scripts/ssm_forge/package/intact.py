@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rattler import RepoDataRecord
 
@@ -28,12 +28,12 @@ def require_intact(record: RepoDataRecord, path: Path) -> None:
     if not algorithm:
         raise IntegrityError(f"the lock has no hash of {record.file_name}, so it can't be trusted.")
     try:
-        found = file_digest(path, algorithm)
+        actual = file_digest(path, algorithm)
     except OSError as error:
         raise IntegrityError(f"{path} can't be read ({error.strerror}); {record.file_name} is locked.") from error
-    if found != expected:
+    if actual != expected:
         raise IntegrityError(
-            f"{path} is not the locked package: {algorithm} {expected} is locked, {found} was found. "
+            f"{path} is not the locked package: {algorithm} {expected} is locked, {actual} was found. "
             "Nothing was installed.",
             fix="Replace the file, or leave the mirror out.",
         )
@@ -54,10 +54,17 @@ def file_digest(path: Path, algorithm: str) -> str:
     return str(state.hexdigest())
 
 
-def digest(record: RepoDataRecord) -> tuple[str, str]:
-    """The strongest published hash of a package: ``("sha256", hex)`` or ``("md5", hex)``, or ``("", "")``."""
+class Digest(NamedTuple):
+    """A hash of a file: ``sha256`` or ``md5``, and its hexadecimal digits; both empty where none is known."""
+
+    algorithm: str
+    value: str
+
+
+def digest(record: RepoDataRecord) -> Digest:
+    """The strongest published hash of a package."""
     if record.sha256:
-        return "sha256", bytes(record.sha256).hex()
+        return Digest("sha256", bytes(record.sha256).hex())
     if record.md5:
-        return "md5", bytes(record.md5).hex()
-    return "", ""
+        return Digest("md5", bytes(record.md5).hex())
+    return Digest("", "")

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
@@ -20,6 +20,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.hash import ELFHashSection, GNUHashSection
 from elftools.elf.sections import SymbolTableSection
+from packaging.version import Version
 
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import IntegrityError, MachineError
@@ -66,13 +67,13 @@ class Library:
     @property
     def glibc(self) -> str:
         """The highest GLIBC symbol version needed, ``2.32``; ``2.2.5`` when none is."""
-        found = [
-            tuple(map(int, v.removeprefix("GLIBC_").split(".")))
-            for versions in self.versions.values()
-            for v in versions
-            if re.fullmatch(r"GLIBC_[\d.]+", v)
-        ]
-        return ".".join(map(str, max(found, default=(2, 2, 5))))
+        needed = (
+            name.removeprefix("GLIBC_")
+            for names in self.versions.values()
+            for name in names
+            if re.fullmatch(r"GLIBC_[\d.]+", name)
+        )
+        return max(needed, key=Version, default="2.2.5")
 
 
 def rpaths(path: Path) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ def rpaths(path: Path) -> tuple[str, ...]:
     Raises:
         IntegrityError: when the file is no ELF library.
     """
-    return _dynamic_of(path)[1]
+    return _dynamic_of(path).rpaths
 
 
 def needed(path: Path) -> tuple[str, ...]:
@@ -90,10 +91,17 @@ def needed(path: Path) -> tuple[str, ...]:
     Raises:
         IntegrityError: when the file is no ELF library.
     """
-    return _dynamic_of(path)[0]
+    return _dynamic_of(path).needed
 
 
-def _dynamic_of(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+class _Dynamic(NamedTuple):
+    """What a library needs, and the folders where the loader looks for it."""
+
+    needed: tuple[str, ...]
+    rpaths: tuple[str, ...]
+
+
+def _dynamic_of(path: Path) -> _Dynamic:
     try:
         with path.open("rb") as stream:
             return _dynamic(ELFFile(stream))
@@ -101,28 +109,28 @@ def _dynamic_of(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
 
 
-def _dynamic(elf: ELFFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(what is needed, where it is looked for)"""
+def _dynamic(elf: ELFFile) -> _Dynamic:
     dynamic: Any = next(s for s in elf.iter_sections() if isinstance(s, DynamicSection))
-    needed, found = [], []
+    needed, folders = [], []
     for tag in dynamic.iter_tags():
         if tag.entry.d_tag == "DT_NEEDED":
             needed.append(tag.needed)
         elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
             text = tag.rpath if tag.entry.d_tag == "DT_RPATH" else tag.runpath
-            found += text.split(":")
-    return tuple(needed), tuple(found)
+            folders += text.split(":")
+    return _Dynamic(tuple(needed), tuple(folders))
 
 
 def read(path: Path) -> Library:
-    """
+    """What the ELF headers of a shared library or program say.
+
     Raises:
         IntegrityError: when the file is no ELF library.
     """
     try:
         with path.open("rb") as stream:
             elf = ELFFile(stream)
-            needed, found = _dynamic(elf)
+            needed, folders = _dynamic(elf)
             versions: dict[str, set[str]] = {}
             for section in elf.iter_sections():
                 if isinstance(section, GNUVerNeedSection):
@@ -133,7 +141,7 @@ def read(path: Path) -> Library:
             undefined = frozenset(_undefined(symbols)) if isinstance(symbols, SymbolTableSection) else frozenset()
     except (ELFError, StopIteration, OSError) as error:
         raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
-    return Library(path, needed, found, undefined, {k: frozenset(v) for k, v in versions.items()})
+    return Library(path, needed, folders, undefined, {k: frozenset(v) for k, v in versions.items()})
 
 
 def _undefined(symbols: SymbolTableSection) -> Iterable[str]:
@@ -155,8 +163,8 @@ def defines(path: Path, names: Iterable[str]) -> set[str]:
             if table is None:
                 return set()
             look_up: Callable[[str], Any] = table.get_symbol
-            found = {name: look_up(name) for name in names}
-            return {name for name, symbol in found.items() if symbol and symbol.entry.st_shndx != "SHN_UNDEF"}
+            symbols = {name: look_up(name) for name in names}
+            return {name for name, symbol in symbols.items() if symbol and symbol.entry.st_shndx != "SHN_UNDEF"}
     except (ELFError, OSError) as error:
         raise IntegrityError(f"{path} is not a readable ELF library ({error}).") from error
 
@@ -187,13 +195,13 @@ def resolve(library: Library, prefix: Path, preloaded: Iterable[Path]) -> Resolu
     """
     root = prefix.resolve()
     by_name = {path.name: path for path in preloaded}
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     missing: list[str] = []
     outside: list[str] = []
     queue = [(library.path, name, library.rpaths) for name in library.needed]
     while queue:
         origin, name, rpaths = queue.pop(0)
-        if name in GLIBC_LIBRARIES or name in found or name in missing:
+        if name in GLIBC_LIBRARIES or name in paths or name in missing:
             continue
         path = _locate(name, origin, rpaths) or by_name.get(name)
         if path is None:
@@ -201,15 +209,15 @@ def resolve(library: Library, prefix: Path, preloaded: Iterable[Path]) -> Resolu
             continue
         if not path.resolve().is_relative_to(root):
             outside.append(f"{name} ({path})")
-        found[name] = path
+        paths[name] = path
         inner = read(path)
         queue += [(path, needed, inner.rpaths or rpaths) for needed in inner.needed]
     wanted = set(library.undefined) - _from_glibc(library)
-    for path in [*found.values(), *by_name.values()]:
+    for path in [*paths.values(), *by_name.values()]:
         if not wanted:
             break
         wanted -= defines(path, wanted)
-    return Resolution(found, tuple(missing), tuple(outside), tuple(sorted(wanted)))
+    return Resolution(paths, tuple(missing), tuple(outside), tuple(sorted(wanted)))
 
 
 def _locate(name: str, origin: Path, rpaths: Iterable[str]) -> Path | None:
@@ -222,7 +230,7 @@ def _locate(name: str, origin: Path, rpaths: Iterable[str]) -> Path | None:
 
 def _from_glibc(library: Library) -> set[str]:
     """Undefined symbols whose version says that the C library has them."""
-    found = set()
+    names = set()
     with library.path.open("rb") as stream:
         elf = ELFFile(stream)
         symbols: Any = elf.get_section_by_name(".dynsym")
@@ -239,8 +247,8 @@ def _from_glibc(library: Library) -> set[str]:
         for number, symbol in enumerate(symbols.iter_symbols()):
             index = versions.get_symbol(number).entry["ndx"]
             if isinstance(index, int) and (index & 0x7FFF) in glibc_indices:
-                found.add(symbol.name)
-    return found
+                names.add(symbol.name)
+    return names
 
 
 def cuobjdump() -> Path:
@@ -252,10 +260,10 @@ def cuobjdump() -> Path:
     site = Path(sysconfig.get_paths()["purelib"])
     for candidate in sorted(site.glob("nvidia/*/bin/cuobjdump")):
         return candidate
-    found = shutil.which("cuobjdump")
-    if found is None:
+    tool = shutil.which("cuobjdump")
+    if tool is None:
         raise MachineError("cuobjdump is missing from the tools.", fix="Delete .pixi/tools and run again.")
-    return Path(found)
+    return Path(tool)
 
 
 def gpu_code(path: Path) -> ArchList:
@@ -275,9 +283,9 @@ def _list(path: Path, option: str, pattern: str) -> set[Capability]:
     done = subprocess.run([cuobjdump(), option, path], capture_output=True, text=True, check=False)
     if done.returncode and "does not contain device code" not in done.stderr:
         raise IntegrityError(f"cuobjdump could not read {path} ({done.stderr.strip() or done.returncode}).")
-    found = set()
+    capabilities = set()
     for line in done.stdout.splitlines():
         match = re.search(pattern, line)
         if match:
-            found.add(Capability.from_sm(next(group for group in match.groups() if group)))
-    return found
+            capabilities.add(Capability.from_sm(next(group for group in match.groups() if group)))
+    return capabilities

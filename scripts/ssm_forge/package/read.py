@@ -18,6 +18,7 @@ from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.foreign import json_from
 from ssm_forge.base.unpacking import Member
+from ssm_forge.package.intact import Digest
 from ssm_forge.package.write import MOST_INFO_BYTES, ZIP_DAMAGE, read_json
 
 SUBDIRS = frozenset(
@@ -53,6 +54,7 @@ class Package:
 
     @property
     def filename(self) -> str:
+        """The name that the package has to have in a channel."""
         return self.path.name
 
 
@@ -157,6 +159,7 @@ def provenance(package: Path) -> dict[str, Any]:
 Material = dict[str, str]
 
 
-def material_digest(item: Material) -> tuple[str, str]:
-    """The hash of a material: its algorithm and value."""
-    return ("md5", item["md5"]) if "md5" in item and "sha256" not in item else ("sha256", item["sha256"])
+def material_digest(item: Material) -> Digest:
+    """The hash of a material."""
+    algorithm = "md5" if "md5" in item and "sha256" not in item else "sha256"
+    return Digest(algorithm, item[algorithm])

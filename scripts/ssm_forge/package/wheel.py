@@ -18,9 +18,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError
-from ssm_forge.base.files import sha256_of
+from ssm_forge.base.files import replacing, sha256_of
 from ssm_forge.package.write import dump_json, read_json
 
 ORIGIN = "ssm-forge.json"
@@ -70,12 +69,8 @@ def from_conda(package: Path, folder: Path, *, build_tag: str = "", compress: bo
         contents = {name: path.read_bytes() for name, path in files.items() if not _is_left_out(name, info)}
     contents[f"{info}/WHEEL"] = _wheel(index, build_tag)
     contents[f"{info}/{ORIGIN}"] = dump_json(origin(package, index))
-    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
-    try:
+    with replacing(target) as partial:
         _write(partial, contents, info, zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
@@ -105,7 +100,7 @@ def _wheel(index: dict[str, Any], build_tag: str) -> bytes:
 
 def _files(package: Path, unpacked: Path) -> dict[str, Path]:
     """Path in the wheel -> file; bytecode is left to whoever imports it."""
-    found = {}
+    files = {}
     for path in sorted(unpacked.rglob("*")):
         name = path.relative_to(unpacked).as_posix()
         if path.is_dir() or name.startswith("info/") or "/__pycache__/" in name:
@@ -113,8 +108,8 @@ def _files(package: Path, unpacked: Path) -> dict[str, Path]:
         inside = _SITE.fullmatch(name)
         if inside is None or path.is_symlink():
             raise BuildError(f"{package.name} holds {name}, which has no place in a wheel.")
-        found[inside.group(2)] = path
-    return found
+        files[inside.group(2)] = path
+    return files
 
 
 def _dist_info(package: Path, files: dict[str, Path]) -> str:
@@ -152,7 +147,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
 def read_origin(info: Path) -> dict[str, Any]:
     """What an installed wheel of ours says of itself; empty for any other package."""
     try:
-        told = json.loads((info / ORIGIN).read_text(encoding="utf-8"))
+        content = json.loads((info / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return content if isinstance(content, dict) else {}

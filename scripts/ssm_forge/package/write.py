@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from ssm_forge.base import owners
 from ssm_forge.base.errors import IntegrityError
+from ssm_forge.base.files import replacing
 from ssm_forge.base.foreign import from_zstd, json_from
 from ssm_forge.base.unpacking import DAMAGE, Member
 
@@ -135,17 +135,12 @@ def _normalise(source: IO[bytes], sink: IO[bytes], replaced: Mapping[str, bytes]
 
 
 def _write(target: Path, payload: IO[bytes], info_files: InfoFiles) -> None:
-    partial = target.with_name(f".{target.name}.{owners.mark()}.part")
     stem = target.name.removesuffix(".conda")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
-            _add(new, "metadata.json", b'{"conda_pkg_format_version":2}')
-            with new.open(_entry(f"pkg-{stem}.tar.zst"), "w", force_zip64=True) as sink:
-                shutil.copyfileobj(payload, sink, 1 << 20)
-            _add(new, f"info-{stem}.tar.zst", _tar_zst(info_files))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as new:
+        _add(new, "metadata.json", b'{"conda_pkg_format_version":2}')
+        with new.open(_entry(f"pkg-{stem}.tar.zst"), "w", force_zip64=True) as sink:
+            shutil.copyfileobj(payload, sink, 1 << 20)
+        _add(new, f"info-{stem}.tar.zst", _tar_zst(info_files))
 
 
 def dump_json(value: object) -> bytes:

@@ -26,7 +26,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ssm_forge.base.credentials import redact_path
-from ssm_forge.base.errors import ForgeError
+from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError
 from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import FILENAME, SUBDIRS
 from ssm_forge.serve.tokens import Right, TokenStore
@@ -104,7 +104,8 @@ class Server:
         return Response(status_code=404, headers={OFFSET: str(self.uploads.received(_announced(request)))})
 
     def _authorize(self, request: Request, right: Right, in_path: str | None) -> str:
-        """
+        """Whose request this is; one that has no right to what it asks is answered with an HTTPException.
+
         Returns:
             The name of the token, for the record.
         """
@@ -130,7 +131,8 @@ class _OpenFile(FileResponse):
 
     @classmethod
     def open(cls, root: Path, parts: tuple[str, ...]) -> _OpenFile:
-        """
+        """An open file of the channel, reached without following links.
+
         Raises:
             HTTPException: 404 when there is no such file, 403 for a symbolic link or a special file.
         """
@@ -276,8 +278,9 @@ async def _explain(request: Request, error: Exception) -> Response:
             **(error.headers or {}),
         }
         return PlainTextResponse(f"{error.detail}\n", error.status_code, headers)
-    status = {"IntegrityError": 422, "MachineError": 507}.get(type(error).__name__, 500)
-    return PlainTextResponse(f"{error}\n", status, {"Connection": "close"})
+    # These and no kinds of them: a damaged index is this server's own fault.
+    statuses: dict[type[Exception], int] = {IntegrityError: 422, MachineError: 507}
+    return PlainTextResponse(f"{error}\n", statuses.get(type(error), 500), {"Connection": "close"})
 
 
 class _AccessLog:

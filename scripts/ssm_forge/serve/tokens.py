@@ -91,7 +91,8 @@ class TokenStore:
         return secret
 
     def revoke(self, name: str) -> None:
-        """
+        """Remove a token: whoever has it is refused from the next request on.
+
         Raises:
             UsageError: when there is no such token.
         """

@@ -23,8 +23,6 @@ from ssm_forge.solve.lock_sources import Kind, SourcePackage
 from ssm_forge.solve.run_exports import RunExports
 from ssm_forge.solve.solver import Request, solve
 
-VERSION = 7
-
 # When an index got a package, which newer engines keep in a lock and pixi 0.77 does not.
 _INDEXED = re.compile(r"^  indexed_timestamp: \d+\n", re.MULTILINE)
 

@@ -80,7 +80,8 @@ class Parted:
 
 
 def part(text: str) -> Parted:
-    """
+    """A lock's text without its packages from source, and those packages.
+
     Raises:
         ValueError: when packages from source are written otherwise than pixi writes them.
     """
@@ -146,7 +147,8 @@ def _listed(text: str) -> dict[tuple[str, str], tuple[str, ...]]:
 
 
 def package(entry: Mapping[str, Any], built_with: Callable[[Kind], Sequence[RepoDataRecord]]) -> SourcePackage:
-    """
+    """One package from source, from its entry in the lock.
+
     Raises:
         ValueError: when a field is not of its type.
     """

@@ -89,7 +89,8 @@ class Stated:
 
 
 def stated(source: Found, variants: Mapping[str, Sequence[str]]) -> Stated:
-    """
+    """What a recipe asks for, rendered with these variants.
+
     Raises:
         BuildError: when the recipe does not render.
         UsageError: when it is missing.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,6 @@ from ssm_forge.base import foreign, web
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.fetch import Artifact, mirrored
 from ssm_forge.base.paths import Workspace
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _ACCEPT = "application/vnd.pypi.simple.v1+json"
 _FILE: dict[str, Callable[[object], bool]] = {
@@ -47,8 +41,7 @@ class Release:
 
 def index_url(workspace: Workspace) -> str:
     """The index that ``recipes/bridge/sources.toml`` names."""
-    text = (workspace.bridge_locks / "sources.toml").read_text(encoding="utf-8")
-    return str(tomllib.loads(text)["python_index"])
+    return str(foreign.toml_from((workspace.bridge_locks / "sources.toml").read_bytes())["python_index"])
 
 
 def releases(project: str, workspace: Workspace) -> list[Release]:
@@ -61,13 +54,13 @@ def releases(project: str, workspace: Workspace) -> list[Release]:
     try:
         answer = web.get(mirrored(url), headers={"Accept": _ACCEPT})
         answer.raise_for_status()
-        found = [release for file in _files(answer.content) if (release := _release(file, url)) is not None]
+        files = [release for file in _files(answer.content) if (release := _release(file, url)) is not None]
     except (httpx.HTTPError, ValueError) as error:
         raise NetworkError(
             f"the releases of {project} could not be read ({type(error).__name__}: {error}).",
             fix="Check the network (SSM_FORGE_MIRRORS=FROM=TO sets a mirror) and run the same command again.",
         ) from error
-    return sorted(found, key=lambda release: (release.version, release.artifact.name))
+    return sorted(files, key=lambda release: (release.version, release.artifact.name))
 
 
 def _files(data: bytes) -> list[dict[str, Any]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 from packaging.version import Version
 
+from ssm_forge.base import foreign
 from ssm_forge.base.errors import BuildError, MachineError, SolveError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import say
@@ -22,11 +22,6 @@ from ssm_forge.manifest.patching import reapply
 from ssm_forge.upkeep.package_index import Release, index_url, releases
 from ssm_forge.upkeep.projects import Update
 from ssm_forge.upkeep.remote_zip import read_member
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _BOUNDS_PATCH = "0001-cuda-compiler-bounds.patch"
 # From CUDA 13 on host_config.h has a wheel of its own.
@@ -94,11 +89,12 @@ def _compiled(source: Path, python: str, alone: bool, workspace: Workspace) -> s
 
 def _differences(old: str, new: str) -> list[str]:
     before, after = (
-        {p["name"]: p.get("version", "?") for p in tomllib.loads(text).get("packages", [])} for text in (old, new)
+        {p["name"]: p.get("version", "?") for p in foreign.toml_from(text.encode()).get("packages", [])}
+        for text in (old, new)
     )
-    found = [f"{name} {before.get(name, 'new')} -> {after[name]}" for name in sorted(after)]
-    found = [line for line, name in zip(found, sorted(after), strict=True) if before.get(name) != after[name]]
-    return found + [f"{name} {before[name]} is no longer needed" for name in sorted(set(before) - set(after))]
+    lines = [f"{name} {before.get(name, 'new')} -> {after[name]}" for name in sorted(after)]
+    lines = [line for line, name in zip(lines, sorted(after), strict=True) if before.get(name) != after[name]]
+    return lines + [f"{name} {before[name]} is no longer needed" for name in sorted(set(before) - set(after))]
 
 
 def bump_torch(workspace: Workspace) -> Update:
@@ -120,9 +116,9 @@ def bump_torch(workspace: Workspace) -> Update:
     minors = sorted({v.torch for v in variants.load(workspace.variants).variants}, key=Version)
     for minor in minors:
         # Every patch release of a minor takes the patches of the one that has some.
-        known = {path.name for path in folder.glob(f"{minor}.*") if path.is_dir()}
+        patched_releases = {path.name for path in folder.glob(f"{minor}.*") if path.is_dir()}
         of_minor = [r for r in wheels if str(r.version).startswith(f"{minor}.")]
-        chosen = [r for r in of_minor if str(r.version) in known] or of_minor
+        chosen = [r for r in of_minor if str(r.version) in patched_releases] or of_minor
         if not chosen:
             raise BuildError(f"the index has no torch {minor} for Linux.")
         _refresh_torch(chosen[-1], bounds, folder, summary, files)
@@ -166,19 +162,19 @@ def _fits_linux(release: Release) -> bool:
     return any("linux" in tag.platform and tag.platform.endswith("x86_64") for tag in tags)
 
 
-def _new_bounds(known: list[Bounds], workspace: Workspace) -> list[Bounds]:
+def _new_bounds(bounds: list[Bounds], workspace: Workspace) -> list[Bounds]:
     """Bounds of CUDA releases that are newer than the newest known."""
-    newest = max(Version(bound.cuda) for bound in known)
+    newest = max(Version(bound.cuda) for bound in bounds)
     by_minor = {".".join(str(r.version).split(".")[:2]): r for r in releases(_CRT, workspace) if _fits_linux(r)}
-    found = []
+    newer = []
     for cuda, release in by_minor.items():
         if Version(cuda) <= newest:
             continue
         data = read_member(release.artifact.url, "crt/host_config.h")
         read = read_host_config(data.decode("utf-8"), cuda)
         digest = hashlib.sha256(data).hexdigest()
-        found.append(Bounds(cuda, read.gcc, read.clang, source=release.artifact.name, sha256=digest))
-    return found
+        newer.append(Bounds(cuda, read.gcc, read.clang, source=release.artifact.name, sha256=digest))
+    return newer
 
 
 def bounds_text(bounds: list[Bounds]) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from ssm_forge.base import owners
 from ssm_forge.base.errors import BuildError, UsageError
 from ssm_forge.base.fetch import Artifact
+from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import Workspace
 from ssm_forge.manifest import sdists
 from ssm_forge.manifest.patching import HunkResult, reapply
@@ -39,9 +39,7 @@ class Update:
                 path.unlink(missing_ok=True)
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{owners.mark()}.part")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, text.encode())
 
 
 def bump_project(project: str, workspace: Workspace) -> Update:
@@ -53,13 +51,13 @@ def bump_project(project: str, workspace: Workspace) -> Update:
     """
     recipe = workspace.recipes / project / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8")
-    known = sorted(re.findall(r'- if: version == "([^"]+)"', text), key=Version)
-    if not known:
+    releases_of_recipe = sorted(re.findall(r'- if: version == "([^"]+)"', text), key=Version)
+    if not releases_of_recipe:
         raise UsageError(f"{recipe} names no version in its source section.")
     newest = [r for r in releases(project, workspace) if r.is_sdist][-1]
-    if newest.version <= Version(known[-1]):
-        return Update((f"{project} {known[-1]} is the newest release.",), {})
-    return update_project(project, known[-1], newest, workspace)
+    if newest.version <= Version(releases_of_recipe[-1]):
+        return Update((f"{project} {releases_of_recipe[-1]} is the newest release.",), {})
+    return update_project(project, releases_of_recipe[-1], newest, workspace)
 
 
 def update_project(project: str, old: str, newest: Release, workspace: Workspace) -> Update:

@@ -44,7 +44,7 @@ _WANTED = (
     rf"|_ZN2at4_ops\d+(?:{_OPERATORS})4callE|_ZNK3c106SymInt|_ZNK3c1010TensorImpl|_ZNK3c104cuda"
     rf"|_ZNK2at10TensorBase(?!\d+(?:const_|mutable_)?data_ptr)|_ZNK2at10TensorBase\d+(?:const_|mutable_)?data_ptr(?:{_ELEMENTS})"
 )
-_LONGEST = 160
+_MOST_CHARACTERS = 160
 
 
 def bump_symbols(workspace: Workspace) -> Update:
@@ -54,36 +54,36 @@ def bump_symbols(workspace: Workspace) -> Update:
         NetworkError: when a wheel can't be read.
     """
     path = workspace.root / "scripts/ssm_forge/doctor/torch_symbols.json"
-    known = read_table(path) if path.exists() else {}
+    table = read_table(path) if path.exists() else {}
     newest = _newest_of_each_minor(workspace)
-    missing = [minor for minor in newest if minor not in known]
+    missing = [minor for minor in newest if minor not in table]
     if not missing:
         return Update((f"the symbols of torch {', '.join(newest)} are known.",), {})
     for minor in missing:
         say(f"Reading {newest[minor].artifact.name}")
-        known[minor] = _symbols(newest[minor].artifact.url)
-    return Update(tuple(f"torch {minor}: {len(known[minor])} symbols" for minor in missing), {path: table_text(known)})
+        table[minor] = _symbols(newest[minor].artifact.url)
+    return Update(tuple(f"torch {minor}: {len(table[minor])} symbols" for minor in missing), {path: table_text(table)})
 
 
 def read_table(path: Path) -> dict[str, frozenset[str]]:
     """Minor release -> its symbols, of a table that :func:`table_text` wrote."""
     document = json.loads(path.read_text(encoding="utf-8"))
     minors: list[str] = document["minors"]
-    found: dict[str, set[str]] = {minor: set() for minor in minors}
+    symbols_of: dict[str, set[str]] = {minor: set() for minor in minors}
     for symbol, spans in document["symbols"].items():
         for span in spans.split(","):
             first, _, last = span.partition("-")
             for minor in minors[minors.index(first) : minors.index(last or first) + 1]:
-                found[minor].add(symbol)
-    return {minor: frozenset(symbols) for minor, symbols in found.items()}
+                symbols_of[minor].add(symbol)
+    return {minor: frozenset(symbols) for minor, symbols in symbols_of.items()}
 
 
-def table_text(known: Mapping[str, frozenset[str]]) -> str:
+def table_text(table: Mapping[str, frozenset[str]]) -> str:
     """The table as JSON: of each symbol the spans of minor releases that have it."""
-    minors = sorted(known, key=Version)
+    minors = sorted(table, key=Version)
     symbols = {}
-    for symbol in sorted(frozenset().union(*known.values())):
-        having = [symbol in known[minor] for minor in minors]
+    for symbol in sorted(frozenset().union(*table.values())):
+        having = [symbol in table[minor] for minor in minors]
         begins = [i for i, has in enumerate(having) if has and not (i and having[i - 1])]
         ends = [i for i, has in enumerate(having) if has and not (i + 1 < len(minors) and having[i + 1])]
         spans = [(minors[first], minors[last]) for first, last in zip(begins, ends, strict=True)]
@@ -94,21 +94,21 @@ def table_text(known: Mapping[str, frozenset[str]]) -> str:
 
 def wanted(symbols: frozenset[str]) -> frozenset[str]:
     """Those that the table keeps."""
-    return frozenset(s for s in symbols if "cxx11" not in s and "Ss" not in s and len(s) <= _LONGEST)
+    return frozenset(s for s in symbols if "cxx11" not in s and "Ss" not in s and len(s) <= _MOST_CHARACTERS)
 
 
 def _newest_of_each_minor(workspace: Workspace) -> dict[str, Release]:
-    found: dict[str, Release] = {}
+    newest: dict[str, Release] = {}
     for release in releases("torch", workspace):
         name = release.artifact.name
         fits = "manylinux" in name and "x86_64" in name and any(f"-{python}-{python}-" in name for python in _PYTHONS)
         if fits and release.version >= _OLDEST:
-            found[f"{release.version.major}.{release.version.minor}"] = release
-    return found
+            newest[f"{release.version.major}.{release.version.minor}"] = release
+    return newest
 
 
 def _symbols(url: str) -> frozenset[str]:
-    found: set[str] = set()
+    symbols: set[str] = set()
     try:
         with session() as client, tempfile.TemporaryDirectory() as scratch:
             stream = io.BufferedReader(RemoteFile(url, client), buffer_size=1 << 20)
@@ -117,11 +117,11 @@ def _symbols(url: str) -> frozenset[str]:
                     target = Path(scratch) / name
                     with archive.open(f"torch/lib/{name}") as source, target.open("wb") as copy:
                         shutil.copyfileobj(source, copy, 1 << 20)
-                    found |= binary.exported(target, _WANTED)
+                    symbols |= binary.exported(target, _WANTED)
                     target.unlink()
     except (httpx.HTTPError, zipfile.BadZipFile, KeyError) as error:
         raise NetworkError(
             f"{url} could not be read ({type(error).__name__}: {error}).",
             fix="Check the network and run the same command again.",
         ) from error
-    return wanted(frozenset(found))
+    return wanted(frozenset(symbols))

@@ -78,9 +78,9 @@ def variant_of_the_day(today: datetime.date, wanted: str = "") -> str:
     Raises:
         UsageError: for a variant that has no end-to-end test.
     """
-    known = (*VARIANTS, FROM_CONDA, *_OTHERS)
-    if wanted and wanted not in known:
-        raise UsageError(f"{VARIANT_VARIABLE}={wanted} is none of {', '.join(known)}.", fix="Name one, or unset it.")
+    names = (*VARIANTS, FROM_CONDA, *_OTHERS)
+    if wanted and wanted not in names:
+        raise UsageError(f"{VARIANT_VARIABLE}={wanted} is none of {', '.join(names)}.", fix="Name one, or unset it.")
     turn, bridge = divmod(today.toordinal(), 2)
     return wanted or (VARIANTS[turn % len(VARIANTS)] if bridge else FROM_CONDA)
 
@@ -106,45 +106,45 @@ def steps(tier: str, root: Path, *, strict: bool, seed: str, variant: str) -> li
         return Step(name, (sys.executable, "-m", "pytest", *arguments), common)
 
     unit = (*chosen("not slow"), *_UNIT, *_PARALLEL, *order)
-    found = [
+    planned = [
         Step("lint", (sys.executable, "-m", "ruff", "check", "--quiet")),
         Step("types", (sys.executable, "-m", "mypy", "--no-error-summary")),
         tests("unit tests", *unit),
     ]
     for name, python in _other_pythons(tier):
         if isinstance(python, str):
-            found.append(Step(name, absent=python))
+            planned.append(Step(name, absent=python))
             continue
         own_tools = {**common, "SSM_FORGE_PYTHON": str(python), "SSM_FORGE_NO_PIXI": "1"}
-        found.append(Step(name, (str(root / "run"), "test", "--", *unit), own_tools))
+        planned.append(Step(name, (str(root / "run"), "test", "--", *unit), own_tools))
     if tier != FAST:
         whole = "every variant" if tier == ALL else variant
-        found += [
+        planned += [
             tests("slow unit tests", *chosen("slow"), *_UNIT, *_PARALLEL, *order),
             tests("servers", *chosen(), "tests/servers", *_PARALLEL, *order),
             tests(f"end to end, {whole}", *chosen(), "tests/end_to_end", "-p", "no:randomly"),
         ]
-    return found
+    return planned
 
 
 def _other_pythons(tier: str) -> list[tuple[str, Path | str]]:
     """(step, interpreter or why there is none): the system's Python, and those at both ends of what is supported."""
-    found: list[tuple[str, Path | str]] = []
+    pythons: list[tuple[str, Path | str]] = []
     version = _version(_SYSTEM_PYTHON)
     name = f"unit tests, system's Python {version}".rstrip()
     if version == _text(sys.version_info[:3]):
-        found.append((name, "the tools run on it already"))
+        pythons.append((name, "the tools run on it already"))
     elif not version:
-        found.append((name, f"{_SYSTEM_PYTHON} is not there, is older than 3.10, or has no venv module"))
+        pythons.append((name, f"{_SYSTEM_PYTHON} is not there, is older than 3.10, or has no venv module"))
     else:
-        found.append((name, _SYSTEM_PYTHON))
+        pythons.append((name, _SYSTEM_PYTHON))
     if tier == ALL:
         for minor in ("3.10", "3.13"):
             try:
-                found.append((f"unit tests, Python {minor}", interpreter.find(minor).executable))
+                pythons.append((f"unit tests, Python {minor}", interpreter.find(minor).executable))
             except MachineError as error:
-                found.append((f"unit tests, Python {minor}", error.what))
-    return found
+                pythons.append((f"unit tests, Python {minor}", error.what))
+    return pythons
 
 
 def _version(python: Path) -> str:
@@ -177,9 +177,9 @@ def run(planned: Sequence[Step], root: Path) -> list[Result]:
             result.returncode = subprocess.run(step.command, cwd=root, env=environment, check=False).returncode
             result.seconds = time.monotonic() - started
             if summary.exists():
-                told = json.loads(summary.read_text(encoding="utf-8"))
-                result.skips = [(test, reason) for test, reason in told.pop("skips")]
-                result.counts = told
+                counts = json.loads(summary.read_text(encoding="utf-8"))
+                result.skips = [(test, reason) for test, reason in counts.pop("skips")]
+                result.counts = counts
         if result.returncode:
             say(Text.assemble((f"{step.name} failed", "red"), f" ({' '.join(step.command)})"))
             break

@@ -119,10 +119,10 @@ def sanitize(place: Place) -> Document:
     return kernels(place, "sanitize")
 
 
-def lend_pytest(place: Workspace) -> Path:
+def lend_pytest(workspace: Workspace) -> Path:
     """A folder with the tools' own pytest, for an environment that has none; all of it is plain Python."""
     versions = "-".join(f"{name}-{metadata.version(name)}" for name in PYTEST)
-    target = place.state / "upstream" / f"pytest-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
+    target = workspace.state / "upstream" / f"pytest-{hashlib.sha256(versions.encode()).hexdigest()[:12]}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def upstream(place: Place) -> Document:
     return kernels(place, "upstream", arguments, python_path=lent)
 
 
-def upstream_tests(versions: Mapping[str, str], place: Workspace) -> dict[str, Path]:
+def upstream_tests(versions: Mapping[str, str], workspace: Workspace) -> dict[str, Path]:
     """The ``tests`` folders of the sdists that the recipes name, unpacked.
 
     Args:
@@ -165,10 +165,10 @@ def upstream_tests(versions: Mapping[str, str], place: Workspace) -> dict[str, P
         UsageError: when no recipe of this checkout has that version.
         NetworkError, IntegrityError: from the download.
     """
-    artifacts = {project: sdists.find(project, version, place) for project, version in versions.items()}
-    fetch_all(list(artifacts.values()), place)
+    artifacts = {project: sdists.find(project, version, workspace) for project, version in versions.items()}
+    fetch_all(list(artifacts.values()), workspace)
     return {
-        project: _unpack_tests(checked(artifact, place), place.state / "upstream" / artifact.sha256[:16])
+        project: _unpack_tests(checked(artifact, workspace), workspace.state / "upstream" / artifact.sha256[:16])
         for project, artifact in artifacts.items()
     }
 

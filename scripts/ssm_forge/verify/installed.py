@@ -7,6 +7,9 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+from packaging.version import Version
 
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
@@ -22,8 +25,8 @@ from ssm_forge.package.installed import InstalledPath, InstalledRecord
 from ssm_forge.package.installed import records as installed_records
 from ssm_forge.verify.report import Check, Report
 
-_IMPORT_TIMEOUT = 300
-_GPU_TIMEOUT = 900
+_IMPORT_TIMEOUT_SECONDS = 300
+_GPU_TIMEOUT_SECONDS = 900
 
 # torch comes first in the same process, as upstream requires.
 _IMPORTS = ("torch", "causal_conv1d_cuda", "selective_scan_cuda", "causal_conv1d", "mamba_ssm")
@@ -51,14 +54,13 @@ def choose_prefix(prefix: Path | None) -> Path:
     Raises:
         InstallError: when there is none, or it holds no environment.
     """
-    place = workspace()
     if prefix is None:
-        known = registry.installed_prefixes(place)
-        if not known:
+        prefixes = registry.installed_prefixes(workspace())
+        if not prefixes:
             raise InstallError(
                 "nothing is installed yet in this workspace.", fix=f"Run '{launcher()} install-mamba' first."
             )
-        return known[0]
+        return prefixes[0]
     prefix = prefix.expanduser().absolute()
     if not (prefix / "conda-meta").is_dir():
         raise InstallError(
@@ -90,7 +92,15 @@ def verify(prefix: Path) -> Report:
     return Report(prefix, tuple(checks))
 
 
+class Answer(NamedTuple):
+    """Whether it is as it should be, and what was found, in words."""
+
+    good: bool
+    detail: str
+
+
 def checked(name: str, question: Callable[[], tuple[bool, str]]) -> Check:
+    """The answer to a question as a check; an error of ours is a failed one."""
     try:
         good, detail = question()
     except ForgeError as error:
@@ -140,18 +150,18 @@ def imports(python: Path, prefix: Path, environment: dict[str, str], folders: Se
             command,
             capture_output=True,
             text=True,
-            timeout=_IMPORT_TIMEOUT,
+            timeout=_IMPORT_TIMEOUT_SECONDS,
             env=environment,
             check=False,
             cwd=prefix,
         )
-        found = json.loads(done.stdout.splitlines()[-1])
+        answers = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
         return [Check(f"import {name}", "fail", str(error)) for name in _IMPORTS]
     except (ValueError, IndexError):
         detail = f"Python ended with {done.returncode}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}"
         return [Check(f"import {name}", "fail", detail) for name in _IMPORTS]
-    return [Check(f"import {name}", "pass" if good else "fail", detail) for name, (good, detail) in found.items()]
+    return [Check(f"import {name}", "pass" if good else "fail", detail) for name, (good, detail) in answers.items()]
 
 
 def _library_checks(extension: str, path: Path, record: InstalledRecord, prefix: Path) -> list[Check]:
@@ -162,18 +172,18 @@ def _library_checks(extension: str, path: Path, record: InstalledRecord, prefix:
     ]
 
 
-def _links(path: Path, prefix: Path) -> tuple[bool, str]:
+def _links(path: Path, prefix: Path) -> Answer:
     library = elf.read(path)
-    found = elf.resolve(library, prefix, _preloaded(prefix))
+    resolution = elf.resolve(library, prefix, _preloaded(prefix))
     problems = [
         *(f"rpath {rpath} is a path of the build machine" for rpath in library.foreign_rpaths),
-        *(f"{name} is not in the prefix" for name in found.missing_libraries),
-        *(f"{name} is outside the prefix" for name in found.outside),
-        *(f"undefined symbol {name}" for name in found.missing_symbols[:5]),
+        *(f"{name} is not in the prefix" for name in resolution.missing_libraries),
+        *(f"{name} is outside the prefix" for name in resolution.outside),
+        *(f"undefined symbol {name}" for name in resolution.missing_symbols[:5]),
     ]
     if problems:
-        return False, "; ".join(problems)
-    return True, f"{len(library.undefined)} symbols, all found in the prefix or in glibc"
+        return Answer(False, "; ".join(problems))
+    return Answer(True, f"{len(library.undefined)} symbols, all found in the prefix or in glibc")
 
 
 def _preloaded(prefix: Path) -> list[Path]:
@@ -184,25 +194,23 @@ def _preloaded(prefix: Path) -> list[Path]:
     return [*interpreter, *sorted(libraries, key=lambda path: not path.name.startswith(("libtorch", "libc10")))]
 
 
-def gpu_code(path: Path, build: str) -> tuple[bool, str]:
+def gpu_code(path: Path, build: str) -> Answer:
+    """Whether an extension holds the GPU code that its build string names, and both in words."""
     claimed = ArchList.from_tag(build)
-    found = elf.gpu_code(path)
+    actual = elf.gpu_code(path)
     if not claimed.sass:
-        return False, f"the build string {build} names no compute capability; the binary has {found.tag}"
-    return found == claimed, f"claimed {claimed.tag}, found {found.tag}"
+        return Answer(False, f"the build string {build} names no compute capability; the binary has {actual.tag}")
+    return Answer(actual == claimed, f"claimed {claimed.tag}, found {actual.tag}")
 
 
-def glibc(path: Path, depends: Sequence[str]) -> tuple[bool, str]:
+def glibc(path: Path, depends: Sequence[str]) -> Answer:
+    """Whether a package declares the C library that its extension needs, and all versions in words."""
     needed = elf.read(path).glibc
     declared = next((d.split(">=")[1].split(",")[0] for d in depends if d.startswith("__glibc >=")), None)
     if declared is None:
-        return False, f"needs {needed}, and the package declares nothing"
-    good = _version(needed) <= _version(declared)
-    return good, f"needs {needed}, declares {declared}, this machine has {machine.glibc()}"
-
-
-def _version(text: str) -> list[int]:
-    return [int(part) for part in text.split(".")]
+        return Answer(False, f"needs {needed}, and the package declares nothing")
+    good = Version(needed) <= Version(declared)
+    return Answer(good, f"needs {needed}, declares {declared}, this machine has {machine.glibc()}")
 
 
 def gpu_checks(python: Path, activated: dict[str, str]) -> list[Check]:
@@ -220,13 +228,13 @@ def gpu_checks(python: Path, activated: dict[str, str]) -> list[Check]:
     environment = {**activated, "PYTHONPATH": os.pathsep.join(folders)}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT, env=environment, check=False
+            command, capture_output=True, text=True, timeout=_GPU_TIMEOUT_SECONDS, env=environment, check=False
         )
         answer = json.loads(done.stdout)
         checks = [Check(f"GPU: {c['name']}", c["status"], c["detail"]) for c in answer["checks"]]
         return checks if any(c.status != "not-run" for c in checks) else [_nothing_ran(checks)]
     except subprocess.TimeoutExpired:
-        return [Check("kernels on the GPU", "fail", f"did not end within {_GPU_TIMEOUT} s")]
+        return [Check("kernels on the GPU", "fail", f"did not end within {_GPU_TIMEOUT_SECONDS} s")]
     except OSError as error:
         return [Check("kernels on the GPU", "fail", f"could not be started ({error})")]
     except (ValueError, KeyError, TypeError) as error:

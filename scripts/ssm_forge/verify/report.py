@@ -31,14 +31,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
+    """All checks of one environment."""
+
     prefix: Path
     checks: tuple[Check, ...]
 
     @property
     def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
         return tuple(check for check in self.checks if check.status == "fail")
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
         counts = {status: sum(c.status == status for c in self.checks) for status in ("pass", "fail", "not-run")}
         return {"prefix": str(self.prefix), "counts": counts, "checks": [asdict(check) for check in self.checks]}
 

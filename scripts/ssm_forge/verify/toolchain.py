@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from packaging.version import Version
+
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError, ForgeError, InstallError
@@ -24,7 +26,7 @@ from ssm_forge.package import installed as package_installed
 from ssm_forge.solve import prefix as solve_prefix
 from ssm_forge.verify.report import Check, Report
 
-_TIMEOUT = 120
+_TIMEOUT_SECONDS = 120
 
 _KERNEL = """\
 #include <cub/cub.cuh>
@@ -54,13 +56,13 @@ def specs(variant: Variant) -> tuple[str, ...]:
     names = ["cuda-nvcc" if classic else "cuda-nvcc_linux-64", "cuda-cudart-dev", "cuda-version"]
     # Of the bridge, the compiler is the machine's.
     compiler = "gxx_linux-64" if variant.source == "bridge" else f"gxx_linux-64 {variant.row['cxx_compiler_version']}.*"
-    found = [*(f"{name} {variant.cuda}.*" for name in names), compiler]
+    wanted = [*(f"{name} {variant.cuda}.*" for name in names), compiler]
     if classic:
-        found += ["cuda-cccl", "cudnn 8.9.*"]
+        wanted += ["cuda-cccl", "cudnn 8.9.*"]
     elif variant.source == "bridge":
         # conda-forge has none for each CUDA.
-        found.append("libcudnn-dev")
-    return tuple(found)
+        wanted.append("libcudnn-dev")
+    return tuple(wanted)
 
 
 def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
@@ -79,8 +81,8 @@ def environment(origin: Origin, workspace: Workspace, log: Log) -> Path:
     present = marker.read_marker(prefix)
     if present is None or present.packages != names:
         say(f"Making {prefix}")
-        made = marker.Installed(variant.name, python, variant.source, names, created=True)
-        install.install(records, prefix, made, workspace, log)
+        installed = marker.Installed(variant.name, python, variant.source, names, created=True)
+        install.install(records, prefix, installed, workspace, log)
     return prefix
 
 
@@ -117,14 +119,16 @@ def _answer(name: str, ask: Callable[[], str]) -> Check:
 
 
 def _glibc(prefix: Path) -> str:
-    here = machine.glibc()
+    running = machine.glibc()
     record = package_installed.records(prefix).get("sysroot_linux-64")
     sysroot = record.version if record is not None else ""
-    if not here:
+    if not running:
         raise BuildError("this machine's C library does not tell its version")
-    if sysroot and _key(sysroot) > _key(here):
-        raise BuildError(f"{here} here, but the compiler makes programs for {sysroot}; what is built may not run here")
-    return f"{here} here; programs are made for {sysroot or here}"
+    if sysroot and Version(sysroot).release[:2] > Version(running).release[:2]:
+        raise BuildError(
+            f"{running} here, but the compiler makes programs for {sysroot}; what is built may not run here"
+        )
+    return f"{running} here; programs are made for {sysroot or running}"
 
 
 def _activation(env: Mapping[str, str], prefix: Path) -> str:
@@ -143,14 +147,14 @@ def _nvcc(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
     if found_at is None or not Path(found_at).resolve().is_relative_to(prefix.resolve()):
         raise BuildError(f"nvcc is {found_at or 'not on PATH'}, not the environment's")
     answer = _run(env, "nvcc", "-V")
-    found = re.search(r"release (\d+\.\d+), V([\d.]+)", answer)
-    if found is None:
+    release = re.search(r"release (\d+\.\d+), V([\d.]+)", answer)
+    if release is None:
         raise BuildError(f"nvcc -V answers '{answer.strip()[-200:]}'")
-    if found.group(1) != variant.cuda:
-        raise BuildError(f"release {found.group(1)}, not {variant.cuda}")
-    if variant.cuda == "11.8" and found.group(2) != "11.8.89":
-        raise BuildError(f"V{found.group(2)}, not V11.8.89")
-    return found.group(0)
+    if release.group(1) != variant.cuda:
+        raise BuildError(f"release {release.group(1)}, not {variant.cuda}")
+    if variant.cuda == "11.8" and release.group(2) != "11.8.89":
+        raise BuildError(f"V{release.group(2)}, not V11.8.89")
+    return release.group(0)
 
 
 def _gxx(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
@@ -188,12 +192,12 @@ def _cudnn(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
 
 def _torch(env: Mapping[str, str], variant: Variant) -> str:
     version, cuda, cudnn = _run(env, "python", "-W", "ignore", "-c", _TORCH).split()[-3:]
-    found = f"torch {version}, torch.version.cuda {cuda}, its cuDNN {cudnn}"
+    answer = f"torch {version}, torch.version.cuda {cuda}, its cuDNN {cudnn}"
     if not version.startswith(f"{variant.torch}."):
-        raise BuildError(f"{found}; the variant has torch {variant.torch}")
+        raise BuildError(f"{answer}; the variant has torch {variant.torch}")
     if cuda.split(".")[0] != variant.cuda.split(".")[0]:
-        raise BuildError(f"{found}; the variant has CUDA {variant.cuda}")
-    return found
+        raise BuildError(f"{answer}; the variant has CUDA {variant.cuda}")
+    return answer
 
 
 def _compiles(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
@@ -211,21 +215,19 @@ def _compiles(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
         _run(env, env["CXX"], "-shared", thing, "-o", library, *folders, "-lcudart")
         loaded = _run(env, "python", "-c", f"import ctypes; print(ctypes.CDLL({library!r}).release())")
     number = int(loaded.split()[-1])
-    found = f"sm_{capability} kernel with CUB compiled, linked and loaded"
+    result = f"sm_{capability} kernel with CUB compiled, linked and loaded"
     # Without a driver the runtime answers 0 or its own release, depending on its own release.
-    return f"{found}; runtime {number // 1000}.{number % 1000 // 10}" if number else found
+    return f"{result}; runtime {number // 1000}.{number % 1000 // 10}" if number else result
 
 
 def _run(env: Mapping[str, str], *command: str) -> str:
     try:
-        done = subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, env=dict(env), capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} does not run: {error}") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise BuildError(f"{Path(command[0]).name} failed: {said[-1] if said else done.returncode}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise BuildError(f"{Path(command[0]).name} failed: {lines[-1] if lines else done.returncode}")
     return done.stdout
-
-
-def _key(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])

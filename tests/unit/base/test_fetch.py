@@ -179,7 +179,7 @@ def test_files_come_at_once_and_only_once(server: Server, place: Workspace) -> N
 def test_a_cut_connection_goes_on_where_it_was(
     server: Server, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_CHUNK", 1 << 16)
+    monkeypatch.setattr(fetch, "_CHUNK_BYTES", 1 << 16)
     server.cut_after["file1.whl"] = 2 << 20
     wanted = artifact(server.url, "file1.whl")
     assert fetch_all([wanted], place)[wanted].read_bytes() == DATA["file1.whl"]

@@ -11,7 +11,7 @@ import pytest
 
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import deb_file, debian
 from ssm_forge.build import compile_cache
 from ssm_forge.verify import gpu
 
@@ -51,7 +51,7 @@ def test_the_compile_cache_of_another_run_is_used(
             compile_cache._from_debian(place)
 
     monkeypatch.setattr(debian, "fetch_debs", lambda debs, _: {None: tmp_path})
-    monkeypatch.setattr(debian, "unpack", unpack)
+    monkeypatch.setattr(deb_file, "unpack", unpack)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "patchelf").symlink_to("/bin/true")

@@ -22,8 +22,8 @@ from ssm_forge.bench import baseline
 from ssm_forge.bench import report as build_report
 from ssm_forge.bench import run as build_bench
 from ssm_forge.bench.baseline import Wheel
-from ssm_forge.bench.process_tree import Group, ToolUse, Usage
 from ssm_forge.bench.run import Document, Target
+from ssm_forge.bench.usage import Group, ToolUse, Usage
 from ssm_forge.build.schedule import Job
 from ssm_forge.commands.build import build
 from ssm_forge.flow import pipeline, plan

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from ssm_forge.bench import process_tree
-from ssm_forge.bench.process_tree import Group, Moment, ToolUse, Tree, Usage, join, measure
+from ssm_forge.bench.process_tree import Tree, measure
+from ssm_forge.bench.usage import Group, Moment, ToolUse, Usage, join
 
 # Only turns a hang into a failure.
 PATIENCE_SECONDS = 120.0
@@ -169,7 +170,7 @@ def test_cpu_is_what_the_children_burnt_divided_by_tool_and_label(tmp_path: Path
     assert rest.first <= min(short.first, long.first) < short.last < long.last <= rest.last <= usage.wall
     assert told(second).at - looks.started <= long.last
     assert min(short.peak_rss, long.peak_rss) > 2_000_000
-    assert looks.count == usage.samples <= 1 + usage.wall / process_tree.INTERVAL
+    assert looks.count == usage.samples <= 1 + usage.wall / process_tree.INTERVAL_SECONDS
     assert 0 < usage.own_cpu <= time.process_time() - used
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import deb_file, debian
 from ssm_forge.bridge.debian import Deb
 
 _HELLO = "usr/share/hello/hello.txt"
@@ -117,7 +117,7 @@ def test_a_package_is_found_downloaded_and_unpacked(archive: Archive, place: Wor
     archive.publish("1.0", make_deb("hello"))
     deb = archive.locked(place)
     assert (deb.version, deb.suite, deb.component) == ("1.0", "tin", "main")
-    debian.unpack(debian.fetch_debs([deb], place)[deb], tmp_path / "out")
+    deb_file.unpack(debian.fetch_debs([deb], place)[deb], tmp_path / "out")
     assert (tmp_path / "out" / _HELLO).read_text() == "hello"
 
 
@@ -299,7 +299,7 @@ def test_a_package_the_release_lacks_is_named(archive: Archive, place: Workspace
 def test_the_lock_reads_back_as_written(archive: Archive, place: Workspace, tmp_path: Path) -> None:
     archive.publish("1.0", make_deb("hello"))
     deb = archive.locked(place)
-    debian.write_lock(tmp_path / "debs.x.toml", [deb], note="Why.")
+    (tmp_path / "debs.x.toml").write_text(debian.lock_text("debs.x.toml", [deb], note="Why."), encoding="utf-8")
     assert debian.read_lock(tmp_path / "debs.x.toml") == (deb,)
 
 
@@ -311,7 +311,7 @@ def test_a_damaged_lock_names_the_file(tmp_path: Path) -> None:
 
 def test_absolute_links_are_turned_inside(tmp_path: Path) -> None:
     (tmp_path / "x.deb").write_bytes(make_deb("hi", members=(link("./usr/lib/libm.so", "/lib/libm.so.6"),)))
-    debian.unpack(tmp_path / "x.deb", tmp_path / "out")
+    deb_file.unpack(tmp_path / "x.deb", tmp_path / "out")
     assert (tmp_path / "out/usr/lib/libm.so").readlink() == Path("../../lib/libm.so.6")
 
 
@@ -319,7 +319,7 @@ def test_absolute_links_are_turned_inside(tmp_path: Path) -> None:
 def test_a_package_that_reaches_outside_is_refused(tmp_path: Path, member: tarfile.TarInfo) -> None:
     (tmp_path / "x.deb").write_bytes(make_deb("hi", members=(member,)))
     with pytest.raises(IntegrityError, match="outside"):
-        debian.unpack(tmp_path / "x.deb", tmp_path / "out")
+        deb_file.unpack(tmp_path / "x.deb", tmp_path / "out")
     assert not (tmp_path / "outside").exists()
 
 
@@ -327,7 +327,7 @@ def test_a_package_that_reaches_outside_is_refused(tmp_path: Path, member: tarfi
 def test_what_is_no_deb_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.deb").write_bytes(content)
     with pytest.raises(IntegrityError, match="not a Debian package"):
-        debian.unpack(tmp_path / "x.deb", tmp_path / "out")
+        deb_file.unpack(tmp_path / "x.deb", tmp_path / "out")
 
 
 def test_every_lock_of_the_project_can_be_read() -> None:

@@ -17,7 +17,7 @@ from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.fetch import fetch_all
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.bridge import debian, debian_python, pylock
+from ssm_forge.bridge import deb_file, debian, debian_python, pylock
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.debian_python import DebianPython
 from ssm_forge.build import origin
@@ -334,7 +334,7 @@ def test_the_systems_files_give_the_same_as_debians_packages(
     debs = debian_python.locked("3.11", place)
     root = tmp_path / "system"
     for path in debian.fetch_debs(debs, workspace()).values():
-        debian.unpack(path, root)
+        deb_file.unpack(path, root)
     place.cache.mkdir()
     (place.cache / "downloads").symlink_to(workspace().downloads)
     shutil.rmtree(root / "usr/include")

@@ -33,7 +33,7 @@ VERSIONS = [
 
 
 def distribution(name: str, *requires: str) -> Distribution:
-    return Distribution(name, "1.0", tuple(map(Requirement, requires)), "", "", "")
+    return Distribution(name, "1.0", tuple(map(Requirement, requires)), "", "")
 
 
 def depends(dist: Distribution, *others: Distribution, python: str = "3.12") -> list[str]:
@@ -119,4 +119,4 @@ def test_metadata_of_a_wheel_is_read(tmp_path: Path) -> None:
             "Metadata-Version: 2.4\nName: Demo_Pkg\nVersion: 1.5\nSummary: A demo\nLicense-Expression: MIT\n"
             "Requires-Python: >=3.8\nRequires-Dist: torch>=2\n\nBody with Requires-Dist: none\n",
         )
-    assert read(wheel) == Distribution("demo-pkg", "1.5", (Requirement("torch>=2"),), ">=3.8", "MIT", "A demo")
+    assert read(wheel) == Distribution("demo-pkg", "1.5", (Requirement("torch>=2"),), "MIT", "A demo")

@@ -19,7 +19,8 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
-from ssm_forge.bridge.toolkit import ToolkitParts, toolkit_packages
+from ssm_forge.bridge.toolkit import toolkit_packages
+from ssm_forge.bridge.toolkit_parts import ToolkitParts
 
 _DEBIAN = "usr/lib/nvidia-cuda-toolkit"
 

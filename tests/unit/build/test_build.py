@@ -290,10 +290,11 @@ REQUEST = BuildRequest(Rendered("demo", "1", "0", engine=None), KEY, ())
 
 def worker_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str) -> None:
     """Replace the worker's module by a script; its first argument is the spec."""
-    package = tmp_path / "fake/ssm_forge"
+    package = tmp_path / "fake/ssm_forge/build"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "build_worker.py").write_text(script)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").write_text("")
+    (package / "worker.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
 
 

@@ -120,7 +120,7 @@ def test_one_package_alone_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_bundle_that_grew_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "SIZE_LIMIT", 1000)
+    monkeypatch.setattr(bundle, "MOST_BUNDLE_BYTES", 1000)
     with pytest.raises(UsageError, match="more than"):
         bundle.make([_package(tmp_path, name) for name in LIBRARY], {}, tmp_path, workspace())
     assert not list(tmp_path.glob("*.pyz")) and not list(tmp_path.glob(".*part"))

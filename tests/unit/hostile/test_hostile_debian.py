@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import IntegrityError, UsageError
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import deb_file, debian
 
 RELEASE = b"Origin: Debian\nVersion: 12.11\nDate: Sat, 17 May 2025 09:15:44 UTC\nSHA256:\n 00 1 main/Packages.xz\n"
 FIELDS = {"Package": "g++", "Version": "4:12", "Filename": "pool/main/g/g++_12.deb", "SHA256": "0" * 64, "Size": "9"}
@@ -94,7 +94,7 @@ def test_a_release_says_when_or_is_refused(data: bytes) -> None:
 def test_a_package_is_unpacked_into_its_folder_or_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "tool.deb"
     path.write_bytes(data)
-    judge(lambda: debian.unpack(path, tmp_path / "target"), IntegrityError, below=tmp_path / "target")
+    judge(lambda: deb_file.unpack(path, tmp_path / "target"), IntegrityError, below=tmp_path / "target")
 
 
 def _toml(content: Any) -> bytes:
@@ -114,17 +114,17 @@ def test_a_lock_of_packages_names_plain_files_or_is_refused(tmp_path: Path, data
 
 def test_a_member_of_negative_size_does_not_read_the_file_forever() -> None:
     with pytest.raises(ValueError, match="no number"):
-        debian._data_member(io.BytesIO(DEB.replace(b"4         `", b"-60       `")))
+        deb_file._data_member(io.BytesIO(DEB.replace(b"4         `", b"-60       `")))
 
 
 def test_a_package_that_unpacks_to_ten_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(debian, "_MOST_DATA_BYTES", 4 << 20)
+    monkeypatch.setattr(deb_file, "_MOST_DATA_BYTES", 4 << 20)
     bomb = zstd_bomb(10_000_000_000)
     head = b"data.tar.zst".ljust(48) + str(len(bomb)).encode().ljust(10) + b"`\n"
     path = tmp_path / "tool.deb"
     path.write_bytes(b"!<arch>\n" + head + bomb)
     with memory_below(20 << 20), pytest.raises(IntegrityError, match="larger than"):
-        debian.unpack(path, tmp_path / "target")
+        deb_file.unpack(path, tmp_path / "target")
 
 
 def test_a_list_of_packages_that_unpacks_to_more_than_the_limit_is_refused() -> None:

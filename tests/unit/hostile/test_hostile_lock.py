@@ -95,7 +95,7 @@ def test_a_lock_of_wheels_names_plain_files_or_is_refused(tmp_path: Path, data: 
     def use(wheels: list[pylock.LockedWheel]) -> None:
         for wheel in wheels:
             assert "/" not in wheel.artifact.name and len(wheel.artifact.sha256) == 64
-            assert wheel.is_pure or wheel.tags
+            assert wheel.tags
 
     judge(lambda: pylock.read(path, "3.12"), UsageError, MachineError, then=use)
 
@@ -104,7 +104,8 @@ def test_the_valid_ones_are_read(tmp_path: Path) -> None:
     (tmp_path / "pixi.lock").write_bytes(_yaml(LOCK))
     assert locks.read(tmp_path / "pixi.lock")[0].records[0].url == URL
     (tmp_path / "pylock.toml").write_bytes(_toml(PYLOCK))
-    assert pylock.read(tmp_path / "pylock.toml", "3.12")[0].is_pure
+    (wheel,) = pylock.read(tmp_path / "pylock.toml", "3.12")
+    assert {tag.platform for tag in wheel.tags} == {"any"}
 
 
 def test_a_lock_larger_than_any_is_not_given_to_the_engine(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import zstandard
 
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.package import libraries as elf
-from ssm_forge.package.differences import LINES, Comparison, Difference, compare
+from ssm_forge.package.differences import Comparison, Difference, compare
+from ssm_forge.package.file_differences import LINES
 
 needs_gcc = pytest.mark.skipif(
     not (shutil.which("gcc") and shutil.which("objcopy")), reason="no gcc and binutils on this machine"
