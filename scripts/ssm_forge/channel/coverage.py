@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from packaging.version import Version
 
@@ -29,6 +29,7 @@ class Item:
     """One package of ours in a channel.
 
     Attributes:
+        kind: whether it is a conda package or a wheel.
         cuda, torch, python: minor releases, ``13.0``, ``2.11``, ``3.12``.
         archs: compute capabilities in the binary, ``8.0;9.0+PTX``.
         signed: whether a signed statement lies beside it.
@@ -43,6 +44,12 @@ class Item:
     archs: str
     size: int
     signed: bool
+    kind: Literal["conda", "wheel"] = "conda"
+
+    @property
+    def label(self) -> str:
+        """What a cell shows."""
+        return f"{self.archs} (wheel)" if self.kind == "wheel" else self.archs
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ def _html_cell(row: Row, python: str) -> str:
     found = row.cells.get(python, ())
     if found:
         names = "".join(
-            f'<li title="{html.escape(item.filename)}">{html.escape(item.archs.replace(";", " "))}'
+            f'<li title="{html.escape(item.filename)}">{html.escape(item.label.replace(";", " "))}'
             f"{_SIGNED if item.signed else ''}</li>"
             for item in found
         )
