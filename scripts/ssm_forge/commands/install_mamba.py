@@ -129,6 +129,11 @@ def install_mamba(
     """
 
     fitting.require_architecture()
+    releases = {"causal-conv1d": causal_conv1d, "mamba-ssm": mamba_ssm}
+    wishes = Wishes({name: version for name, version in releases.items() if version}, with_deps)
+    if trees and wishes.releases:
+        name = next(iter(wishes.releases))
+        raise UsageError(f"--source-tree is built instead of {name}.", fix=f"Leave --{name} out.")
     options = Options(
         variant=variant,
         python=python,
@@ -142,11 +147,6 @@ def install_mamba(
     )
     existing = applies(prefix, workspace(), target)
     require_existing(existing, {"--target": target, "--mamba-ssm": mamba_ssm, "--causal-conv1d": causal_conv1d})
-    releases = {"causal-conv1d": causal_conv1d, "mamba-ssm": mamba_ssm}
-    wishes = Wishes({name: version for name, version in releases.items() if version}, with_deps)
-    if trees and wishes.releases:
-        name = next(iter(wishes.releases))
-        raise UsageError(f"--source-tree is built instead of {name}.", fix=f"Leave --{name} out.")
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     try:
         if existing is not None:

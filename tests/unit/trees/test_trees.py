@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, IntegrityError, NetworkError, UsageError
@@ -19,6 +20,7 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.build import run as building
 from ssm_forge.build.make_wheel import make
 from ssm_forge.build.request import BuildRequest
+from ssm_forge.commands.install_mamba import install_mamba
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import read as inspection
@@ -382,3 +384,10 @@ def test_a_library_without_gpu_code_is_no_kernel(tmp_path: Path) -> None:
 def test_the_check_after_the_build_loads_every_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", loads("pytest")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
+
+
+def test_a_tree_and_a_release_of_the_project_that_it_replaces_are_not_both_installed(tmp_path: Path) -> None:
+    tree = str(make_tree(tmp_path / "Vim"))
+    done = CliRunner().invoke(install_mamba, ["--source-tree", tree, "--mamba-ssm", "2.3.1", "--dry-run"])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.what == "--source-tree is built instead of mamba-ssm."
