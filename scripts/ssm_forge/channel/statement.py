@@ -144,22 +144,7 @@ def statement(package: Subject, told: dict[str, Any] | None = None) -> Statement
         IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
     """
     told = provenance(package.path) if told is None else told
-    if not told:
-        raise IntegrityError(
-            f"{package.filename} does not say what it was built from, so there is nothing to sign for.",
-            fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
-        )
-    try:
-        foreign.require(told, _PROVENANCE)
-        for item in told.get("materials") or []:
-            # NVIDIA's packages for CUDA 11.8 have no sha256.
-            digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
-            foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
-    except ValueError as error:
-        raise IntegrityError(
-            f"{package.filename} does not say what it was built from in a way that can be signed for ({error}).",
-            fix="Build it again, or publish it without --sign-key.",
-        ) from error
+    _require_signable(told, package.filename)
     materials = [
         {"uri": item["uri"], "digest": dict([digest_of(item)]), "annotations": {"role": item["role"]}}
         for item in (told.get("materials") or [])
@@ -185,6 +170,26 @@ def statement(package: Subject, told: dict[str, Any] | None = None) -> Statement
             "runDetails": {"builder": {"id": "urn:ssm-forge"}},
         },
     }
+
+
+def _require_signable(told: dict[str, Any], filename: str) -> None:
+    """Refuse what does not say its origin, or says it in a way that is not understood."""
+    if not told:
+        raise IntegrityError(
+            f"{filename} does not say what it was built from, so there is nothing to sign for.",
+            fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
+        )
+    try:
+        foreign.require(told, _PROVENANCE)
+        for item in told.get("materials") or []:
+            # NVIDIA's packages for CUDA 11.8 have no sha256.
+            digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
+            foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
+    except ValueError as error:
+        raise IntegrityError(
+            f"{filename} does not say what it was built from in a way that can be signed for ({error}).",
+            fix="Build it again, or publish it without --sign-key.",
+        ) from error
 
 
 def sign(content: Statement, key: Ed25519PrivateKey) -> dict[str, Any]:

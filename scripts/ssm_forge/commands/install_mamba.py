@@ -127,7 +127,7 @@ def install_mamba(
 
     With --prefix: into an environment that you have, for the torch that is in it.
     """
-
+    # Long: its arguments are the options, and each is handed on once.
     fitting.require_architecture()
     releases = {"causal-conv1d": causal_conv1d, "mamba-ssm": mamba_ssm}
     wishes = Wishes({name: version for name, version in releases.items() if version}, with_deps)

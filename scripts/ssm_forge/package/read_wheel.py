@@ -101,7 +101,8 @@ class Name:
 
 
 def parse(filename: str) -> Name:
-    """
+    """What the file name of a wheel of ours says.
+
     Raises:
         IntegrityError: when that is no name of a wheel of ours.
     """

@@ -72,7 +72,8 @@ def _into_prefix(work: Plan, place: Workspace) -> None:
 
 
 def _require_loads(name: str, python: Path, beside: Path | None) -> None:
-    """
+    """Load the libraries of a package as they are in the environment.
+
     Args:
         beside: the folder of ``--target``, which is not on Python's path by itself.
 
