@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 
 from ssm_forge.base import locks
 from ssm_forge.publish.send import publish
-from ssm_forge.serve.app import _open_beneath
+from ssm_forge.serve.answers import _open_beneath
 from ssm_forge.serve.tokens import TokenStore
 from ssm_forge.serve.uploads import _WORKERS, Uploads
 

@@ -124,9 +124,11 @@ def test_two_machines_with_one_cache_do_each_other_no_harm(tmp_path: Path, round
             for kind in ("built", "sent"):
                 package = f"{kind}{name}"
                 make_package(tmp_path / "made", package, version=f"{number}.0", text=f"{package} {number}.0\n")
-    (tmp_path / "fake" / "ssm_forge").mkdir(parents=True)
-    (tmp_path / "fake" / "ssm_forge" / "__init__.py").touch()
-    (tmp_path / "fake" / "ssm_forge" / "build_worker.py").write_text(_WORKER)
+    fake = tmp_path / "fake" / "ssm_forge" / "build"
+    fake.mkdir(parents=True)
+    (fake.parent / "__init__.py").touch()
+    (fake / "__init__.py").touch()
+    (fake / "worker.py").write_text(_WORKER)
     with host(tmp_path, "a", rounds, 15) as a, host(tmp_path, "b", rounds, 15) as b:
         ends = [told for machine in (a, b) for told in machine.heard("rounds")]
         # Whoever was not killed did what it was to do, whatever the other machine swept meanwhile.

@@ -128,9 +128,9 @@ def test_the_engine_links_nothing_that_was_not_admitted() -> None:
     callers = {
         name: text for name, text in texts.items() if re.search(r"rattler\.install\(|import install\b.*rattler", text)
     }
-    assert set(callers) == {"install.py", "environment.py"}
+    assert set(callers) == {"install/from_lock.py", "install/prefix.py"}
     for text in callers.values():
         (start,) = (match.start() for match in re.finditer(r"^def _link\(", text, re.MULTILINE))
         (call,) = (match.start() for match in re.finditer(r"rattler\.install\(\s", text) if match.start() > start)
         assert "admitted: policy.Admitted" in text[start:call].partition(")")[0]
-    assert [name for name, text in texts.items() if re.search(r"\bAdmitted\((?!\s*\))", text)] == ["policy.py"]
+    assert [name for name, text in texts.items() if re.search(r"\bAdmitted\((?!\s*\))", text)] == ["channel/policy.py"]

@@ -29,7 +29,7 @@ _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _URL = re.compile(r"(?i)\b(?!file:)[a-z][a-z0-9+.-]*://[^\s'\"]*")
 _CONDA_TOKEN = re.compile(r"/t/[^/\s'\"]+")
 # A request's path as servers and the engine print it, without its host.
-_BARE_TOKEN = re.compile(r"(?<![\w./:-])/t/[^/\s'\"]+(?=/(?:noarch|(?:linux|osx|win)-[a-z0-9]+)\b)")
+_BARE_TOKEN = re.compile(r"(?<![\w./:-])/t/[^/\s'\"]+(?=/(?:noarch|simple|(?:linux|osx|win)-[a-z0-9]+)\b)")
 _HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization\W{1,4}(?:basic\s+|token\s+)?)[A-Za-z0-9._~+/=-]{8,}")
 _QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|password|credential)[^=&\s]*=)[^&\s'\"]+")
 _HIDDEN = "********"

@@ -74,7 +74,7 @@ def finalize(
     target = package.parent.parent / package.name
 
     def edit(files: InfoFiles) -> InfoFiles:
-        return _edit(files, provenance)
+        return edited(files, provenance)
 
     repack(package, target, edit)
     return target
@@ -91,6 +91,15 @@ def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, A
             f"{extension} holds {found.tag}, but {wanted.tag} was asked for.",
             fix="The recipe's patches no longer set the compute capabilities; please report this.",
         )
+    return {"cuda_arch_list": str(found), "glibc": checked_glibc(libraries)}
+
+
+def checked_glibc(libraries: Sequence[Path]) -> str:
+    """The glibc that libraries need together.
+
+    Raises:
+        BuildError: when one looks for others in a folder of this build.
+    """
     read = [elf.read(path) for path in libraries]
     for library in read:
         if library.foreign_rpaths:
@@ -98,27 +107,25 @@ def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, A
                 f"{library.path.name} would look for libraries in {library.foreign_rpaths[0]}, a folder of this build.",
                 fix="A flag of the compiler got past recipes/common/compile.sh; please report this.",
             )
-    return {
-        "cuda_arch_list": str(found),
-        "glibc": max((library.glibc for library in read), key=Version),
-    }
+    return max((library.glibc for library in read), key=Version)
 
 
-def _edit(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
-    edited = {name: data for name, data in files.items() if not name.startswith("info/recipe/")}
-    index = json.loads(edited["info/index.json"])
+def edited(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
+    """The info files of a package with its provenance in them, and without what tells of the build."""
+    kept = {name: data for name, data in files.items() if not name.startswith("info/recipe/")}
+    index = json.loads(kept["info/index.json"])
     index["timestamp"] = EPOCH * 1000
     depends = [spec for spec in index["depends"] if not spec.startswith("__glibc")]
     index["depends"] = sorted({*depends, f"__glibc >={provenance['glibc']},<3.0.a0"})
     tell_the_solver(index, ArchList.parse(provenance["cuda_arch_list"]))
-    edited["info/index.json"] = dump_json(index)
-    about = json.loads(edited.get("info/about.json", b"{}"))
+    kept["info/index.json"] = dump_json(index)
+    about = json.loads(kept.get("info/about.json", b"{}"))
     about.pop("channels", None)
     about.setdefault("extra", {})["ssm-forge"] = {"cuda_arch_list": provenance["cuda_arch_list"]}
-    edited["info/about.json"] = dump_json(about)
-    edited[PROVENANCE] = dump_json(provenance)
-    edited[SBOM] = dump_json(materials.sbom(index, provenance["materials"]))
-    return edited
+    kept["info/about.json"] = dump_json(about)
+    kept[PROVENANCE] = dump_json(provenance)
+    kept[SBOM] = dump_json(materials.sbom(index, provenance["materials"]))
+    return kept
 
 
 def tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:

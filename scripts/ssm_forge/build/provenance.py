@@ -44,9 +44,14 @@ def collect(
         found.append({"uri": source["url"], "sha256": source["sha256"], "role": "source"})
         folder = recipe.recipe_dir(rendered.name, workspace)
         found += [_file((folder / patch).resolve(), "patch", workspace) for patch in source.get("patches", [])]
-    locks = [*_locks(key, workspace), *([compiler_lock.resolve()] if compiler_lock else [])]
-    found += [_file(path, "toolchain lock", workspace) for path in locks]
+    found += toolchain_locks(key, workspace, compiler_lock)
     return sorted(found, key=lambda item: (item["role"], item["uri"]))
+
+
+def toolchain_locks(key: BuildKey, workspace: Workspace, compiler_lock: Path | None) -> list[Material]:
+    """The locks that the toolchain of a build comes from, as materials; arguments are those of :func:`collect`."""
+    locks = [*_locks(key, workspace), *([compiler_lock.resolve()] if compiler_lock else [])]
+    return [_file(path, "toolchain lock", workspace) for path in locks]
 
 
 def solved(package: Path) -> list[Material]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class BuildRequest:
         compiler_lock: the lock of Debian packages that a compiler of the bridge is made of.
         locked: what recipes/pixi.lock says that it is built with; None where the channels are solved.
         beside: the packages of the locked environment that it is for.
+        root: the checkout that has its recipe, where that is not the workspace.
+        finish: makes the finished package of the built one, where :func:`ssm_forge.build.finalize.finalize` does not.
     """
 
     rendered: Rendered
@@ -33,6 +36,8 @@ class BuildRequest:
     compiler_lock: Path | None = None
     locked: SourcePackage | None = None
     beside: tuple[RepoDataRecord, ...] = ()
+    root: Path | None = None
+    finish: Callable[[Path], Path] | None = None
 
     @property
     def project(self) -> str:

@@ -54,15 +54,7 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
                 fix="Run the same command again.",
                 log=log.path,
             )
-        finished = finalize(
-            package,
-            request.rendered,
-            request.key,
-            workspace,
-            compiler=request.compiler,
-            compiler_lock=request.compiler_lock,
-            solved=None if request.locked is None else materials.locked(request.locked),
-        )
+        finished = request.finish(package) if request.finish else _finished(package, request, workspace)
         target = channels.add(channel, finished)
         seconds = human_seconds(time.monotonic() - started)
         size = human_bytes(target.stat().st_size)
@@ -70,6 +62,18 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
         return target
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _finished(package: Path, request: BuildRequest, workspace: Workspace) -> Path:
+    return finalize(
+        package,
+        request.rendered,
+        request.key,
+        workspace,
+        compiler=request.compiler,
+        compiler_lock=request.compiler_lock,
+        solved=None if request.locked is None else materials.locked(request.locked),
+    )
 
 
 def _share_sources(staging: Path, workspace: Workspace) -> None:
@@ -84,7 +88,7 @@ def _share_sources(staging: Path, workspace: Workspace) -> None:
 def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log, channel: Path) -> Path:
     # Long: one life of a process, from what it is told to what it answers; a part of it alone would leave it running.
     _share_sources(staging, workspace)
-    root, sources = workspace.root, request.channels
+    root, sources = request.root or workspace.root, request.channels
     if request.locked is not None:
         archives = offline.sources(request.rendered)
         root, locked = locked_build.prepare(request.locked, request.beside, workspace, staging, archives)
@@ -185,6 +189,8 @@ def _follow(process: subprocess.Popen[str], project: str, log: Log) -> str:
 
 def hint(tail: str) -> str:
     """What to do about a build whose last words these are; empty where they tell nothing."""
+    if told := re.search(r"^error: (setup\.py .+)$", tail, re.MULTILINE):
+        return f"Its {told.group(1)}"  # The words of recipes/source-tree/build.sh.
     if re.search(r"Killed|signal 9|out of memory|Cannot allocate", tail):
         return "The compiler ran out of memory: use --jobs 1."
     if "No space left on device" in tail:

@@ -130,7 +130,7 @@ def _check_statement(source: ChannelSource, file: str, name: str, record: IndexR
         sidecar = source.read(f"{file}.sigs.{digest}")
         if sidecar is None or hashlib.sha256(sidecar).hexdigest() != digest:
             yield Problem("statement", file, "its signed statement is missing or changed")
-        elif not _is_about(sidecar, name, str(record.sha256)):
+        elif not is_about(sidecar, name, str(record.sha256)):
             yield Problem("statement", file, "its signed statement is about something else")
     if isinstance(source, FolderSource):
         newest = source.read(f"{file}.sigs")
@@ -138,8 +138,8 @@ def _check_statement(source: ChannelSource, file: str, name: str, record: IndexR
             yield Problem("statement", f"{file}.sigs", "it is not the statement that the index names")
 
 
-def _is_about(sidecar: bytes, name: str, sha256: str) -> bool:
-
+def is_about(sidecar: bytes, name: str, sha256: str) -> bool:
+    """Whether one of the statements is about exactly this file."""
     try:
         bundles = bundles_of(sidecar, name)
     except IntegrityError:
@@ -271,13 +271,13 @@ def _repair_folder(channel: Path, subdir: str, hashes: dict[str, set[str]]) -> I
         if path.name in (*channels.INDEX_FILES, "shards"):
             wanted = path.is_dir() if path.name == "shards" else path.is_file()
             if path.is_symlink() or not wanted:
-                yield _set_aside(channel, path, "it is not what an index consists of")
+                yield set_aside(channel, path, "it is not what an index consists of")
         elif path.name.endswith(_PACKAGE_ENDS):
             reason = _unfit(path, subdir, hashes.get(path.name, set()))
             if reason:
-                yield _set_aside(channel, path, reason)
+                yield set_aside(channel, path, reason)
         elif path.is_symlink():
-            yield _set_aside(channel, path, "it is a symbolic link")
+            yield set_aside(channel, path, "it is a symbolic link")
     for shard in (folder / "shards").glob("*"):
         # The engine writes none that is there by its name.
         if shard.is_symlink() or not shard.is_file() or sha256_of(shard) != shard.name.partition(".")[0]:
@@ -316,10 +316,10 @@ def _repair_statements(channel: Path, package: Path) -> Iterator[str]:
         data = _statement(path)
         named = path.name.removeprefix(f"{name}.sigs").removeprefix(".")
         fits = data is not None and named in ("", hashlib.sha256(data).hexdigest())
-        if fits and data is not None and sha256 and _is_about(data, name, sha256):
+        if fits and data is not None and sha256 and is_about(data, name, sha256):
             sound = sound or data
         elif os.path.lexists(path):
-            yield _set_aside(channel, path, "it is no statement about a package that is here")
+            yield set_aside(channel, path, "it is no statement about a package that is here")
     if sound is not None:
         files.write_whole(newest, sound)
         files.write_whole(package.with_name(f"{name}.sigs.{hashlib.sha256(sound).hexdigest()}"), sound)
@@ -334,7 +334,8 @@ def _statement(path: Path) -> bytes | None:
         return None
 
 
-def _set_aside(channel: Path, path: Path, why: str) -> str:
+def set_aside(channel: Path, path: Path, why: str) -> str:
+    """Move a file out of readers' sight; returns what was done, for people."""
     folder = channel / ASIDE / path.parent.name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name

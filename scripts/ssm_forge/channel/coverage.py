@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from packaging.version import Version
 
@@ -30,6 +30,7 @@ class Item:
     """One package of ours in a channel.
 
     Attributes:
+        kind: whether it is a conda package or a wheel.
         cuda, torch, python: minor releases, ``13.0``, ``2.11``, ``3.12``.
         archs: compute capabilities in the binary, ``8.0;9.0+PTX``.
         signed: whether a signed statement lies beside it.
@@ -44,6 +45,12 @@ class Item:
     archs: str
     size: int
     signed: bool
+    kind: Literal["conda", "wheel"] = "conda"
+
+    @property
+    def label(self) -> str:
+        """What a cell shows."""
+        return f"{self.archs} (wheel)" if self.kind == "wheel" else self.archs
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def table(found: list[Row]) -> FoldingTable:
         for python in columns:
             items_there = row.cells.get(python, ())
             absent = "not built" if python in row.wanted else ""
-            cells.append("\n".join(item.archs for item in items_there) or absent)
+            cells.append("\n".join(item.label for item in items_there) or absent)
         shown.add_row(row.variant, row.cuda, row.torch, f"{row.project} {row.version}", *cells)
     return shown
 
@@ -176,7 +183,7 @@ def _html_cell(row: Row, python: str) -> str:
     found = row.cells.get(python, ())
     if found:
         names = "".join(
-            f'<li title="{html.escape(item.filename)}">{html.escape(item.archs.replace(";", " "))}'
+            f'<li title="{html.escape(item.filename)}">{html.escape(item.label.replace(";", " "))}'
             f"{_SIGNED if item.signed else ''}</li>"
             for item in found
         )

@@ -158,6 +158,14 @@ def different(filename: str, where: str) -> IntegrityError:
     )
 
 
+def copy(source: Path, target: Path, advance: Callable[[int], object]) -> None:
+    """Copy a file and tell ``advance`` of the bytes as they go."""
+    with source.open("rb") as old, target.open("wb") as new:
+        while chunk := old.read(1 << 20):
+            new.write(chunk)
+            advance(len(chunk))
+
+
 def ensure_indexed(channel: Path) -> None:
     """Make the index list exactly the files that are there; a damaged one is written anew from them."""
     (channel / SUBDIR).mkdir(parents=True, exist_ok=True)

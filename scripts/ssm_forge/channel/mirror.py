@@ -75,12 +75,12 @@ def _copy_package(
         return False
     partial = target / ".uploads" / f"{sha256}.part"
     adopted = partial.exists()
-    _download(source, f"{subdir}/{name}", partial, log)
+    download(source, f"{subdir}/{name}", partial, log)
     found = sha256_of(partial)
     if found != sha256 and adopted:
         # What an earlier run left may be what is wrong, not the source.
         partial.unlink()
-        _download(source, f"{subdir}/{name}", partial, log)
+        download(source, f"{subdir}/{name}", partial, log)
         found = sha256_of(partial)
     if found != sha256:
         partial.unlink()
@@ -97,7 +97,7 @@ def _copy_package(
         return channels.place(target, partial, subdir, name, sha256)
 
 
-def _download(source: ChannelSource, path: str, partial: Path, log: Callable[[str], None] = lambda line: None) -> None:
+def download(source: ChannelSource, path: str, partial: Path, log: Callable[[str], None] = lambda line: None) -> None:
     """Get a file, going on after a cut, from this run or an earlier one; it is whole afterwards.
 
     Raises:

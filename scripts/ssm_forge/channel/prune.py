@@ -31,6 +31,9 @@ class Pruned:
     other: tuple[str, ...]
     size: int
 
+    def __add__(self, more: Pruned) -> Pruned:
+        return Pruned(self.packages + more.packages, self.other + more.other, self.size + more.size)
+
 
 def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
     """Remove all but the ``keep`` newest of each package and variant, old shards and unfinished uploads.

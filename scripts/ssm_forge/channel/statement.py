@@ -15,13 +15,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import IntegrityError, UsageError
 from ssm_forge.base.paths import launcher
-from ssm_forge.package.read import Package, provenance
 from ssm_forge.package.read import material_digest as digest_of
+from ssm_forge.package.read import provenance
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -42,6 +42,17 @@ _PROVENANCE: dict[str, Callable[[object], bool]] = {
 }
 
 Statement = dict[str, Any]
+
+
+class Subject(Protocol):
+    """A file that a statement can be about: a conda package or a wheel."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def filename(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -123,30 +134,17 @@ def load_public(path: Path) -> PublicKey:
     return PublicKey(path.name, _key_id(key), key)
 
 
-def statement(package: Package) -> Statement:
-    """What ``package`` was built from, as its own provenance file says.
+def statement(package: Subject, told: dict[str, Any] | None = None) -> Statement:
+    """What ``package`` was built from.
+
+    Args:
+        told: what it says of that itself, empty where it says nothing; by default what a conda package has in it.
 
     Raises:
         IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
     """
-
-    told = provenance(package.path)
-    if not told:
-        raise IntegrityError(
-            f"{package.filename} does not say what it was built from, so there is nothing to sign for.",
-            fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
-        )
-    try:
-        foreign.require(told, _PROVENANCE)
-        for item in told.get("materials") or []:
-            # NVIDIA's packages for CUDA 11.8 have no sha256.
-            digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
-            foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
-    except ValueError as error:
-        raise IntegrityError(
-            f"{package.filename} does not say what it was built from in a way that can be signed for ({error}).",
-            fix="Build it again, or publish it without --sign-key.",
-        ) from error
+    told = provenance(package.path) if told is None else told
+    _require_signable(told, package.filename)
     materials = [
         {"uri": item["uri"], "digest": dict([digest_of(item)]), "annotations": {"role": item["role"]}}
         for item in (told.get("materials") or [])
@@ -174,6 +172,26 @@ def statement(package: Package) -> Statement:
     }
 
 
+def _require_signable(told: dict[str, Any], filename: str) -> None:
+    """Refuse what does not say its origin, or says it in a way that is not understood."""
+    if not told:
+        raise IntegrityError(
+            f"{filename} does not say what it was built from, so there is nothing to sign for.",
+            fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
+        )
+    try:
+        foreign.require(told, _PROVENANCE)
+        for item in told.get("materials") or []:
+            # NVIDIA's packages for CUDA 11.8 have no sha256.
+            digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
+            foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
+    except ValueError as error:
+        raise IntegrityError(
+            f"{filename} does not say what it was built from in a way that can be signed for ({error}).",
+            fix="Build it again, or publish it without --sign-key.",
+        ) from error
+
+
 def sign(content: Statement, key: Ed25519PrivateKey) -> dict[str, Any]:
     """The bundle for a statement. ed25519 is deterministic: the same statement gives the same bundle."""
     payload = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -189,13 +207,21 @@ def sign(content: Statement, key: Ed25519PrivateKey) -> dict[str, Any]:
     }
 
 
-def writer(sign_key: Path | None, attestations: Sequence[Path]) -> Callable[[Package], bytes]:
-    """What gives each package its sidecar: our statement when there is a key, and the bundles about it."""
+def writer(
+    sign_key: Path | None,
+    attestations: Sequence[Path],
+    told: Callable[[Any], dict[str, Any] | None] = lambda package: None,
+) -> Callable[[Subject], bytes]:
+    """What gives each package its sidecar: our statement when there is a key, and the bundles about it.
+
+    Args:
+        told: gives what a package says of its origin, as :func:`statement` takes it.
+    """
     key = load_private(sign_key) if sign_key else None
     made_elsewhere = [(path, bundles_of(path.read_bytes(), str(path))) for path in attestations]
 
-    def sidecar(package: Package) -> bytes:
-        bundles = [sign(statement(package), key)] if key else []
+    def sidecar(package: Subject) -> bytes:
+        bundles = [sign(statement(package, told(package)), key)] if key else []
         bundles += [b for _, found in made_elsewhere for b in found if about(b, package.filename, package.sha256)]
         return json.dumps(bundles, sort_keys=True).encode() if bundles else b""
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from ssm_forge.base import arch
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
-from ssm_forge.commands.install_mamba import target_options
-from ssm_forge.flow import fitting, pipeline
+from ssm_forge.commands.install_mamba import target_options, tree_option
+from ssm_forge.flow import fitting
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
 from ssm_forge.solve import recipes as solving
 from ssm_forge.solve.recipes import SolvedEnvironment
+from ssm_forge.trees import job
 
 
 @click.command()
@@ -30,8 +32,25 @@ from ssm_forge.solve.recipes import SolvedEnvironment
     help="With --solve-only: solve offline from a folder of recorded repodata.",
 )
 @click.option("--all", "show_all", is_flag=True, help="With --solve-only: print every package.")
+@tree_option
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["conda", "wheel", "both"]),
+    default="conda",
+    show_default=True,
+    help="wheel: for pip's torch, from the bridge, into the channel's simple index.",
+)
+@click.option(
+    "--for",
+    "env",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="For the torch of this environment, which --variant and --source then say nothing about.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
+@click.pass_context
 def build(
+    context: click.Context,
     variant: str,
     python: str | None,
     cuda_arch: str | None,
@@ -41,6 +60,9 @@ def build(
     solve_only: bool,
     snapshot: Path | None,
     show_all: bool,
+    trees: tuple[str, ...],
+    kind: Literal["conda", "wheel", "both"],
+    env: Path | None,
     as_json: bool,
 ) -> None:
     """Build what the channel lacks of a variant, for any GPU, and install nothing; or only solve what it needs."""
@@ -63,7 +85,20 @@ def build(
         host_compiler=host_compiler,
         for_this_machine=False,
     )
-    pipeline.build_packages(options, as_json=as_json)
+    named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
+    if env is not None and (named or source != "auto"):
+        said = variant if named else source
+        raise UsageError(
+            f"{env} has a torch of its own, which decides what is made; '{said}' says otherwise.",
+            fix="Leave --variant and --source out.",
+        )
+    made = job.build(options, kind, env, trees)
+    if as_json:
+        wheels = {"wheels": list(map(str, made.wheels))} if kind != "conda" else {}
+        out.print_json(json.dumps({**made.plan, "files": list(map(str, made.packages)), **wheels}))
+    else:
+        shown = [*(made.packages if kind != "wheel" else ()), *made.wheels]
+        out.print("\n".join(map(str, shown)), markup=False)
 
 
 def _solve_only(

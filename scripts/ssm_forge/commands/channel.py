@@ -19,6 +19,7 @@ from ssm_forge.channel import coverage as covering
 from ssm_forge.channel import mirror as channel_mirror
 from ssm_forge.channel import prune as channel_prune
 from ssm_forge.channel import statement as trust
+from ssm_forge.channel import wheel_upkeep as upkeep
 from ssm_forge.channel.source import ChannelSource, FolderSource, open_source
 from ssm_forge.manifest import variants
 
@@ -52,17 +53,20 @@ def check(channel: str | None, repair: bool, as_json: bool) -> None:
     if repair:
         if not isinstance(source, FolderSource):
             raise click.UsageError("--repair works on a folder.")
-        for line in channel_check.repair(source.folder):
+        for line in (*channel_check.repair(source.folder), *upkeep.repair(source.folder)):
             note(line)
     problems, count = channel_check.check(source)
+    more, wheels = upkeep.check(source)
+    problems += more
     if as_json:
         found = [asdict(problem) for problem in problems]
-        out.print_json(json.dumps({"channel": source.name, "packages": count, "problems": found}))
+        out.print_json(json.dumps({"channel": source.name, "packages": count, "wheels": wheels, "problems": found}))
     else:
         for problem in problems:
             out.print(str(problem), markup=False)
         verdict = f"{len(problems)} problems" if problems else "all listed, present and intact"
-        out.print(f"{source.name}: {count} packages, {verdict}", markup=False)
+        counted = f"{count} packages" + (f" and {wheels} wheels" if wheels else "")
+        out.print(f"{source.name}: {counted}, {verdict}", markup=False)
         if not isinstance(source, FolderSource):
             say("not checked: files that the index does not list (a server does not show them), and what packages hold")
     if problems:
@@ -89,6 +93,7 @@ def prune(channel: Path | None, keep: int, dry_run: bool, as_json: bool) -> None
     """Remove superseded packages, old shards and unfinished uploads from a channel folder."""
 
     result = channel_prune.prune(_folder(channel), keep=keep, dry_run=dry_run)
+    result += upkeep.prune(_folder(channel), keep=keep, dry_run=dry_run)
     if as_json:
         out.print_json(json.dumps({**asdict(result), "dry_run": dry_run}))
         return
@@ -110,6 +115,8 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
     opened = open_source(source)
     with open_log(workspace().logs, "mirror") as log:
         copied, there = channel_mirror.mirror(opened, target.absolute(), only=only, log=log)
+        wheels = upkeep.mirror(opened, target.absolute(), only=only, log=log)
+        copied, there = copied + wheels[0], there + wheels[1]
     if as_json:
         out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
     use = f"--channel {shlex.quote(str(target))}"
@@ -130,7 +137,7 @@ def coverage(channel: str | None, page: Path | None, url: str | None, as_json: b
     """The table of what exists for each variant and Python."""
 
     source = _source(channel)
-    table = covering.rows(covering.items(source), variants.load(workspace().variants))
+    table = covering.rows([*covering.items(source), *upkeep.items(source)], variants.load(workspace().variants))
     if page:
         covering.write_page(table, require_clean(url or source.name), page)
         say(f"{page} written.")

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from ssm_forge.base import machine
-from ssm_forge.base.errors import BuildError, InstallError, SolveError
+from ssm_forge.base.errors import BuildError, InstallError, SolveError, UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import note
 from ssm_forge.build.origin import conda_reachable
@@ -19,6 +19,7 @@ from ssm_forge.flow import advice, fitting, pipeline
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import DEFAULT_VARIANT
+from ssm_forge.trees import install as installing
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
@@ -55,6 +56,17 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
+def tree_option(command: click.decorators.FC) -> click.decorators.FC:
+    """The source trees that are built instead of the two projects."""
+    return click.option(
+        "--source-tree",
+        "trees",
+        multiple=True,
+        metavar="DIR|URL|FILE",
+        help="Build this instead: a fork, an old release, any setup.py with a CUDAExtension. May be repeated.",
+    )(command)
+
+
 def trust_option(command: click.decorators.FC) -> click.decorators.FC:
     """The policy that whatever is installed must satisfy."""
     return click.option(
@@ -75,6 +87,7 @@ def trust_option(command: click.decorators.FC) -> click.decorators.FC:
     help="Take built packages from here, the first channel that has one wins; compile only what none has.",
 )
 @trust_option
+@tree_option
 @click.option(
     "--with-deps",
     is_flag=True,
@@ -102,6 +115,7 @@ def install_mamba(
     prefix: Path | None,
     channels: tuple[str, ...],
     trust: Path | None,
+    trees: tuple[str, ...],
     with_deps: bool,
     target: Path | None,
     mamba_ssm: str | None,
@@ -113,8 +127,13 @@ def install_mamba(
 
     With --prefix: into an environment that you have, for the torch that is in it.
     """
-
+    # Long: its arguments are the options, and each is handed on once.
     fitting.require_architecture()
+    releases = {"causal-conv1d": causal_conv1d, "mamba-ssm": mamba_ssm}
+    wishes = Wishes({name: version for name, version in releases.items() if version}, with_deps)
+    if trees and wishes.releases:
+        name = next(iter(wishes.releases))
+        raise UsageError(f"--source-tree is built instead of {name}.", fix=f"Leave --{name} out.")
     options = Options(
         variant=variant,
         python=python,
@@ -128,25 +147,32 @@ def install_mamba(
     )
     existing = applies(prefix, workspace(), target)
     require_existing(existing, {"--target": target, "--mamba-ssm": mamba_ssm, "--causal-conv1d": causal_conv1d})
-    releases = {"causal-conv1d": causal_conv1d, "mamba-ssm": mamba_ssm}
-    wishes = Wishes({name: version for name, version in releases.items() if version}, with_deps)
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     try:
         if existing is not None:
             job.require_no_variant(existing, variant if named else source if source != "auto" else None)
+        else:
+            options = _fitting(options, named=named)
+        if trees:
+            installing.install(trees, options, existing, dry_run=dry_run)
+        elif existing is not None:
             job.install_mamba(existing, options, wishes, dry_run=dry_run, as_json=as_json)
         else:
-            matrix = variants.load(workspace().variants)
-            chosen = options if named else for_condas_torch(options, workspace())
-            if named or chosen is not options:
-                why = fitting.driver_note(chosen.variant, machine.gpus(), matrix)
-            else:
-                chosen, why = fitting.default(options, machine.gpus(), matrix, conda_reachable)
-            if why:
-                note(why)
-            options = chosen
             pipeline.install_mamba(options, dry_run=dry_run, as_json=as_json)
     except (BuildError, InstallError, SolveError) as error:
         if error.log is not None:
             error.advice = advice.of_log(Path(str(error.log)))
         raise
+
+
+def _fitting(options: Options, *, named: bool) -> Options:
+    """The options with the variant that fits the environment's torch or this machine, where none was named."""
+    matrix = variants.load(workspace().variants)
+    chosen = options if named else for_condas_torch(options, workspace())
+    if named or chosen is not options:
+        why = fitting.driver_note(chosen.variant, machine.gpus(), matrix)
+    else:
+        chosen, why = fitting.default(options, machine.gpus(), matrix, conda_reachable)
+    if why:
+        note(why)
+    return chosen

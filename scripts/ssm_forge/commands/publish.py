@@ -14,6 +14,7 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import note, open_log, out, say
 from ssm_forge.channel import statement as trust
 from ssm_forge.publish import send as publishing
+from ssm_forge.publish import wheels as publishing_wheels
 
 
 @click.command()
@@ -38,6 +39,8 @@ def publish(
 ) -> None:
     """Publish PACKAGES (files, or names of built packages; all of them by default) to the channel at URL.
 
+    Conda packages and wheels alike; wheels go to folders and to servers of `serve`.
+
     Credentials come from RATTLER_AUTH_FILE, netrc, the keyring or the environment. What the channel has is
     skipped; a different file under the same name is never replaced.
     """
@@ -45,10 +48,18 @@ def publish(
 
     require_clean(to)
     place = workspace()
-    chosen = publishing.select(packages, place.channel)
+    wheels, names = publishing_wheels.select(packages, place.channel)
+    if wheels and not packages and not publishing_wheels.takes_wheels(to):
+        note(f"{redact(to)} has no place for wheels; {len(wheels)} stay where they are.")
+        wheels = []
+    all_of_them = not packages and (not wheels or any(place.channel.glob("*/*.conda")))
+    chosen = publishing.select(names, place.channel) if names or all_of_them else []
     with open_log(place.logs, "publish") as log:
         statements = trust.writer(sign_key, attestations)
-        done = publishing.publish(chosen, to, statements=statements, log=log)
+        done = publishing.publish(chosen, to, statements=statements, log=log) if chosen else []
+        if wheels:
+            statements = trust.writer(sign_key, attestations, lambda wheel: wheel.provenance())
+            done += publishing_wheels.publish(wheels, to, statements=statements, log=log)
     for item in done:
         signed = ", with its signed statement" if item.statement else ""
         say(f"{item.filename}: {item.outcome}{signed}")

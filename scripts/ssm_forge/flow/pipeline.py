@@ -121,25 +121,21 @@ def _require_passed(failed: int, prefix: Path) -> None:
         raise error
 
 
-def build_packages(options: Options, *, as_json: bool) -> None:
+def build_packages(work: Plan, place: Workspace) -> list[Path]:
     """Build what the channel lacks, and install nothing.
+
+    Returns:
+        The packages in the channel.
 
     Raises:
         ForgeError: whatever the step that failed says.
     """
-    place = workspace()
-    sweep(place)
-    work = planning.make(options, place)
     if work.to_build:
         with open_log(place.logs, "build") as log:
             make_packages(work, place, log)
     else:
         say("Nothing to build: the channel has both packages.")
-    packages = [str(place.channel / channel.SUBDIR / package.filename) for package in work.packages]
-    if as_json:
-        out.print_json(json.dumps({**work.as_dict(), "files": packages}))
-    else:
-        out.print("\n".join(packages), markup=False)
+    return [place.channel / channel.SUBDIR / package.filename for package in work.packages]
 
 
 def make_packages(work: Plan, place: Workspace, log: Log) -> None:

@@ -27,6 +27,7 @@ ORIGIN = "ssm-forge.json"
 _SITE = re.compile(r"lib/python(3\.\d+)/site-packages/(.+)")
 # What an installer writes of its own.
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "WHEEL")
+_PLATFORM = "linux_x86_64"
 _TIME = (2026, 1, 1, 0, 0, 0)
 
 
@@ -43,7 +44,7 @@ def filename(package: Path, *, build_tag: str = "") -> str:
     index = read_json(package, "index.json")
     distribution = str(index["name"]).replace("-", "_")
     tag = f"-{build_tag}" if build_tag else ""
-    return f"{distribution}-{index['version']}{tag}-{_tag(index)}.whl"
+    return f"{distribution}-{index['version']}{tag}-{python_tag(index)}-{_PLATFORM}.whl"
 
 
 def from_conda(package: Path, folder: Path, *, build_tag: str = "", compress: bool = True) -> Path:
@@ -64,13 +65,12 @@ def from_conda(package: Path, folder: Path, *, build_tag: str = "", compress: bo
     target = folder / filename(package, build_tag=build_tag)
     with tempfile.TemporaryDirectory(prefix="wheel-", dir=folder) as scratch:
         extract(package, Path(scratch))
-        files = _files(package, Path(scratch))
-        info = _dist_info(package, files)
-        contents = {name: path.read_bytes() for name, path in files.items() if not _is_left_out(name, info)}
-    contents[f"{info}/WHEEL"] = _wheel(index, build_tag)
+        found = files(package, Path(scratch))
+        info = dist_info(package, found)
+        contents = {name: path.read_bytes() for name, path in found.items() if not is_left_out(name, info)}
+    contents[f"{info}/WHEEL"] = about(f"{python_tag(index)}-{_PLATFORM}", build_tag)
     contents[f"{info}/{ORIGIN}"] = dump_json(origin(package, index))
-    with replacing(target) as partial:
-        _write(partial, contents, info, zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED)
+    write(target, contents, info, compress=compress)
     return target
 
 
@@ -85,42 +85,67 @@ def origin(package: Path, index: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tag(index: dict[str, Any]) -> str:
+def python_tag(index: dict[str, Any]) -> str:
+    """``cp312-cp312``, by the Python ABI that a package depends on.
+
+    Raises:
+        BuildError: when it is for no particular Python.
+    """
     abi = next((re.search(r"\*_cp(\d+)$", spec) for spec in index["depends"] if spec.startswith("python_abi ")), None)
     if abi is None:
         raise BuildError(f"{index['name']} {index['build']} is for no particular Python, so it has no wheel tag.")
-    return f"cp{abi.group(1)}-cp{abi.group(1)}-linux_x86_64"
+    return f"cp{abi.group(1)}-cp{abi.group(1)}"
 
 
-def _wheel(index: dict[str, Any], build_tag: str) -> bytes:
-    lines = ["Wheel-Version: 1.0", "Generator: ssm-forge", "Root-Is-Purelib: false", f"Tag: {_tag(index)}"]
+def about(tag: str, build_tag: str) -> bytes:
+    """The content of ``DIST-INFO/WHEEL``."""
+    lines = ["Wheel-Version: 1.0", "Generator: ssm-forge", "Root-Is-Purelib: false", f"Tag: {tag}"]
     lines += [f"Build: {build_tag}"] if build_tag else []
     return ("\n".join(lines) + "\n").encode()
 
 
-def _files(package: Path, unpacked: Path) -> dict[str, Path]:
-    """Path in the wheel -> file; bytecode is left to whoever imports it."""
-    files = {}
+def files(package: Path, unpacked: Path) -> dict[str, Path]:
+    """Path in the wheel -> file of an unpacked package; bytecode is left to whoever imports it.
+
+    Raises:
+        BuildError: when one lies outside ``site-packages``.
+    """
+    found = {}
+    # Installers make these themselves.
+    told = [path.read_text("utf-8") for path in unpacked.glob("lib/python*/site-packages/*.dist-info/entry_points.txt")]
+    programs = {f"bin/{line.partition('=')[0].strip()}" for text in told for line in text.splitlines() if "=" in line}
     for path in sorted(unpacked.rglob("*")):
         name = path.relative_to(unpacked).as_posix()
-        if path.is_dir() or name.startswith("info/") or "/__pycache__/" in name:
+        if path.is_dir() or name.startswith("info/") or "/__pycache__/" in name or name in programs:
             continue
         inside = _SITE.fullmatch(name)
         if inside is None or path.is_symlink():
             raise BuildError(f"{package.name} holds {name}, which has no place in a wheel.")
-        files[inside.group(2)] = path
-    return files
+        found[inside.group(2)] = path
+    return found
 
 
-def _dist_info(package: Path, files: dict[str, Path]) -> str:
+def dist_info(package: Path, files: dict[str, Path]) -> str:
+    """The name of the one ``.dist-info`` folder.
+
+    Raises:
+        BuildError: when there is none, or more than one.
+    """
     infos = {name.split("/", 1)[0] for name in files if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)}
     if len(infos) != 1:
         raise BuildError(f"{package.name} holds {len(infos)} dist-info folders with METADATA, instead of one.")
     return infos.pop()
 
 
-def _is_left_out(name: str, info: str) -> bool:
+def is_left_out(name: str, info: str) -> bool:
+    """Whether a file is written by whoever makes or installs a wheel, and not taken from the package."""
     return name in {f"{info}/{left_out}" for left_out in _LEFT_OUT}
+
+
+def write(target: Path, contents: dict[str, bytes], info: str, *, compress: bool) -> None:
+    """Write a wheel with ``contents`` and the RECORD of them; it appears whole or not at all."""
+    with replacing(target) as partial:
+        _write(partial, contents, info, zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED)
 
 
 def _write(path: Path, contents: dict[str, bytes], info: str, method: int) -> None:

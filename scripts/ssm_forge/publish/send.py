@@ -20,7 +20,7 @@ from ssm_forge.base.web import retrying
 from ssm_forge.channel import folder as channels
 from ssm_forge.package.read import Package, inspect
 from ssm_forge.publish import to_hosted, to_http
-from ssm_forge.publish.target import Advance, Outcome, Parcel, Target
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Publishable, Target
 from ssm_forge.publish.to_folder import FolderTarget
 from ssm_forge.publish.to_s3 import S3Target
 
@@ -93,6 +93,11 @@ def publish(
             )
         package = inspect(path)
         parcels.append(Parcel(package, statements(package)))
+    return send(there, parcels, to, log)
+
+
+def send(there: Target, parcels: Sequence[Parcel], to: str, log: Callable[[str], None]) -> list[Published]:
+    """Bring checked files to a target; arguments and errors are those of :func:`publish`."""
     done: list[Published] = []
     with for_engine(), download_progress() as progress:
         # A conflict is found before anything is sent: one in the last package leaves no half of the others.
@@ -111,7 +116,7 @@ def publish(
     return done
 
 
-def _present(there: Target, package: Package, to: str) -> str | None:
+def _present(there: Target, package: Publishable, to: str) -> str | None:
     found = retrying(lambda: there.present(package))
     if found is not None and found != package.sha256:
         raise channels.different(package.filename, redact(to))

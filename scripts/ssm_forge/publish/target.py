@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.web import TransientError as TransientError  # What targets raise.
 from ssm_forge.channel.index import IndexRecord
-from ssm_forge.package.read import Package
 
 Outcome = Literal["added", "was there"]
-
-
 Advance = Callable[[int], None]
+
+
+class Publishable(Protocol):
+    """A checked file that has a place in a channel: a conda package, or a wheel.
+
+    Attributes:
+        subdir: the folder of the channel that it belongs into.
+        size: bytes.
+    """
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def filename(self) -> str: ...
+    @property
+    def subdir(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -26,14 +44,14 @@ class Parcel:
         statements: its sidecar, a JSON list of sigstore bundles; empty when there is none.
     """
 
-    package: Package
+    package: Publishable
     statements: bytes = b""
 
 
 class Target(Protocol):
     """A channel that can be published to."""
 
-    def present(self, package: Package) -> str | None:
+    def present(self, package: Publishable) -> str | None:
         """sha256 of the file of that name that the channel has; None when it has none."""
         ...
 
@@ -50,7 +68,7 @@ class Target(Protocol):
         ...
 
 
-def compare(package: Package, record: IndexRecord | None) -> str | None:
+def compare(package: Publishable, record: IndexRecord | None) -> str | None:
     """sha256 that an index tells of a package; None when it does not list it.
 
     Raises:

@@ -14,8 +14,7 @@ from ssm_forge.base.credentials import Credential, find, redact
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.web import Client, TransientError
 from ssm_forge.channel.source import records_at
-from ssm_forge.package.read import Package
-from ssm_forge.publish.target import Advance, Outcome, Parcel, Target, compare
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Publishable, Target, compare
 
 Upload = Callable[[list[str], str | None], None]
 
@@ -116,7 +115,7 @@ class HostedTarget:
         if not self._reader.has_credential and (key := self._key()):
             self._reader.use(Credential("", key, hosted.takes[0], hosted.variable))
 
-    def present(self, package: Package) -> str | None:
+    def present(self, package: Publishable) -> str | None:
         return compare(package, records_at(self._reader, package.subdir).get(package.filename))
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
@@ -145,7 +144,7 @@ class HostedTarget:
         found = find(self._hosted.login_url)
         return found.secret if found and found.kind in self._hosted.takes else None
 
-    def _explained(self, error: Exception, package: Package) -> NetworkError:
+    def _explained(self, error: Exception, package: Publishable) -> NetworkError:
         """The engine's error; it has tried passing failures three times itself, and often tells no more than that."""
         text = redact(" ".join(str(error).split()))
         what = f"{self._hosted.read_url} did not take {package.filename}: {text.rstrip('.')}."

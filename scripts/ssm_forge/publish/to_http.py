@@ -13,8 +13,7 @@ from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import ForgeError, IntegrityError, MachineError, NetworkError, UsageError
 from ssm_forge.base.web import Client, TransientError, reason
 from ssm_forge.channel.source import records_at
-from ssm_forge.package.read import Package
-from ssm_forge.publish.target import Advance, Outcome, Parcel, Target, compare
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Publishable, Target, compare
 
 _CHUNK = 1 << 18
 
@@ -41,40 +40,46 @@ class ServeTarget:
     """Our own server: it resumes, checks and indexes by itself."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self.client = client
 
-    def present(self, package: Package) -> str | None:
-        return compare(package, records_at(self._client, package.subdir).get(package.filename))
+    def present(self, package: Publishable) -> str | None:
+        return compare(package, records_at(self.client, package.subdir).get(package.filename))
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
         package = parcel.package
         path = f"{package.subdir}/{package.filename}"
         digest = {"Repr-Digest": _digest(package.sha256)}
-        held = int(self._client.send("HEAD", path, headers=digest).headers.get("Upload-Offset", "0"))
+        held = int(self.client.send("HEAD", path, headers=digest).headers.get("Upload-Offset", "0"))
         advance(held)
         headers = {**digest, **_extent(held, package.size)}
-        answer = self._client.send("PUT", path, headers=headers, content=_body(package.path, held, advance))
+        answer = self.client.send("PUT", path, headers=headers, content=_body(package.path, held, advance))
         if answer.status_code == httpx.codes.CONFLICT and "Upload-Offset" in answer.headers:
-            raise TransientError(redact(f"{self._client.url}: {reason(answer)}"))
-        return "added" if _accepted(answer, package.filename, self._client.url) == 201 else "was there"
+            raise TransientError(redact(f"{self.client.url}: {reason(answer)}"))
+        return "added" if _accepted(answer, package.filename, self.client.url) == 201 else "was there"
 
     def attach(self, parcel: Parcel) -> bool:
         package = parcel.package
         sha256 = hashlib.sha256(parcel.statements).hexdigest()
-        listed = records_at(self._client, package.subdir).get(package.filename)
+        listed = records_at(self.client, package.subdir).get(package.filename)
         if listed is not None and listed.attestations_sha256 == sha256:
             return True
+        self.send_statement(parcel)
+        return True
+
+    def send_statement(self, parcel: Parcel) -> None:
+        """Upload the statements of a package, from where an earlier attempt was cut."""
+        package = parcel.package
+        sha256 = hashlib.sha256(parcel.statements).hexdigest()
         path = f"{package.subdir}/{package.filename}.sigs"
         digest = {"Repr-Digest": _digest(sha256)}
-        first = int(self._client.send("HEAD", path, headers=digest).headers.get("Upload-Offset", "0"))
+        first = int(self.client.send("HEAD", path, headers=digest).headers.get("Upload-Offset", "0"))
         headers = {**digest, **_extent(first, len(parcel.statements))}
-        answer = self._client.send("PUT", path, headers=headers, content=parcel.statements[first:])
-        _accepted(answer, f"{package.filename}.sigs", self._client.url)
-        return True
+        answer = self.client.send("PUT", path, headers=headers, content=parcel.statements[first:])
+        _accepted(answer, f"{package.filename}.sigs", self.client.url)
 
     def finish(self, parcels: Sequence[Parcel]) -> None:
         """Nothing is left to do: the server indexed each package before it said yes."""
-        self._client.close()
+        self.client.close()
 
 
 def _accepted(answer: httpx.Response, filename: str, url: str) -> int:

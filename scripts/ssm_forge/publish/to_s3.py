@@ -18,8 +18,7 @@ from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.web import TransientError
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import index as repodata
-from ssm_forge.package.read import Package
-from ssm_forge.publish.target import Advance, Outcome, Parcel, compare
+from ssm_forge.publish.target import Advance, Outcome, Parcel, Publishable, compare
 
 # More than this needs a multipart upload, which can't be conditional everywhere.
 _MOST_BYTES = 5_000_000_000
@@ -40,7 +39,7 @@ class S3Target:
         self._client = session.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 3}))
         self._credentials = session.get_credentials()
 
-    def present(self, package: Package) -> str | None:
+    def present(self, package: Publishable) -> str | None:
         try:
             told = compare(package, self._records(package.subdir).get(package.filename))
         except repodata.DamagedIndexError:
@@ -111,7 +110,7 @@ class S3Target:
         data = self._get(subdir, "repodata.json")
         return repodata.records(data, f"{self.url}/{subdir}/repodata.json") if data is not None else {}
 
-    def _stored(self, package: Package) -> str | None:
+    def _stored(self, package: Publishable) -> str | None:
         """sha256 of the object itself, which a killed run may have left out of the index."""
         key = self._key(package.subdir, package.filename)
         head = self._call(lambda: self._client.head_object(Bucket=self._bucket, Key=key))

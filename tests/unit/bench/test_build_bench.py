@@ -26,9 +26,10 @@ from ssm_forge.bench.run import Document, Target
 from ssm_forge.bench.usage import Group, ToolUse, Usage
 from ssm_forge.build.schedule import Job
 from ssm_forge.commands.build import build
-from ssm_forge.flow import pipeline, plan
+from ssm_forge.flow import plan
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.trees import job
 
 SCAN, CONV = "selective_scan_cuda", "causal_conv1d_cuda"
 LIBRARY = f"{SCAN}.cpython-312-x86_64-linux-gnu.so"
@@ -155,7 +156,12 @@ def test_packages_are_told_with_their_hash_and_the_size_of_their_extension(tmp_p
 def test_a_target_is_typed_as_a_user_types_it(jobs: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the product makes of the arguments is what the bench itself plans with."""
     typed: list[plan.Options] = []
-    monkeypatch.setattr(pipeline, "build_packages", lambda options, *, as_json: typed.append(options))
+
+    def build_it(options: plan.Options, kind: str, env: None, trees: tuple[str, ...]) -> job.Made:
+        typed.append(options)
+        return job.Made({}, (), ())
+
+    monkeypatch.setattr(job, "build", build_it)
     target = Target("cu118", "3.10", "3.11", "8.0;9.0+PTX", "conda", jobs, "g++-11")
     for python in (target.python, target.second):
         build.main(target.arguments(python), standalone_mode=False)

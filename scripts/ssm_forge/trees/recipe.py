@@ -1,0 +1,106 @@
+"""The recipe of a source tree: that of mamba-ssm, with the tree for its source and a script that needs no patches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssm_forge.base.errors import BuildError
+from ssm_forge.base.paths import Workspace
+from ssm_forge.manifest.patching import patched
+from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.trees.source import Tree
+
+# PyPI's names of what a tree may require and the bridge has; the rest is named to the user.
+CARRIED = ("einops", "packaging", "transformers", "triton", "numpy")
+
+# Loads every library of the package as Python would, without the modules around them and what those import.
+_LOADS = """\
+import importlib.machinery as machinery, importlib.metadata as metadata, importlib.util as util, torch
+found = [f for f in metadata.distribution("NAME").files if f.name.endswith(".so")]
+assert found, "the package has no library"
+for file in found:
+    name = file.name.split(".")[0]
+    loader = machinery.ExtensionFileLoader(name, str(file.locate()))
+    util.module_from_spec(util.spec_from_file_location(name, file.locate(), loader=loader))
+    print("loads:", file)
+"""
+
+
+def write(tree: Tree, workspace: Workspace, root: Path) -> None:
+    """Make the checkout that the tree is built from: its recipe beside what all recipes share."""
+    recipes = root / "recipes"
+    shutil.copytree(workspace.recipes / "common", recipes / "common")
+    # In the recipe's own folder, so that its digest is of them, too.
+    shutil.copytree(workspace.recipes / "source-tree", recipes / tree.name)
+    shutil.copy(workspace.recipes / "compile-costs.txt", recipes)
+    shutil.copytree(workspace.patches / "torch", root / "patches" / "torch")
+    base = yaml.safe_load((workspace.recipes / "mamba-ssm" / "recipe.yaml").read_text(encoding="utf-8"))
+    text = yaml.safe_dump(_recipe(base, tree), sort_keys=False, width=10**9)
+    (recipes / tree.name / "recipe.yaml").write_text(text, encoding="utf-8")
+    (recipes / tree.name / "loads.py").write_text(loads(tree.name), encoding="utf-8")
+
+
+def _recipe(base: dict[str, Any], tree: Tree) -> dict[str, Any]:
+    short = f"tree{tree.sha256[:8]}"
+    context = {**base["context"], "name": tree.name, "version": tree.version, "build_number": 0}
+    build = {
+        **base["build"],
+        "script": {"file": "build.sh", "env": dict(base["build"]["script"]["env"])},
+    }
+    build["string"] = build["string"].replace("_h${{ hash }}", f"_{short}_h${{{{ hash }}}}")
+    build["script"]["env"]["EXTENSION"] = "none"
+    wanted = {requirement.name.lower() for requirement in tree.requires}
+    run = [spec for spec in base["requirements"]["run"] if _is_kept(spec, wanted)]
+    return {
+        "schema_version": 1,
+        "context": context,
+        "package": base["package"],
+        "source": [{"path": "../../tree", "use_gitignore": False}],
+        "build": build,
+        "requirements": {**base["requirements"], "run": run},
+        "tests": [{"script": ["python loads.py"], "files": {"recipe": ["loads.py"]}}],
+        "about": {"summary": f"{tree.name} {tree.version} from a source tree ({tree.origin})"},
+    }
+
+
+def loads(name: str) -> str:
+    """A Python program that fails where a library of the package does not load."""
+    return _LOADS.replace("NAME", name)
+
+
+def _is_kept(spec: Any, wanted: set[str]) -> bool:
+    """Whether a requirement of mamba-ssm is one of every extension for torch, or of this tree, too."""
+    if isinstance(spec, dict):
+        words = str(spec)
+        return not any(name in words for name in CARRIED) or any(n in words for n in wanted & {*CARRIED})
+    name = spec.split()[0]
+    return name in ("cuda-version", "python", "python_abi", "pytorch") or (name in CARRIED and name in wanted)
+
+
+def apply_known_patches(tree: Tree, workspace: Workspace) -> list[str]:
+    """Apply those of our patches that fit the tree whole, each on top of those before; returns their names.
+
+    Only for a tree with the name of a project that there are patches for: its version's, else those of each version.
+    """
+    if tree.name not in PROJECTS:
+        return []
+    folder = workspace.patches / tree.name
+    versions = [folder / tree.version] if (folder / tree.version).is_dir() else sorted(folder.iterdir(), reverse=True)
+    applied: list[str] = []
+    for patch in (path for version in versions for path in sorted(version.glob("*.patch"))):
+        if any(name.partition("/")[2][5:] == patch.name[5:] for name in applied):
+            continue  # The same change for another version.
+        try:
+            changed, results = patched([patch], tree.folder)
+        except (BuildError, UnicodeDecodeError):
+            continue
+        if results and all(result.found is not None for result in results):
+            for name, text in changed.items():
+                (tree.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (tree.folder / name).write_text(text, encoding="utf-8")
+            applied.append(f"{patch.parent.name}/{patch.name}")
+    return applied
