@@ -16,6 +16,7 @@ from ssm_forge.kernels import blocks, reference
 from ssm_forge.kernels.backends import Backend
 from ssm_forge.kernels.cases import Case, Draw, environment
 from ssm_forge.kernels.plans import Plan
+from ssm_forge.kernels.sequences import zipped
 from ssm_forge.kernels.tolerance import UNIT, Comparison, compare_to_scale, identical
 
 # Sums of float32 in another order: atomic additions, and the rounding of what was made from them.
@@ -45,7 +46,7 @@ def _copies(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _gradients(out: Tensor, grad: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     found = torch.autograd.grad(out, list(leaves.values()), grad)
-    return dict(zip(leaves, found, strict=True))
+    return dict(zipped(leaves, found))
 
 
 def _same(got: Tensor, plain: Tensor, got_grads: dict[str, Tensor], plain_grads: dict[str, Tensor]) -> list[Comparison]:
