@@ -131,7 +131,8 @@ def lacking(requests: Sequence[BuildRequest], workspace: Workspace) -> list[str]
 
 
 def require_reachable(channels: Sequence[str], lacks: Sequence[str]) -> None:
-    """
+    """Ask whether the channels that are needed answer.
+
     Raises:
         NetworkError: when one of the channels can't be reached; says what of the locks is not in the caches.
     """

@@ -14,7 +14,8 @@ _PROCESSES = Path("/proc")
 
 
 def require_idle(existing: Existing, torch: Torch, processes: Path = _PROCESSES) -> None:
-    """
+    """Refuse to change an environment whose libraries a process has loaded.
+
     Args:
         processes: the folder of Linux' processes.
 

@@ -32,6 +32,7 @@ def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_r
     Raises:
         ForgeError: whatever the step that failed says.
     """
+    # Long: the steps of one installation, in their order.
     place = workspace()
     if not dry_run:
         sweep(place)

@@ -102,7 +102,8 @@ def applies(prefix: Path | None, workspace: Workspace, target: Path | None = Non
 
 
 def require_existing(existing: Existing | None, options: Mapping[str, object]) -> None:
-    """
+    """Refuse options that are for an environment with a torch of its own where there is none.
+
     Raises:
         UsageError: when one of the options is given that are for an environment with a torch of pip's or uv's.
     """

@@ -68,6 +68,7 @@ def derive(
         InstallError: when nothing can be made for this torch; names the nearest that works.
         UsageError: when no recipe builds a release that is asked for.
     """
+    # Long: one row, column after column.
     table = _table(workspace.recipes / "torches.yaml")
     _check_release(torch, existing, table)
     major = torch.cuda.split(".")[0]
@@ -193,7 +194,8 @@ def _cell(cells: list[dict[str, Any]], torch: Torch, triton: str) -> dict[str, A
 def _check_named(
     project: str, release: str, existing: Existing, triton: str, cell: dict[str, Any], table: dict[str, Any]
 ) -> None:
-    """
+    """Refuse a release that was asked for and can't be had.
+
     Raises:
         UsageError: when no recipe builds that release.
         InstallError: when it does not import with the environment's Triton.

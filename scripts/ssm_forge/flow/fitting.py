@@ -20,7 +20,8 @@ _OLDEST = Capability(7, 0)
 
 
 def require_architecture(machine: str = "") -> None:
-    """
+    """Refuse a machine that nothing is built for.
+
     Args:
         machine: as uname has it; else this machine's.
 
@@ -84,7 +85,8 @@ def driver_note(variant: str, gpus: Sequence[Gpu], matrix: Matrix) -> str:
 
 
 def require_possible(gpus: Sequence[Gpu]) -> None:
-    """
+    """Refuse GPUs that no build can help.
+
     Raises:
         MachineError: when every GPU is older than what any build is for.
     """

@@ -41,7 +41,8 @@ def beside(prefix: Path, workspace: Workspace) -> Path:
 
 
 def check_not_its_own(prefix: Path, workspace: Workspace) -> None:
-    """
+    """Refuse a prefix that pixi itself keeps.
+
     Raises:
         UsageError: when the prefix is one that pixi keeps as a lock of this checkout says: it would take out again
             whatever was added.

@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ssm_forge.kernels import backends, machine
-from ssm_forge.kernels.cases import DTYPES, environment
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
+from ssm_forge.kernels.draws import DTYPES, environment
 from ssm_forge.kernels.extensions import Build, ConvInputs, ScanInputs
 from ssm_forge.kernels.timing import Call, Clock, copy_bandwidth, free_memory
 

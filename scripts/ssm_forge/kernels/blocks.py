@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ssm_forge.kernels import reference
 from ssm_forge.kernels.backends import Backend, poisoned
-from ssm_forge.kernels.cases import Case, Draw
+from ssm_forge.kernels.draws import Case, Draw
 from ssm_forge.kernels.plans import PRECISIONS, Plan
 from ssm_forge.kernels.tolerance import UNIT, Comparison, compare_to_scale
 

@@ -6,11 +6,7 @@ test on poisoned memory, and gives one :class:`Comparison` per tensor that comes
 
 from __future__ import annotations
 
-import os
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,55 +14,11 @@ from torch import Tensor
 
 from ssm_forge.kernels import reference
 from ssm_forge.kernels.backends import Backend, poisoned
+from ssm_forge.kernels.draws import DTYPES, Case, Draw, environment
 from ssm_forge.kernels.sequences import zipped
 from ssm_forge.kernels.tolerance import COMPLEX, REAL, Comparison, compare, identical
 
 _UPSTREAM = "upstream's kernel ran instead of the one along the sequence"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Draw:
-    """Random tensors from one seed; made on the CPU, so that every machine draws the same."""
-
-    def __init__(self, seed: int, case: object, device: torch.device) -> None:
-        self._device = device
-        self._generator = torch.Generator().manual_seed(seed ^ zlib.crc32(repr(case).encode()))
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(*shape, generator=self._generator).to(self._device, dtype)
-
-    def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (low + (high - low) * torch.rand(*shape, generator=self._generator)).to(self._device, dtype)
-
-    def integers(self, low: int, high: int, count: int) -> list[int]:
-        """``count`` numbers in [low, high)."""
-        drawn: list[int] = torch.randint(low, high, (count,), generator=self._generator).tolist()
-        return drawn
-
-    def shuffled(self, count: int) -> list[int]:
-        drawn: list[int] = torch.randperm(count, generator=self._generator).tolist()
-        return drawn
-
-
-@dataclass(frozen=True)
-class Case:
-    """What all cases share."""
-
-    dtype: str = "fp32"
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
-    def invalid(self) -> str:
-        """Why upstream's kernel does not take these sizes; empty when it does."""
-        return ""
-
-    def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return " ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
 
 
 def _leaf(tensor: Tensor | None, *, wanted: bool) -> Tensor | None:
@@ -75,20 +27,6 @@ def _leaf(tensor: Tensor | None, *, wanted: bool) -> Tensor | None:
 
 def _exact(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else reference.wide(tensor.detach()).requires_grad_(True)
-
-
-@contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable for a while."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 @dataclass(frozen=True)
@@ -371,6 +309,7 @@ class ScanCase(Case):
         return got
 
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        # Long: one call and its reference, tensor after tensor.
         draw = Draw(seed, self, device)
         given = self._inputs(draw)
         grad = draw.normal(self.batch, self.dim, self.length, dtype=self.torch_dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ssm_forge.kernels.backends import Backend
-from ssm_forge.kernels.cases import Case
+from ssm_forge.kernels.draws import Case
 from ssm_forge.kernels.plans import Plan
 from ssm_forge.kernels.shrink import shrink
 from ssm_forge.kernels.tolerance import Comparison

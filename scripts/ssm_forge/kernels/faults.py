@@ -16,7 +16,8 @@ from torch import Tensor
 from ssm_forge.kernels import backends
 from ssm_forge.kernels.backends import Backend, Function
 from ssm_forge.kernels.blocks import BlockCase
-from ssm_forge.kernels.cases import Case, ConvCase, ScanCase, StatesCase, UpdateCase
+from ssm_forge.kernels.cases import ConvCase, ScanCase, StatesCase, UpdateCase
+from ssm_forge.kernels.draws import Case
 from ssm_forge.kernels.emulated_block import EmulatedMamba
 
 

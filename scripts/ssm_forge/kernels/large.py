@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ssm_forge.kernels import reference
 from ssm_forge.kernels.backends import Backend
-from ssm_forge.kernels.cases import Case
+from ssm_forge.kernels.draws import Case
+from ssm_forge.kernels.large_tensors import Maker, fit
 from ssm_forge.kernels.plans import Plan
 from ssm_forge.kernels.sequences import pairwise, zipped
 from ssm_forge.kernels.tolerance import Comparison, compare, identical
@@ -60,34 +61,6 @@ class LargeCase(Case):
         return found
 
 
-@dataclass(frozen=True)
-class Maker:
-    """Makes large random tensors where they will lie: on the GPU, without a second copy."""
-
-    device: torch.device
-    generator: torch.Generator
-
-    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device).normal_(generator=self.generator)
-
-    def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device).uniform_(low, high, generator=self.generator)
-
-
-def _up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _down(number: int, multiple: int) -> int:
-    return number // multiple * multiple
-
-
-def _fit(elements: int, others: int, multiple: int) -> int:
-    """The size of a dimension that brings a tensor to ``elements``, and not across the edge it lies at."""
-    beyond = elements > 2**32 or 2**31 < elements < 2**32
-    return _up(-(-elements // others), multiple) if beyond else _down(elements // others, multiple)
-
-
 def _conv_slices(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor) -> list[Comparison]:
     """First and last channels of the first and last sequence, at both ends."""
     length, dim, taps = x.shape[2], x.shape[1], weight.shape[1] - 1
@@ -116,7 +89,7 @@ def _conv(
     # Not more tokens than 65535 of the forward's chunks of 64, which a grid ends at.
     dim = 2048
     width = 33280 if view else dim
-    length = _fit(elements, max(1, batch - 1) * width, 8)
+    length = fit(elements, max(1, batch - 1) * width, 8)
     if last:
         x = make.normal(batch, length, width)[..., width - dim :].transpose(1, 2)
     else:
@@ -147,7 +120,7 @@ def _conv(
 def _conv_update(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """One token for a few rows of a large pool of states, the last among them."""
     dim = 4096
-    rows = _fit(elements, dim * 4, 1)
+    rows = fit(elements, dim * 4, 1)
     pool = make.normal(rows, dim, 4)
     chosen = [0, rows // 2, rows - 1]
     before = pool[chosen].clone()
@@ -161,7 +134,7 @@ def _conv_update(backend: Backend, make: Maker, elements: int) -> list[Compariso
 def _conv_states(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """The tails of packed sequences that end far into a large tensor."""
     dim = 4096
-    tokens = _fit(elements, dim, 1)
+    tokens = fit(elements, dim, 1)
     x = make.normal(tokens, dim)
     bounds = [0, tokens // 2, tokens - 2, tokens]
     got = backend.conv_states(x, torch.tensor(bounds, dtype=torch.int32, device=make.device), 4)
@@ -175,7 +148,7 @@ def _conv_states(backend: Backend, make: Maker, elements: int) -> list[Compariso
 def _scan(backend: Backend, make: Maker, elements: int, *, states: int = 4) -> list[Comparison]:
     """selective_scan, forward and (below 2^32, for its memory) backward, at the far end of its inputs."""
     batch, dim = 3, 2048
-    length = _fit(elements, batch * dim, 8)
+    length = fit(elements, batch * dim, 8)
     u, delta = make.normal(batch, dim, length), make.uniform(0.5, 1.0, batch, dim, length)
     a = -make.uniform(0.5, 1.5, dim, states, dtype=torch.float32)
     b, c = (make.normal(batch, states, length) for _ in "bc")
@@ -221,7 +194,7 @@ def _scan(backend: Backend, make: Maker, elements: int, *, states: int = 4) -> l
 def _scan_states(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """selective_scan whose saved states are the large tensor: two tokens, 256 states a channel."""
     dim, states, length = 4352, 256, 2
-    batch = _fit(elements, dim * states, 1)
+    batch = fit(elements, dim * states, 1)
     u, delta = make.normal(batch, dim, length), make.uniform(0.05, 0.5, batch, dim, length)
     a = -make.uniform(0.5, 1.5, dim, states, dtype=torch.float32)
     b, c = (make.normal(batch, states, length) for _ in "bc")
@@ -254,7 +227,7 @@ def _same(name: str, large: Tensor, small: Tensor) -> Comparison:
 def _ssd_view(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """Mamba-2's scan whose dt is a view into a wide tensor, as Nemotron has it; against a contiguous copy."""
     heads, per_head, states, wide = 8, 64, 64, 33280
-    length = _fit(elements, wide, 256)
+    length = fit(elements, wide, 256)
     dt = make.uniform(0.0, 1.0, 1, length, wide)[..., -heads:]
     x, a = make.normal(1, length, heads, per_head), -make.uniform(0.0, 1.0, heads, dtype=torch.float32)
     b, c = (make.normal(1, length, 1, states) for _ in "bc")
@@ -276,7 +249,7 @@ def _ssd_view(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
 def _ssd_states(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """Mamba-2's scan with as many chunk states as the edge says; the last sequence against itself alone."""
     heads, per_head, states, batch = 64, 64, 256, 4
-    length = _fit(elements, batch * heads * per_head * states, 1) * 256
+    length = fit(elements, batch * heads * per_head * states, 1) * 256
     x, dt = make.normal(batch, length, heads, per_head), make.uniform(0.0, 1.0, batch, length, heads)
     a = -make.uniform(0.5, 1.0, heads, dtype=torch.float32)
     b, c = (make.normal(batch, length, 1, states) for _ in "bc")
@@ -292,7 +265,7 @@ def _ssd_states(backend: Backend, make: Maker, elements: int) -> list[Comparison
 def _rows(module: str, function: str, make: Maker, elements: int, **options: Any) -> list[Comparison]:
     """A norm over rows, forward and backward; the last rows against themselves alone."""
     columns = 4096
-    rows = _fit(elements, columns, 1)
+    rows = fit(elements, columns, 1)
     x, weight = make.normal(rows, columns), make.normal(columns, dtype=torch.float32)
     run = getattr(_op(module), function)
     leaf, end = x.requires_grad_(), x[-16:].detach().clone().requires_grad_()
@@ -311,7 +284,7 @@ def _rows(module: str, function: str, make: Maker, elements: int, **options: Any
 def _swiglu(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """SwiGLU, forward and backward; the last rows against themselves alone."""
     columns = 4096
-    rows = _fit(elements, columns, 1)
+    rows = fit(elements, columns, 1)
     x = make.normal(rows, columns)
     ops = _op("k_activations")
     out, small = ops._swiglu_fwd(x), ops._swiglu_fwd(x[-16:].clone())
@@ -323,7 +296,7 @@ def _swiglu(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
 def _state_update(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """A token of generation with a large state; the last sequence against itself alone."""
     heads, per_head, states = 64, 64, 128
-    batch = _fit(elements, heads * per_head * states, 1)
+    batch = fit(elements, heads * per_head * states, 1)
     state, x = make.normal(batch, heads, per_head, states), make.normal(batch, heads, per_head)
     dt = make.uniform(0.0, 1.0, batch, heads, dtype=torch.float32)[..., None].expand(batch, heads, per_head)
     a = -make.uniform(0.0, 1.0, heads, dtype=torch.float32)[:, None, None].expand(heads, per_head, states)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ssm_forge.kernels.cases import Case, ConvCase, ScanCase, StatesCase, UpdateCase
+from ssm_forge.kernels.cases import ConvCase, ScanCase, StatesCase, UpdateCase
+from ssm_forge.kernels.draws import Case
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 ON_OFF = (False, True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, replace
 from typing import Any
 
-from ssm_forge.kernels.cases import Case
+from ssm_forge.kernels.draws import Case
 
 # What a field may not go below, where 1 would make no sense.
 _LEAST = {"width": 2, "sequences": 0, "groups": 0}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssm_forge.kernels import blocks, reference
 from ssm_forge.kernels.backends import Backend
-from ssm_forge.kernels.cases import Case, Draw, environment
+from ssm_forge.kernels.draws import Case, Draw, environment
 from ssm_forge.kernels.plans import Plan
 from ssm_forge.kernels.sequences import zipped
 from ssm_forge.kernels.tolerance import UNIT, Comparison, compare_to_scale, identical

@@ -54,7 +54,8 @@ class Place:
 
 
 def of_conda(prefix: Path) -> Place:
-    """
+    """The place of a conda environment: its Python, variables and packages.
+
     Raises:
         InstallError: when the environment has no Python, or can't be activated.
     """

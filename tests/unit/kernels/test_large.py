@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed here; ./run test runs this in an installed env")
 
-from ssm_forge.kernels import backends, large, plans  # noqa: E402
+from ssm_forge.kernels import backends, large, large_tensors, plans  # noqa: E402
 from ssm_forge.kernels.plans import Plan  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def test_a_size_lies_on_its_side_of_the_edge(edge: str) -> None:
     elements = large.EDGES[edge]
     side, _, power = edge.partition(" 2^")
     for others, multiple in ((1024, 8), (33280, 256), (4352 * 256, 1)):
-        size = large._fit(elements, others, multiple) * others
+        size = large_tensors.fit(elements, others, multiple) * others
         assert (size < 2 ** int(power)) == (side == "below")
 
 
@@ -50,7 +50,7 @@ def _wrapped(function: Any, at: int) -> Any:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_an_offset_that_wraps_is_seen(right: bool) -> None:
-    make = large.Maker(torch.device("cpu"), torch.Generator().manual_seed(3))
+    make = large_tensors.Maker(torch.device("cpu"), torch.Generator().manual_seed(3))
     honest = backends.emulated()
     conv = honest.conv if right else _wrapped(honest.conv, 2000)
     wrong = backends.Backend("wraps", conv, honest.conv_update, honest.conv_states, honest.scan, {})
