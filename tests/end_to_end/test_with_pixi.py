@@ -11,7 +11,7 @@ import pytest
 
 import real_pixi
 from conda_channel import holds
-from forge_run import ROWS, Forge, Outcome, all_pass_but_the_gpu, fresh_forge
+from forge_run import ROWS, Forge, Outcome, all_pass_but_the_gpu, fresh_forge, without_channel
 from real_pixi import needs_pixi
 from ssm_forge.base.files import sha256_of
 from ssm_forge.install import pixi, registry
@@ -119,7 +119,7 @@ def test_a_clone_with_the_caches_ends_in_the_same_verified_kernels_without_a_net
     if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine does not allow a network namespace")
     root = forge.folder / door.replace(" ", "-")
-    ignore = shutil.ignore_patterns("envs", "channel", "logs", "bld", "artifacts-v0")
+    ignore = without_channel(forge.root, shutil.ignore_patterns("envs", "logs", "bld", "artifacts-v0"))
     shutil.copytree(forge.root, root, ignore=ignore, symlinks=True)
     settings = []
     if door == "without pixi":

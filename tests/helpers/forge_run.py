@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,16 @@ from ssm_forge.upkeep import tiers
 ROOT = Path(__file__).parents[2]
 
 _COMPILERS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|cpp|clang|clang\+\+|as|ld)(-\d+|\..*)?")
-_NOT_COPIED = shutil.ignore_patterns(".git", ".pixi", "channel", "dist", "__pycache__", ".*_cache")
+_NOT_COPIED = shutil.ignore_patterns(".git", ".pixi", "__pycache__", ".*_cache")
+
+
+def without_channel(root: Path, ignore: Callable[[str, list[str]], set[str]]) -> Callable[[str, list[str]], set[str]]:
+    """What copying a checkout leaves out: what ``ignore`` says, and the folders at its top that packages go to."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return ignore(folder, names) | ({"channel", "dist"} if Path(folder) == root else set())
+
+    return left_out
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,7 @@ def fresh_forge(row: Row, logs: Path, *, pixi: bool = False) -> Iterator[Forge]:
     folder = Path(tempfile.mkdtemp(prefix=f"{row.name}-", suffix=f"-{owners.mark()}", dir=runs))
     path = os.environ["PATH"]
     try:
-        shutil.copytree(ROOT, folder / "checkout", ignore=_NOT_COPIED)
+        shutil.copytree(ROOT, folder / "checkout", ignore=without_channel(ROOT, _NOT_COPIED))
         (folder / "checkout/.pixi").mkdir()
         (folder / "checkout/.pixi/tools").symlink_to(ROOT / ".pixi/tools")
         workspace().downloads.mkdir(parents=True, exist_ok=True)
