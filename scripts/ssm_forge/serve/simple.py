@@ -18,13 +18,12 @@ from starlette.routing import Route
 
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
-from ssm_forge.base.foreign import json_from
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import simple_index as index
 from ssm_forge.package.read_wheel import FILENAME, FOLDER, PAGE, inspect, parse
 from ssm_forge.serve.answers import DIGEST, OFFSET, OpenFile, announced, extent
 from ssm_forge.serve.tokens import Right
-from ssm_forge.serve.uploads import Uploads
+from ssm_forge.serve.uploads import Uploads, statement_about
 
 JSON = "application/vnd.pypi.simple.v1+json"
 HTML = "application/vnd.pypi.simple.v1+html"
@@ -167,15 +166,7 @@ class WheelUploads(Uploads):
 
     def _accept_statement(self, part: Path, page: str, filename: str) -> bool:
         wheel = self._channel / FOLDER / page / filename.removesuffix(".sigs")
-        if not wheel.is_file():
-            raise IntegrityError(f"{wheel.name} is not in the channel, so a statement about it is not taken.")
-        data = part.read_bytes()
-        try:
-            statements = json_from(data)
-        except ValueError:
-            statements = None
-        if not isinstance(statements, list) or not statements:
-            raise IntegrityError(f"{filename} is not a JSON list of signed statements.")
+        data = statement_about(wheel, part, filename)
         with channels.locked(self._channel):
             index.place_statement(self._channel, page, wheel.name, data)
         part.unlink()

@@ -209,15 +209,7 @@ class Uploads:
 
     def _accept_sidecar(self, part: Path, subdir: str, filename: str, sha256: str) -> bool:
         package = self._channel / subdir / filename.removesuffix(".sigs")
-        if not package.is_file():
-            raise IntegrityError(f"{package.name} is not in the channel, so a statement about it is not taken.")
-        data = part.read_bytes()
-        try:
-            statements = json_from(data)
-        except ValueError:
-            statements = None
-        if not isinstance(statements, list) or not statements:
-            raise IntegrityError(f"{filename} is not a JSON list of signed statements.")
+        data = statement_about(package, part, filename)
         part.unlink()
         with channels.locked(self._channel):
             return channels.place_sidecar(self._channel, subdir, package.name, data)
@@ -234,3 +226,21 @@ def _has_its_name(stream: IO[str]) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name))  # noqa: PTH116
     except FileNotFoundError:
         return False
+
+
+def statement_about(package: Path, part: Path, filename: str) -> bytes:
+    """The bytes of an upload that holds signed statements about a package or wheel of the channel.
+
+    Raises:
+        IntegrityError: when the channel has no such file, or the upload is no list of statements.
+    """
+    if not package.is_file():
+        raise IntegrityError(f"{package.name} is not in the channel, so a statement about it is not taken.")
+    data = part.read_bytes()
+    try:
+        statements = json_from(data)
+    except ValueError:
+        statements = None
+    if not isinstance(statements, list) or not statements:
+        raise IntegrityError(f"{filename} is not a JSON list of signed statements.")
+    return data
