@@ -98,8 +98,12 @@ def add_torch(
     return add(site, "torch", version, files={k: v for k, v in files.items() if k != without}, installer=installer)
 
 
-def add_needs(site: Path, *, triton: str = "3.3.1", transformers: str = "4.57.6") -> None:
+def add_needs(
+    site: Path, *, triton: str = "3.3.1", transformers: str = "4.57.6", setuptools: str | None = "80.9.0"
+) -> None:
     """What the kernels import beside torch."""
+    if setuptools:
+        add(site, "setuptools", setuptools)
     add(site, "einops", "0.8.1")
     add(site, "packaging", "25.0")
     add(site, "triton", triton)

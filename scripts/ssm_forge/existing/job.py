@@ -138,6 +138,8 @@ def _announce(work: Work) -> None:
         f", ptxas {parts.toolkit.ptxas.version} for what that does not know" if parts and parts.toolkit.ptxas else ""
     )
     say(f"For it: {_names(work)} for {work.plan.archs}, compiled with nvcc {work.plan.variant.cuda}{newer}")
+    for lack in work.row.lacks:
+        note(lack)
     if warning := plan.driver_note(work):
         note(warning)
 

@@ -63,6 +63,7 @@ class Work:
             "torch_cuda": self.torch.cuda,
             "cxx11_abi": self.torch.cxx11,
             "why": self.row.why,
+            "notes": list(self.row.lacks),
             "lacks": list(self.needs.wanted),
         }
 

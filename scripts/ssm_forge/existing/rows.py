@@ -35,6 +35,7 @@ class Row:
         toolkit: the row of the matrix whose toolkit and locks it has, ``cu124``.
         requires: project -> version range, of what the kernels import beside torch.
         why: why these releases.
+        lacks: what the newest releases have and these do not, a sentence for each that was named and is older.
         newer: what the toolkit's nvcc does not know, and a newer ptxas makes machine code for.
     """
 
@@ -43,6 +44,7 @@ class Row:
     requires: dict[str, str]
     why: str
     newer: tuple[Capability, ...] = ()
+    lacks: tuple[str, ...] = ()
 
     @property
     def of_nvcc(self) -> tuple[Capability, ...]:
@@ -74,29 +76,30 @@ def derive(
     major = torch.cuda.split(".")[0]
     toolkit = table["toolkits"].get(major)
     if toolkit is None:
-        known = ", ".join(table["toolkits"])
+        majors = ", ".join(table["toolkits"])
         raise InstallError(
             f"the torch {torch.version} of {existing.prefix} was built with CUDA {torch.cuda}, and there are compilers "
-            f"for CUDA {known}.",
+            f"for CUDA {majors}.",
             fix="Install a torch of one of these.",
         )
     triton = existing.distributions.get("triton") or existing.distributions.get("pytorch-triton")
     cell = _cell(table["cells"], torch, triton.version if triton else "0")
+    lacks = []
     for project, release in (releases or {}).items():
-        _check_named(project, release, existing, triton.version if triton else "0", cell, table)
-        cell = {**cell, project.replace("-", "_"): release}
+        facts = _facts_of_named(project, release, existing, torch, cell, table)
+        cell = _with_named(project, release, facts, cell)
+        lacks += [f"{project} {release} lacks {_one_line(facts['lacks'])}"] if "lacks" in facts else []
     base = matrix.get(toolkit, "bridge")
     newer = table["newer_ptxas"].get(major, "")
-    known = base.row["cuda_arch_supported"]
-    minor = _minor_of(triton.version) if triton else base.row["triton"]
+    archs_of_nvcc = base.row["cuda_arch_supported"]
     oldest, newest = (int(bound) for bound in base.row["host_compiler_range"].split("-"))
     row = {
         **base.row,
         "pytorch": torch.minor,
         "pytorch_host": torch.minor,
         "pytorch_build": f"{build_prefix(torch)}_*",
-        "triton": minor,
-        "cuda_arch_supported": f"{known};{newer}" if newer else known,
+        "triton": _minor_of(triton.version) if triton else base.row["triton"],
+        "cuda_arch_supported": f"{archs_of_nvcc};{newer}" if newer else archs_of_nvcc,
         "host_compiler_range": f"{max(oldest, int(cell.get('oldest_gcc', oldest)))}-{newest}",
         "python_min": existing.minor,
         "python_max": existing.minor,
@@ -107,8 +110,10 @@ def derive(
     variant = replace(base, name=name, row=row, python_specs={existing.minor: _spec(existing.minor)})
     requires = {"einops": "", "packaging": "", "transformers": "", "triton": ""}
     requires |= {key: str(cell[key]) for key in _REQUIREMENTS if key in cell}
-    why = " ".join(str(cell["why"]).split())
-    return Row(variant, toolkit, requires, why, ArchList.parse(newer).sass if newer else ())
+    if triton and _contains(table["triton_with_setuptools"], triton.version):
+        requires["setuptools"] = ""
+    machine_code_only = ArchList.parse(newer).sass if newer else ()
+    return Row(variant, toolkit, requires, _one_line(cell["why"]), machine_code_only, tuple(lacks))
 
 
 def of_condas(prefix: Path, records: Mapping[str, tuple[str, str]], options: Options, matrix: Matrix) -> Options:
@@ -182,8 +187,7 @@ def _check_release(torch: Torch, existing: Existing, table: dict[str, Any]) -> N
 def _cell(cells: list[dict[str, Any]], torch: Torch, triton: str) -> dict[str, Any]:
     for cell in cells:
         fits_torch = SpecifierSet(cell.get("torch", "")).contains(torch.release, prereleases=True)
-        fits_triton = SpecifierSet(cell.get("triton", "")).contains(triton.partition("+")[0], prereleases=True)
-        if fits_torch and fits_triton:
+        if fits_torch and _contains(cell.get("triton", ""), triton):
             return cell
     raise InstallError(
         f"recipes/torches.yaml has no cell for torch {torch.version} with Triton {triton}.",
@@ -191,29 +195,51 @@ def _cell(cells: list[dict[str, Any]], torch: Torch, triton: str) -> dict[str, A
     )
 
 
-def _check_named(
-    project: str, release: str, existing: Existing, triton: str, cell: dict[str, Any], table: dict[str, Any]
-) -> None:
-    """Refuse a release that was asked for and can't be had.
+def _facts_of_named(
+    project: str, release: str, existing: Existing, torch: Torch, cell: dict[str, Any], table: dict[str, Any]
+) -> dict[str, Any]:
+    """What the table says of a release that was asked for.
 
     Raises:
         UsageError: when no recipe builds that release.
-        InstallError: when it does not import with the environment's Triton.
+        InstallError: when it does not work with the environment's Triton, or the CUDA of its torch.
     """
-    known = table["releases"][project.replace("-", "_")]
-    if release not in known:
+    releases = table["releases"][project.replace("-", "_")]
+    if release not in releases:
         raise UsageError(
-            f"no recipe here builds {project} {release}; they build {', '.join(known)}.",
-            fix=f"{did_you_mean(release, known)}Name one of these, or leave --{project} out.",
+            f"no recipe here builds {project} {release}; they build {', '.join(releases)}.",
+            fix=f"{did_you_mean(release, releases)}Name one of these, or leave --{project} out; of another, name the "
+            "sources with --source-tree (docs/forks.md).",
         )
-    wanted = SpecifierSet(known[release].get("triton", ""))
-    if not wanted.contains(triton.partition("+")[0], prereleases=True):
-        newest = cell[project.replace("-", "_")]
-        raise InstallError(
-            f"{project} {release} needs Triton {wanted}, and {existing.prefix} has "
-            f"{'none' if triton == '0' else triton}.",
-            fix=f"Leave --{project} out: {newest} is the newest that imports with it.",
-        )
+    facts: dict[str, Any] = releases[release] or {}
+    triton = existing.distributions.get("triton") or existing.distributions.get("pytorch-triton")
+    there = {"Triton": triton.version if triton else "", "CUDA": torch.cuda}
+    for what, version in there.items():
+        wanted = facts.get(what.lower(), "")
+        if not _contains(wanted, version or "0"):
+            raise InstallError(
+                f"{project} {release} needs {what} {wanted}, and {existing.prefix} has {version or 'none'}.",
+                fix=f"Leave --{project} out: {cell[project.replace('-', '_')]} is the newest that works with it.",
+            )
+    return facts
+
+
+def _with_named(project: str, release: str, facts: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
+    """The cell with a release that was asked for, and with what that needs beside what the torch needs."""
+    changed = {project.replace("-", "_"): release, "why": f"{project} {release} was asked for; {cell['why']}"}
+    for key in _REQUIREMENTS:
+        if wanted := ",".join(str(source[key]) for source in (cell, facts) if key in source):
+            changed[key] = str(SpecifierSet(wanted))
+    return {**cell, **changed}
+
+
+def _contains(specifier: str, version: str) -> bool:
+    """Whether a range holds a version, whatever its local part is."""
+    return SpecifierSet(specifier).contains(version.partition("+")[0], prereleases=True)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _minor_of(version: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,12 @@ def sources(rendered: Rendered) -> list[dict[str, Any]]:
     """The sources of a rendered recipe as plain values: url, sha256, patches."""
     plain: list[dict[str, Any]] = [source.to_dict() for source in rendered.engine.recipe.sources]
     return plain
+
+
+def releases(project: str, workspace: Workspace) -> list[str]:
+    """The releases that a project's recipe has sources of, in the recipe's order."""
+    text = (recipe_dir(project, workspace) / "recipe.yaml").read_text(encoding="utf-8")
+    return re.findall(r'- if: version == "([^"]+)"', text)
 
 
 def recipe_dir(project: str, workspace: Workspace) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ssm_forge.base.arch import ArchList
@@ -13,20 +14,21 @@ from ssm_forge.manifest import recipe, variants
 
 
 def find(project: str, version: str, workspace: Workspace) -> Artifact:
-    """Where the recipe takes a project's source from.
+    """Where the recipe takes a release of a project from.
 
     Raises:
-        UsageError: when no row of the build matrix has that version.
+        UsageError: when the recipe has no source of that release.
     """
-    matrix = variants.load(workspace.variants)
-    for row in matrix.variants:
-        if row.projects[project] == version:
-            key = row.key(row.pythons[-1], ArchList.parse(row.default_archs))
-            source = recipe.sources(recipe.render(project, key, workspace))[0]
-            url = str(source["url"])
-            return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
-    versions = sorted({row.projects[project] for row in matrix.variants})
-    raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(versions)}.")
+    versions = recipe.releases(project, workspace)
+    if version not in versions:
+        raise UsageError(f"no recipe here builds {project} {version}; they build {', '.join(versions)}.")
+    # Any row does: where a source is does not depend on what it is built for.
+    row = variants.load(workspace.variants).variants[0]
+    row = replace(row, row={**row.row, project.replace("-", "_"): version})
+    key = row.key(row.pythons[-1], ArchList.parse(row.default_archs))
+    (source,) = recipe.sources(recipe.render(project, key, workspace))
+    url = str(source["url"])
+    return Artifact(url, str(source["sha256"]), 0, url.rpartition("/")[2])
 
 
 def unpack(artifact: Artifact, folder: Path, workspace: Workspace) -> Path:

@@ -84,12 +84,12 @@ def _is_kept(spec: Any, wanted: set[str]) -> bool:
 def apply_known_patches(tree: Tree, workspace: Workspace) -> list[str]:
     """Apply those of our patches that fit the tree whole, each on top of those before; returns their names.
 
-    Only for a tree with the name of a project that there are patches for: its version's, else those of each version.
+    Only for a tree with the name of a project that there are patches for: its version's, then those of every other.
     """
     if tree.name not in PROJECTS:
         return []
-    folder = workspace.patches / tree.name
-    versions = [folder / tree.version] if (folder / tree.version).is_dir() else sorted(folder.iterdir(), reverse=True)
+    versions = sorted((workspace.patches / tree.name).iterdir(), reverse=True)
+    versions.sort(key=lambda folder: folder.name != tree.version)
     applied: list[str] = []
     for patch in (path for version in versions for path in sorted(version.glob("*.patch"))):
         if any(name.partition("/")[2][5:] == patch.name[5:] for name in applied):

@@ -14,6 +14,7 @@ from ssm_forge.base.errors import BuildError, UsageError
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import Workspace
+from ssm_forge.manifest import recipe as recipes
 from ssm_forge.manifest import sdists
 from ssm_forge.manifest.patching import HunkResult, reapply
 from ssm_forge.manifest.recipe import EXTENSIONS
@@ -50,8 +51,7 @@ def bump_project(project: str, workspace: Workspace) -> Update:
         NetworkError, IntegrityError: when the release can't be had.
     """
     recipe = workspace.recipes / project / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8")
-    releases_of_recipe = sorted(re.findall(r'- if: version == "([^"]+)"', text), key=Version)
+    releases_of_recipe = sorted(recipes.releases(project, workspace), key=Version)
     if not releases_of_recipe:
         raise UsageError(f"{recipe} names no version in its source section.")
     newest = [r for r in releases(project, workspace) if r.is_sdist][-1]
@@ -84,10 +84,14 @@ def update_project(project: str, old: str, newest: Release, workspace: Workspace
     matrix, still_used = _matrix(project, old, new, workspace)
     files: dict[Path, str | None] = {workspace.patches / project / new / name: text for name, text in texts.items()}
     recipe = workspace.recipes / project / "recipe.yaml"
-    files[recipe] = _recipe(recipe.read_text(encoding="utf-8"), old, new, newest.artifact, keep=still_used)
+    text = _recipe(recipe.read_text(encoding="utf-8"), old, new, newest.artifact, keep=still_used)
+    files[recipe] = text
     files[workspace.variants] = matrix
-    if not still_used:
-        files |= dict.fromkeys((workspace.patches / project / old).glob("*.patch"))
+    # Older releases, which somebody may name, are built with those of its patches that fit them.
+    unused = [
+        p for p in (workspace.patches / project / old).glob("*.patch") if f"/{project}/{old}/{p.name}\n" not in text
+    ]
+    files |= dict.fromkeys(unused)
     return Update((f"{project} {old} -> {new}", *_moved(results)), files)
 
 

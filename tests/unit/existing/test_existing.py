@@ -21,7 +21,7 @@ from ssm_forge.base.paths import workspace
 from ssm_forge.bridge.toolkit import toolkit_packages
 from ssm_forge.existing import in_use, job, needs, plan, reader, rows, torch
 from ssm_forge.flow.plan import Options
-from ssm_forge.manifest import variants
+from ssm_forge.manifest import recipe, variants
 
 
 def existing(env: Path) -> reader.Existing:
@@ -494,9 +494,35 @@ def test_a_release_that_no_recipe_builds_is_refused_with_those_that_there_are(tm
     add_torch(site_of(env))
     add_needs(site_of(env))
     with pytest.raises(
-        UsageError, match=r"no recipe here builds mamba-ssm 2\.2\.5; they build 2\.3\.1, 2\.3\.2\.post1"
-    ):
+        UsageError, match=r"no recipe here builds mamba-ssm 2\.2\.4; they build 2\.3\.2\.post1, 2\.3\.1"
+    ) as refused:
+        with_releases(env, mamba_ssm="2.2.4")
+    assert "--source-tree" in refused.value.fix
+
+
+def test_an_older_release_is_built_and_says_what_it_lacks_and_needs(tmp_path: Path) -> None:
+    env = make_venv(tmp_path)
+    add_torch(site_of(env), "2.0.1", local="", cuda="11.7")
+    add_needs(site_of(env), triton="2.0.0")
+    assert with_releases(env).lacks == ()
+    found = with_releases(env, mamba_ssm="2.2.5", causal_conv1d="1.5.2")
+    assert found.variant.projects == {"causal-conv1d": "1.5.2", "mamba-ssm": "2.2.5"}
+    assert [text[:39] for text in found.lacks] == [
+        "mamba-ssm 2.2.5 lacks 64-bit offsets in",
+        "causal-conv1d 1.5.2 lacks 64-bit offset",
+    ]
+    # Of the torch, and of the release.
+    assert set(found.requires["transformers"].split(",")) == {"<4.52", "<5"}
+    assert "mamba-ssm 2.2.5 was asked for" in found.why
+
+
+def test_a_release_that_the_cuda_of_the_torch_can_not_compile_is_refused(tmp_path: Path) -> None:
+    env = make_venv(tmp_path)
+    add_torch(site_of(env), "2.11.0", local="", cuda="13.0")
+    add_needs(site_of(env), triton="3.6.0")
+    with pytest.raises(InstallError, match=r"mamba-ssm 2\.2\.5 needs CUDA <13, and \S+ has 13\.0") as refused:
         with_releases(env, mamba_ssm="2.2.5")
+    assert "2.3.2.post1 is the newest" in refused.value.fix
 
 
 def test_a_release_that_does_not_import_there_is_refused(tmp_path: Path) -> None:
@@ -505,15 +531,41 @@ def test_a_release_that_does_not_import_there_is_refused(tmp_path: Path) -> None
     add_needs(site_of(env))
     with pytest.raises(InstallError, match=r"2\.3\.2\.post1 needs Triton >=3\.5, and \S+ has 3\.3\.1") as refused:
         with_releases(env, mamba_ssm="2.3.2.post1")
-    assert "2.3.1 is the newest that imports with it" in refused.value.fix
+    assert "2.3.1 is the newest that works with it" in refused.value.fix
 
 
 def test_the_releases_that_can_be_named_are_those_that_the_recipes_have_sources_of() -> None:
     table = yaml.safe_load((workspace().recipes / "torches.yaml").read_text())
     for project, known in table["releases"].items():
-        recipe = (workspace().recipes / project.replace("_", "-") / "recipe.yaml").read_text()
-        assert set(known) == set(re.findall(r'if: version == "([^"]+)"', recipe))
+        name = project.replace("_", "-")
+        assert list(known) == recipe.releases(name, workspace())
         assert {str(cell[project]) for cell in table["cells"]} <= set(known)
+        newest = _patches(name, next(iter(known)))
+        for release, facts in known.items():
+            lacking = {patch for patch in newest - _patches(name, release) if not _is_of_another_release(patch)}
+            assert bool(lacking) == ("lacks" in (facts or {})), (release, lacking)
+
+
+def _patches(project: str, release: str) -> set[str]:
+    """What the patches of a release do, by their names without the number."""
+    text = (recipe.recipe_dir(project, workspace()) / "recipe.yaml").read_text(encoding="utf-8")
+    entry = text.partition(f'version == "{release}"')[2].partition("- if:")[0].partition("\nbuild:")[0]
+    found = re.findall(r"- (\S+\.patch)", entry)
+    assert all((recipe.recipe_dir(project, workspace()) / path).is_file() for path in found)
+    return {Path(path).name[5:] for path in found}
+
+
+def _is_of_another_release(patch: str) -> bool:
+    """Whether a patch mends what older releases do not have."""
+    return patch == "mamba3-one-stage-on-blackwell.patch"
+
+
+def test_a_triton_that_imports_setuptools_without_saying_so_has_it_named(tmp_path: Path) -> None:
+    for version, triton, wanted in (("2.4.1", "3.0.0", ("setuptools",)), ("2.7.1", "3.3.1", ())):
+        env = make_venv(tmp_path / version, by_uv=True)
+        add_torch(site_of(env), version, local="", cuda="12.1")
+        add_needs(site_of(env), triton=triton, setuptools=None)
+        assert needs.look(existing(env), row(env).requires).wanted == wanted
 
 
 def test_a_torch_that_takes_only_cpp20_needs_a_compiler_that_knows_it(tmp_path: Path) -> None:

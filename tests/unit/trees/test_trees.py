@@ -338,6 +338,21 @@ def test_our_patches_are_applied_where_they_fit_whole(tmp_path: Path) -> None:
     assert apply_known_patches(replace(tree, name="selective-scan"), place) == []
 
 
+def test_a_release_with_some_patches_of_its_own_gets_those_of_others_too(tmp_path: Path) -> None:
+    tree = source.get(str(make_tree(tmp_path / "Vim")), tmp_path / "work" / "tree")
+    text = "why\n\n--- a/csrc/scan_kernel.cu\n+++ b/csrc/scan_kernel.cu\n@@ -1 +1 @@\n-// bimamba_type\n+// own\n"
+    for name, what in (
+        (f"{tree.version}/0002-scan.patch", text),
+        ("2.3.1/0002-scan.patch", text.replace("// own", "// other")),
+        ("2.3.1/0003-more.patch", text.replace("// bimamba_type", "// own").replace("+// own", "+// both")),
+    ):
+        (tmp_path / "patches/mamba-ssm" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "patches/mamba-ssm" / name).write_text(what)
+    applied = apply_known_patches(tree, replace(workspace(), root=tmp_path))
+    assert applied == [f"{tree.version}/0002-scan.patch", "2.3.1/0003-more.patch"]
+    assert (tree.folder / "csrc/scan_kernel.cu").read_text() == "// both\n"
+
+
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: str) -> tuple[Path, source.Tree]:
     """A package as the engine leaves it, whose library has code for ``archs``, finished for 9.0."""
     place = workspace()

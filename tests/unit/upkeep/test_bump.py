@@ -16,7 +16,7 @@ from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.bridge.torch_patch import MEMBER, read_bounds
 from ssm_forge.manifest import sdists, variants
 from ssm_forge.manifest.patching import HunkResult, patched, reapply
-from ssm_forge.manifest.recipe import PROJECTS
+from ssm_forge.manifest.recipe import PROJECTS, releases
 from ssm_forge.upkeep import parts as bump_parts
 from ssm_forge.upkeep import projects as bump
 from ssm_forge.upkeep.package_index import Release
@@ -135,6 +135,16 @@ def test_a_newer_release_updates_recipe_patches_and_matrix(place: Workspace) -> 
     assert not (place.patches / "mamba-ssm/2.0/0001-x.patch").exists()
 
 
+def test_a_patch_that_an_older_release_takes_too_is_kept(place: Workspace) -> None:
+    recipe = place.recipes / "mamba-ssm/recipe.yaml"
+    shared = "      patches:\n        - ../../patches/mamba-ssm/2.0/0001-x.patch\n"
+    write(recipe, _RECIPE.replace("sha256: 11\n", f"sha256: 11\n{shared}"))
+    write(place.patches / "mamba-ssm/2.0/0002-y.patch", _NEXT)
+    bump.update_project("mamba-ssm", "2.0", release(place), place).write()
+    assert (place.patches / "mamba-ssm/2.0/0001-x.patch").exists()
+    assert not (place.patches / "mamba-ssm/2.0/0002-y.patch").exists()
+
+
 def test_the_new_patches_fit_the_new_release(place: Workspace, tmp_path: Path) -> None:
     newer = release(place, setup="# moved\n" + _SETUP)
     bump.update_project("mamba-ssm", "2.0", newer, place).write()
@@ -222,10 +232,11 @@ def test_a_damaged_sdist_in_the_cache_is_refused_and_nothing_of_it_is_unpacked(
 
 
 @pytest.mark.parametrize("project", PROJECTS)
-def test_every_version_of_the_matrix_is_found_where_its_recipe_takes_it_from(project: str) -> None:
+def test_every_release_is_found_where_its_recipe_takes_it_from(project: str) -> None:
     here = workspace()
     text = (here.recipes / project / "recipe.yaml").read_text(encoding="utf-8")
-    for version in {row.projects[project] for row in variants.load(here.variants).variants}:
+    assert {row.projects[project] for row in variants.load(here.variants).variants} <= set(releases(project, here))
+    for version in releases(project, here):
         found = sdists.find(project, version, here)
         assert found.name == f"{project.replace('-', '_')}-{version}.tar.gz"
         assert found.url.endswith(f"/{found.name}")
