@@ -98,7 +98,7 @@ def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool
 def _usual(name: str, lock_file: Path | None, place: Workspace) -> Path:
     """Where an environment is when nobody says: that of another lock is not in the place of one of pixi's."""
     prefix = place.envs / name
-    return prefix if lock_file is None else pixi.beside(prefix, place)
+    return prefix if lock_file is None else pixi.prefix_for_kernels(prefix, place)
 
 
 def _wanted(name: str, lock_file: Path | None, place: Workspace) -> LockedEnvironment:

@@ -191,13 +191,13 @@ def _explained(kept: Kept, failed: pixi.PixiError, place: Workspace, log: Log) -
     if out_of_date:
         what = f"pixi does not take recipes/pixi.lock: {reason.rstrip('.')}."
         return VerifyError(what, fix=f"Run '{launcher()} lock'.", log=log.path)
-    if _NOT_HAD.search(failed.told):
+    if _NOT_HAD.search(failed.output):
         built_with = [r for source in kept.locked.sources for r in (*source.build, *source.host)]
         if (error := offline.blame([*kept.locked.records, *built_with], place)) is not None:
             error.log = log.path
             return error
-    if _BUILDING in failed.told:
-        return BuildError(failed.error.what, fix=hint(failed.told), log=log.path)
+    if _BUILDING in failed.output:
+        return BuildError(failed.error.what, fix=hint(failed.output), log=log.path)
     return failed.error
 
 

@@ -121,7 +121,7 @@ def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
     Where that is an environment of pixi's, which knows nothing of the kernels, they get one beside it.
     """
     suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
-    return pixi.beside(workspace.envs / f"{variant}{suffix}", workspace)
+    return pixi.prefix_for_kernels(workspace.envs / f"{variant}{suffix}", workspace)
 
 
 def manifest_python(variant: str, workspace: Workspace) -> str:
