@@ -66,7 +66,7 @@ def compiles(cell: Cell, workspace: Workspace, *, shared: bool) -> list[Compile]
     for job in compile_costs.load(workspace, [cell.project]):
         is_kernel = job.name.endswith(".cu")
         if not (is_kernel and shared):
-            found.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory))
+            found.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory_bytes))
     return longest_first(found)
 
 
