@@ -3,6 +3,7 @@
 #pragma once
 
 #include <c10/cuda/CUDAException.h>
+#include <cuda_runtime_api.h>
 
 namespace ssm_forge {
 
