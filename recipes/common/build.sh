@@ -98,6 +98,11 @@ rm -rf "${SP_DIR:?}/${PKG_NAME//-/_}" "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info "
 printf '[bdist_wheel]\ncompression = stored\n' >"${SRC_DIR}/.tools/setup.cfg"
 export DIST_EXTRA_CONFIG="${SRC_DIR}/.tools/setup.cfg"
 
+# The .cu files of these two projects need so little of torch that they are compiled without its headers, which makes one
+# object of each for every torch (see cu_headers/README.md). Reached through a link, as all folders.
+ln -sfn "$(cd "${RECIPE_DIR}/../common" && pwd -P)" "${SRC_DIR}/.common"
+export CU_HEADERS="${SRC_DIR}/.common/cu_headers"
+
 "${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile
 
 # pip notes the work folder; bytecode is made with hashes and paths below the prefix, so that it is always the same.

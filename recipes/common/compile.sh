@@ -12,6 +12,20 @@ if [ -n "${LINK_SPECS:-}" ] && [[ " $* " != *" -c "* ]]; then
     # libc.so names, an absolute path, from the machine.
     set -- "$@" "-specs=${LINK_SPECS}" ${LINK_SYSROOT:+"-Wl,--sysroot=${LINK_SYSROOT}"}
 fi
+standard="${CXX_STANDARD:-17}"
+if [ -n "${CU_HEADERS:-}" ] && [[ " $* " == *" -c "* ]]; then
+    if [[ " $* " == *".cu "* ]]; then
+        without_torch="$("${PYTHON}" -IS "${CU_HEADERS%/*}/own_headers.py" "$@")"
+        if [ -n "${without_torch}" ]; then
+            mapfile -t words <<<"${without_torch}"
+            set -- "${words[@]}"
+            # What the project names: the newer language is torch's wish.
+            standard=17
+        fi
+    else
+        set -- "$@" -include "${CU_HEADERS%/*}/cuda_check.h"
+    fi
+fi
 args=()
 for arg in "$@"; do
     # A conda compiler's LDFLAGS name the prefix here. The recipe sets the rpaths; a relative one would stay beside them.
@@ -20,7 +34,7 @@ for arg in "$@"; do
     fi
     # Both projects name C++17, and torch from 2.14 on takes nothing older than C++20.
     if [ "${arg}" = "-std=c++17" ]; then
-        arg="-std=c++${CXX_STANDARD:-17}"
+        arg="-std=c++${standard}"
     fi
     arg="${arg//"${SP_DIR}"/.site}"
     arg="${arg//"${PREFIX}/include/python${PY_VER}"/.python}"

@@ -2,7 +2,8 @@
 
 ccache does it: the one on PATH (conda-forge's, under pixi), else Debian's, unpacked into the tools. Builds use
 paths relative to the sources (``recipes/common/compile.sh``), so another folder, prefix or Python finds the
-same objects; only the file that binds to Python is compiled for each.
+same objects, and .cu files do without torch's headers (``recipes/common/own_headers.py``), so another torch does, too;
+only the file that binds to both is compiled for each.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ import pytest
 RECIPES = Path(__file__).parents[3] / "recipes"
 
 # Notes the variables that pip's build would see, and leaves what it would.
-_PYTHON = """\
+_PYTHON = f"""\
 #!/bin/sh
 case "$*" in
+*common/own_headers.py*) exec {sys.executable} "$@" ;;
 *common/jobs.py*) echo "$*" >"$SRC_DIR/asked"; echo 1 ;;
 *"-m pip install"*)
     env >"$SRC_DIR/seen"
     "$CXX" -c x.cpp >"$SRC_DIR/compiled"
+    echo "#include <c10/util/Half.h>" >"$SRC_DIR/x.cu"
+    "$PYTORCH_NVCC" -c x.cu -I"$SP_DIR/torch/include" >"$SRC_DIR/compiled-cuda"
     "$CXX" -shared x.o >"$SRC_DIR/linked"
     mkdir -p "$SP_DIR/demo-1.0.dist-info"
     touch "$SP_DIR/demo_cuda.so.so"
@@ -53,7 +57,7 @@ def build(tmp_path: Path) -> dict[str, str]:
     specs.touch()
     for name in ("cc", "c++"):
         script(build_prefix / f"bin/x86_64-conda-linux-gnu-{name}", _COMPILER.format(specs=specs))
-    script(build_prefix / "bin/nvcc", "#!/bin/sh\n")
+    script(build_prefix / "bin/nvcc", "#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
     for tool in ("bin/cudafe++", "nvvm/bin/cicc"):
         (build_prefix / tool).parent.mkdir(parents=True, exist_ok=True)
         (build_prefix / tool).write_bytes(_TOOL)
@@ -100,9 +104,18 @@ def test_compilers_are_named_by_their_whole_paths(build: dict[str, str]) -> None
 def test_links_and_nothing_else_get_the_specs_without_an_rpath(build: dict[str, str]) -> None:
     run(build)
     work = Path(build["SRC_DIR"])
-    assert (work / "compiled").read_text().split() == ["-c", "x.cpp"]
+    assert (work / "compiled").read_text().split()[:2] == ["-c", "x.cpp"]
     specs = "-specs=.build/lib/gcc/x86_64-conda-linux-gnu/14.4.0/builtin.specs"
     assert (work / "linked").read_text().split() == ["-shared", "x.o", specs]
+
+
+def test_cu_files_are_compiled_without_torchs_headers(build: dict[str, str]) -> None:
+    run(build)
+    work = Path(build["SRC_DIR"])
+    given = ["-I.common/cu_headers", "-objtemp", "-no-compress", "-c", "x.cu"]
+    assert (work / "compiled-cuda").read_text().split() == given
+    assert (work / ".common/cu_headers/c10/util/Half.h").is_file()
+    assert (work / "compiled").read_text().split()[2:] == ["-include", ".common/cuda_check.h"]
 
 
 def test_a_compiler_without_such_specs_links_as_it_does(build: dict[str, str]) -> None:
