@@ -18,8 +18,8 @@ from typing import Literal
 
 import pytest
 
-from bridge_environment import installed
-from forge_run import Forge, Outcome, Row, all_pass_but_the_gpu, fresh_forge
+from bridge_environment import installed, installed_from
+from forge_run import ROWS, Forge, Outcome, Row, all_pass_but_the_gpu, fresh_forge
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import workspace
 from ssm_forge.bridge import interpreter as interpreters
@@ -38,7 +38,9 @@ class Case:
         python: minor version.
         maker: who makes the environment and installs into it; ``conda`` brings Python, and pip the rest.
         mamba: the release of mamba-ssm that fits.
+        causal: that of causal-conv1d.
         archs: what is compiled for.
+        named: the releases are older ones, which the user names.
         deps: what mamba-ssm imports; empty where the command is to install it.
         more: what this torch needs beside.
     """
@@ -47,12 +49,21 @@ class Case:
     python: str
     maker: Literal["uv", "pip", "conda"]
     mamba: str
+    causal: str = "1.7.0"
     archs: str = "9.0"
+    named: bool = False
     deps: tuple[str, ...] = ("einops", "packaging", "transformers")
     more: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"torch{self.torch}-python{self.python}-{self.maker}-sm{self.archs.replace('.', '')}"
+        named = "-named" if self.named else ""
+        return f"torch{self.torch}-python{self.python}-{self.maker}-sm{self.archs.replace('.', '')}{named}"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Those of install-mamba, but for the environment's folder."""
+        named = ("--mamba-ssm", self.mamba, "--causal-conv1d", self.causal) if self.named else ()
+        return "--cuda-arch", self.archs, *named, "--json"
 
     def run(self, verb: str, prefix: Path, *words: str) -> None:
         """``pip VERB`` in the environment, or uv's."""
@@ -76,6 +87,7 @@ CASES = (
     Case("2.8.0", "3.12", "conda", "2.3.1"),
     # Blackwell with a torch of CUDA 12: machine code from a newer ptxas.
     Case("2.8.0", "3.12", "uv", "2.3.1", archs="12.0"),
+    Case("2.5.1", "3.12", "uv", "2.2.5", "1.5.2", named=True, deps=("einops", "packaging", "transformers<5")),
 )
 
 
@@ -144,10 +156,10 @@ def timed(forge: Forge, *words: str) -> Outcome:
 
 def test_the_kernels_are_made_for_its_torch_and_come_and_go_alone(case: Case, env: Path, forge: Forge) -> None:
     before = hashes(env)
-    words = ("install-mamba", "--prefix", str(env), "--cuda-arch", case.archs, "--json")
+    words = ("install-mamba", "--prefix", str(env), *case.options)
     done = timed(forge, *words, *(() if case.deps else ("--with-deps",)))
     all_pass_but_the_gpu(done.json["verify"])
-    assert {package["version"] for package in done.json["packages"]} == {"1.7.0", case.mamba}
+    assert {package["version"] for package in done.json["packages"]} == {case.causal, case.mamba}
     after = hashes(env)
     assert {path: after.get(path) for path in before} == before
     print(f"{len(before)} files unchanged, {len(after) - len(before)} new")
@@ -163,3 +175,24 @@ def test_the_kernels_are_made_for_its_torch_and_come_and_go_alone(case: Case, en
     assert {path: digest for path, digest in hashes(env).items() if path in before} == before
     if case.deps:
         assert set(hashes(env)) == set(before)
+
+
+def test_condas_torch_gets_conda_packages_and_all_else_stays(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Its own channels are those that the environment is from; here their stand-ins."""
+    row = ROWS["cu130-conda"]
+    with fresh_forge(row, tmp_path_factory.mktemp("logs")) as forge:
+        specs = (f"python {row.python}.*", "pytorch", "pip", "einops", "packaging", "transformers", "triton")
+        env = installed_from(forge.channels, forge.folder / "theirs", *specs)
+        before = hashes(env)
+        words = ("install-mamba", "--prefix", str(env), "--cuda-arch", row.arch, "--json")
+        done = timed(forge, *words)
+        all_pass_but_the_gpu(done.json["verify"])
+        after = hashes(env)
+        assert {path: after.get(path) for path in before} == before
+        print(f"{len(before)} files unchanged, {len(after) - len(before)} new")
+        records = {path.rpartition("/")[2].rsplit("-", 2)[0] for path in set(after) - set(before) if ".json" in path}
+        assert {"causal-conv1d", "mamba-ssm"} <= records
+        assert forge.command(str(env / "bin/python"), "-B", "-c", _IMPORTS).returncode == 0
+        assert forge.command(str(env / "bin/python"), "-B", "-m", "pip", "check").returncode == 0
+        assert timed(forge, *words).json["changed"] is False
+        assert hashes(env) == after
