@@ -22,35 +22,35 @@ _OWN = ("PYTHONPATH", "PYTHONHOME", "SSM_FORGE_LAUNCHER", "LD_LIBRARY_PATH", "PI
 
 
 def run(existing: Existing) -> Report:
-    """Run every check that this machine can run; nothing is written into the environment.
+    """The report of every check of an environment that this machine can run; nothing is written into the environment.
 
     Raises:
         InstallError: when its torch can't be read.
     """
-    found = torch.read(existing)
+    env_torch = torch.read(existing)
     environment = activated(existing)
-    there = {project: install.installed(existing, project) for project in EXTENSIONS}
+    packages = {project: install.installed(existing, project) for project in EXTENSIONS}
     imports = verify.imports(existing.python, existing.prefix, environment, existing.folders)
-    checks = [_packages(existing, there), *imports]
+    checks = [_packages(existing, packages), *imports]
     for project, extension in EXTENSIONS.items():
         library = next(iter(sorted(existing.site.glob(f"{extension}.*.so"))), None)
-        record = _record(there[project])
+        record = _record(packages[project])
         if library is None or not record:
             checks.append(Check(f"{extension}: library", "fail", f"{extension} of ours is not in {existing.site}"))
             continue
-        checks += _library_checks(extension, library, record, existing, found)
+        checks += _library_checks(extension, library, record, existing, env_torch)
     checks += verify.gpu_checks(existing.python, environment)
     return Report(existing.prefix, tuple(checks))
 
 
 def _library_checks(
-    extension: str, library: Path, record: dict[str, Any], existing: Existing, found: torch.Torch
+    extension: str, library: Path, record: dict[str, Any], existing: Existing, env_torch: torch.Torch
 ) -> list[Check]:
     return [
-        verify.checked(f"{extension}: libraries and symbols", lambda: _links(library, existing, found)),
+        verify.checked(f"{extension}: libraries and symbols", lambda: _links(library, existing, env_torch)),
         verify.checked(f"{extension}: GPU code", lambda: verify.gpu_code(library, record["build"])),
         verify.checked(f"{extension}: glibc", lambda: verify.glibc(library, record["depends"])),
-        verify.checked(f"{extension}: torch", lambda: _made_for(record, found)),
+        verify.checked(f"{extension}: torch", lambda: _made_for(record, env_torch)),
     ]
 
 
@@ -65,9 +65,9 @@ def activated(existing: Existing) -> dict[str, str]:
 
 
 def place(existing: Existing) -> gpu.Place:
-    """For the proofs that take a GPU."""
-    there = {project: install.installed(existing, project) for project in EXTENSIONS}
-    versions = {project: found.version for project, found in there.items() if found is not None}
+    """The environment as the proofs that take a GPU run in it."""
+    packages = {project: install.installed(existing, project) for project in EXTENSIONS}
+    versions = {project: package.version for project, package in packages.items() if package is not None}
     has_pytest = "pytest" in existing.distributions
     return gpu.Place(existing.prefix, existing.python, activated(existing), versions, has_pytest)
 
@@ -77,36 +77,37 @@ def _record(distribution: Distribution | None) -> dict[str, Any]:
     return wheel.read_origin(distribution.info) if distribution is not None else {}
 
 
-def _packages(existing: Existing, there: dict[str, Distribution | None]) -> Check:
-    lacking = [project for project, found in there.items() if not _record(found)]
+def _packages(existing: Existing, packages: dict[str, Distribution | None]) -> Check:
+    lacking = [project for project, package in packages.items() if not _record(package)]
     if lacking:
         how = f"run '{launcher()} install-mamba {existing.option}'"
         return Check("packages intact", "fail", f"{', '.join(lacking)} of ours not in {existing.site}; {how}")
-    present = [found for found in there.values() if found is not None]
-    wrong = [path for found in present for path in install.changed(existing.site, found)]
+    present = [package for package in packages.values() if package is not None]
+    wrong = [path for package in present for path in install.changed(existing.site, package)]
     if wrong:
         return Check("packages intact", "fail", f"changed or missing: {', '.join(wrong[:5])}")
     return Check("packages intact", "pass", ", ".join(f"{d.name} {d.version} {_record(d)['build']}" for d in present))
 
 
-def _made_for(record: dict[str, Any], found: torch.Torch) -> tuple[bool, str]:
-    wanted = next((spec for spec in record["depends"] if spec.startswith("pytorch ")), "")
-    good = found.identity[:8] in wanted
-    return good, f"made for {wanted.removeprefix('pytorch ')}, there is torch {found.version} ({found.identity[:8]})"
+def _made_for(record: dict[str, Any], env_torch: torch.Torch) -> tuple[bool, str]:
+    torch_spec = next((spec for spec in record["depends"] if spec.startswith("pytorch ")), "")
+    fits = env_torch.identity[:8] in torch_spec
+    there = f"there is torch {env_torch.version} ({env_torch.identity[:8]})"
+    return fits, f"made for {torch_spec.removeprefix('pytorch ')}, {there}"
 
 
-def _links(path: Path, existing: Existing, found: torch.Torch) -> tuple[bool, str]:
+def _links(path: Path, existing: Existing, env_torch: torch.Torch) -> tuple[bool, str]:
     """Everything that the library needs is in torch, beside it, in the interpreter, or the system's C++ runtime."""
     library = elf.read(path)
-    folders = [found.folder / "lib", *sorted(found.folder.parent.glob("nvidia/*/lib")), existing.base / "lib"]
+    folders = [env_torch.folder / "lib", *sorted(env_torch.folder.parent.glob("nvidia/*/lib")), existing.base / "lib"]
     loaded = [file for folder in folders for file in sorted(folder.glob("*.so*"))]
     loaded.sort(key=lambda file: not file.name.startswith(("libtorch", "libc10")))
     interpreter = [Path(os.path.realpath(existing.python)), *sorted((existing.base / "lib").glob("libpython3*.so.1.0"))]
-    answer = elf.resolve(library, existing.prefix, [*interpreter, *loaded, *_runtime()])
+    resolved = elf.resolve(library, existing.prefix, [*interpreter, *loaded, *_runtime()])
     problems = [
         *(f"rpath {rpath} is a path of the build machine" for rpath in library.foreign_rpaths),
-        *(f"{name} is nowhere in the environment" for name in answer.missing_libraries if name in library.needed),
-        *(f"undefined symbol {name}" for name in answer.missing_symbols[:5]),
+        *(f"{name} is nowhere in the environment" for name in resolved.missing_libraries if name in library.needed),
+        *(f"undefined symbol {name}" for name in resolved.missing_symbols[:5]),
     ]
     if problems:
         return False, "; ".join(problems)

@@ -22,23 +22,23 @@ from ssm_forge.package import wheel
 
 
 def installed(existing: Existing, project: str) -> Distribution | None:
-    """The package in the environment's own folder."""
+    """A project's package in the folder that packages are installed into; None where it has none."""
     for info in sorted(existing.site.glob(f"{project.replace('-', '_')}-*.dist-info")):
-        found = read_distribution(info)
-        if found is not None and found.name == project:
-            return found
+        distribution = read_distribution(info)
+        if distribution is not None and distribution.name == project:
+            return distribution
     return None
 
 
 def is_installed(existing: Existing, project: str, filename: str, sha256: str) -> bool:
     """Whether the environment has the wheel of that very conda package, with all its files."""
-    found = installed(existing, project)
-    if found is None:
+    distribution = installed(existing, project)
+    if distribution is None:
         return False
-    told = wheel.read_origin(found.info)
-    if (told.get("package"), told.get("sha256")) != (filename, sha256):
+    origin = wheel.read_origin(distribution.info)
+    if (origin.get("package"), origin.get("sha256")) != (filename, sha256):
         return False
-    return all((existing.site / path).is_file() for path, digest in found.paths() if digest)
+    return all((existing.site / path).is_file() for path, digest in distribution.paths() if digest)
 
 
 def changed(site: Path, distribution: Distribution) -> list[str]:
@@ -47,17 +47,17 @@ def changed(site: Path, distribution: Distribution) -> list[str]:
 
 
 def _is_intact(path: Path, digest: str) -> bool:
-    algorithm, _, told = digest.partition("=")
+    algorithm, _, recorded = digest.partition("=")
     try:
-        found = hashlib.new(algorithm, path.read_bytes()).digest()
+        actual = hashlib.new(algorithm, path.read_bytes()).digest()
     except (OSError, ValueError):
         return False
-    return base64.urlsafe_b64encode(found).rstrip(b"=").decode() == told
+    return base64.urlsafe_b64encode(actual).rstrip(b"=").decode() == recorded
 
 
 @contextmanager
 def locked(existing: Existing, workspace: Workspace) -> Iterator[None]:
-    """One run at a time changes an environment; nothing is written there for it."""
+    """Hold the lock of an environment, which lies in the workspace: one run at a time changes an environment."""
     folder = workspace.state / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     name = hash_text(existing.root.resolve())[:16]
@@ -71,10 +71,10 @@ def put(existing: Existing, project: str, file: Path) -> str:
     Raises:
         InstallError: when the environment can't be written.
     """
-    before = installed(existing, project)
+    previous = installed(existing, project)
     try:
-        if before is not None:
-            remove(existing, before)
+        if previous is not None:
+            remove(existing, previous)
         with WheelFile.open(file) as source:
             existing.site.mkdir(parents=True, exist_ok=True)
             for element in source.get_contents():
@@ -99,7 +99,7 @@ def put(existing: Existing, project: str, file: Path) -> str:
             f"{project} could not be written into {existing.site}: {error.strerror} ({error.filename}).",
             fix="Correct the rights or free space, and run the same command again.",
         ) from error
-    return before.version if before else ""
+    return previous.version if previous else ""
 
 
 def remove(existing: Existing, distribution: Distribution) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.text import Text
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import UsageError, VerifyError
-from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.build.leftovers import sweep
@@ -27,17 +28,17 @@ from ssm_forge.verify.report import show
 
 
 def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_run: bool, as_json: bool) -> None:
-    """Make the kernels for the environment's torch, put them in, and verify them.
+    """Make the kernels for the torch of an environment, install them into it, and verify them there.
 
     Raises:
         ForgeError: whatever the step that failed says.
     """
     # Long: the steps of one installation, in their order.
-    place = workspace()
+    workspace = paths.workspace()
     if not dry_run:
-        sweep(place)
+        sweep(workspace)
     _check_options(existing, options)
-    work = plan.make(existing, options, wishes, place)
+    work = plan.make(existing, options, wishes, workspace)
     if dry_run:
         _show(work, as_json)
         return
@@ -48,20 +49,20 @@ def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_r
         return
     started = time.monotonic()
     in_use.require_idle(existing, work.torch)
-    with open_log(place.logs, "install-mamba") as log, install.locked(existing, place):
+    with open_log(workspace.logs, "install-mamba") as log, install.locked(existing, workspace):
         _announce(work)
         if work.needs.wanted:
             needs.install(existing, work.needs.wanted, log)
             say(f"Installed {', '.join(work.needs.wanted)}, as --with-deps asks.")
             # What was installed is linked to, and may have brought more.
             existing = reader.read(existing.prefix, python=existing.python, target=existing.target)
-            work = plan.make(existing, options, replace(wishes, with_deps=False), place)
+            work = plan.make(existing, options, replace(wishes, with_deps=False), workspace)
         if work.plan.to_build:
-            prepare(work.plan, place, log)
-            build_missing(work.plan, place, log)
+            prepare(work.plan, workspace, log)
+            build_missing(work.plan, workspace, log)
         # Minutes later.
         in_use.require_idle(existing, work.torch)
-        _put(work, place, log)
+        _put(work, workspace, log)
         report = check.run(work.existing)
         log(json.dumps(report.as_dict(), indent=2))
         if as_json:
@@ -75,8 +76,8 @@ def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_r
         )
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {existing.root}"))
-    path = f"PYTHONPATH={shlex.quote(str(existing.target))} " if existing.target else ""
-    say(f"Use it: {path}{existing.python} -c 'import torch, mamba_ssm'")
+    variables = f"PYTHONPATH={shlex.quote(str(existing.target))} " if existing.target else ""
+    say(f"Use it: {variables}{existing.python} -c 'import torch, mamba_ssm'")
     if existing.target:
         say(f"In a notebook, before the first import: import sys; sys.path.insert(0, {str(existing.target)!r})")
 
@@ -111,13 +112,15 @@ def _check_options(existing: Existing, options: Options) -> None:
         )
 
 
-def _put(work: Work, place: Workspace, log: Log) -> None:
+def _put(work: Work, workspace: Workspace, log: Log) -> None:
     """Convert the packages that are not there yet, and install them."""
     with tempfile.TemporaryDirectory(prefix="ssm-forge-wheels-") as scratch:
         for package in work.plan.packages:
             if package.state == "installed":
                 continue
-            file = wheel.from_conda(place.channel / channel.SUBDIR / package.filename, Path(scratch), compress=False)
+            file = wheel.from_conda(
+                workspace.channel / channel.SUBDIR / package.filename, Path(scratch), compress=False
+            )
             replaced = install.put(work.existing, package.name, file)
             log(f"installed {file.name}" + (f" instead of {replaced}" if replaced else ""))
             if replaced and replaced != package.version:

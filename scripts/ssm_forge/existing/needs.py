@@ -25,28 +25,28 @@ TOOLS = frozenset({"pip", "setuptools", "wheel", "packaging", "ninja"})
 
 @dataclass(frozen=True)
 class Needs:
-    """What is there of what is needed, and what is not.
+    """Which of the packages that the kernels import an environment has, and which it lacks.
 
     Attributes:
         closure: torch, what the kernels import, and what those require in turn, by name.
         wanted: requirements that are not met, as pip takes them.
-        found: what is there instead, a sentence each.
+        reasons: why each of them is wanted, a clause each.
     """
 
     closure: Mapping[str, Distribution]
     wanted: tuple[str, ...]
-    found: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 def look(existing: Existing, requires: Mapping[str, str]) -> Needs:
-    """Follow ``requires`` and torch's own requirements through the environment.
+    """The needs of the kernels, from what an environment has: ``requires``, torch, and what those require in turn.
 
     Args:
         requires: project -> version range.
     """
     closure: dict[str, Distribution] = {}
     wanted: dict[str, str] = {}
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     # numpy is torch's to bring, and torch runs without.
     first = [Requirement(f"{name}{spec}") for name, spec in requires.items() if name != "numpy" or _has(existing, name)]
     queue: list[tuple[Requirement, str]] = [(requirement, "") for requirement in (Requirement("torch"), *first)]
@@ -54,21 +54,21 @@ def look(existing: Existing, requires: Mapping[str, str]) -> Needs:
     while queue:
         requirement, extra_of = queue.pop(0)
         name = canonicalize_name(requirement.name)
-        there = existing.distributions.get(name)
-        by = extra_of or "mamba-ssm"
-        if there is None:
+        installed = existing.distributions.get(name)
+        needed_by = extra_of or "mamba-ssm"
+        if installed is None:
             wanted[name] = f"{requirement.name}{requirement.specifier}"
-            found[name] = f"{requirement.name} is not there ({by} needs it)"
+            reasons[name] = f"{requirement.name} is not there ({needed_by} needs it)"
             continue
-        if not _fits(requirement.specifier, there.version):
+        if not _fits(requirement.specifier, installed.version):
             wanted[name] = f"{requirement.name}{requirement.specifier}"
-            found[name] = f"{requirement.name} is {there.version} ({by} needs {requirement.specifier})"
-        known = name in closure
-        closure[name] = there
-        if known and not requirement.extras:
+            reasons[name] = f"{requirement.name} is {installed.version} ({needed_by} needs {requirement.specifier})"
+        was_seen = name in closure
+        closure[name] = installed
+        if was_seen and not requirement.extras:
             continue
-        queue += [(inner, there.name) for inner in _requirements(there, requirement.extras, environment)]
-    return Needs(closure, tuple(wanted.values()), tuple(found.values()))
+        queue += [(inner, installed.name) for inner in _requirements(installed, requirement.extras, environment)]
+    return Needs(closure, tuple(wanted.values()), tuple(reasons.values()))
 
 
 def _has(existing: Existing, name: str) -> bool:
@@ -79,9 +79,9 @@ def _fits(specifier: SpecifierSet, version: str) -> bool:
     return specifier.contains(version, prereleases=True)
 
 
-def _requirements(there: Distribution, extras: set[str], environment: dict[str, str]) -> list[Requirement]:
-    found = []
-    for text in there.requires:
+def _requirements(distribution: Distribution, extras: set[str], environment: dict[str, str]) -> list[Requirement]:
+    requirements = []
+    for text in distribution.requires:
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
@@ -89,10 +89,10 @@ def _requirements(there: Distribution, extras: set[str], environment: dict[str, 
         marker = requirement.marker
         if marker is None:
             # An extra adds to what is required anyway.
-            found.append(requirement)
+            requirements.append(requirement)
         elif any(marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras)):
-            found.append(requirement)
-    return found
+            requirements.append(requirement)
+    return requirements
 
 
 def command(existing: Existing, wanted: tuple[str, ...]) -> str:
@@ -113,7 +113,7 @@ def require(existing: Existing, needs: Needs) -> None:
     """
     if needs.wanted:
         raise InstallError(
-            f"{existing.prefix} lacks what mamba-ssm imports: {'; '.join(needs.found)}.",
+            f"{existing.prefix} lacks what mamba-ssm imports: {'; '.join(needs.reasons)}.",
             fix=f"Install it: {command(existing, needs.wanted)} -- or add --with-deps, which does that.",
         )
 
@@ -136,15 +136,15 @@ def install(existing: Existing, wanted: tuple[str, ...], log: Log) -> None:
     log(done.stdout + done.stderr)
     constraints.unlink()
     if done.returncode:
-        said = " ".join(done.stderr.split())
-        if "error sending request" in said or "Failed to fetch" in said:
+        complaint = " ".join(done.stderr.split())
+        if "error sending request" in complaint or "Failed to fetch" in complaint:
             raise NetworkError(
                 f"{', '.join(wanted)} could not be downloaded.",
                 fix="Check that the package index can be reached, then run the same command again.",
                 log=log.path,
             )
         raise InstallError(
-            f"{', '.join(wanted)} can't be installed beside what {existing.prefix} has: {said[-300:]}",
+            f"{', '.join(wanted)} can't be installed beside what {existing.prefix} has: {complaint[-300:]}",
             fix="Change what stands in the way yourself, or use a new environment.",
             log=log.path,
         )
@@ -157,7 +157,7 @@ def _names(wanted: tuple[str, ...], name: str) -> bool:
 def _uv() -> str:
     """uv of the tools, which is no part of the environment."""
     beside = Path(sys.executable).with_name("uv")
-    found = str(beside) if beside.exists() else shutil.which("uv")
-    if found is None:
+    program = str(beside) if beside.exists() else shutil.which("uv")
+    if program is None:
         raise InstallError("uv is missing from the tools.", fix="Delete .pixi/tools and run again.")
-    return found
+    return program

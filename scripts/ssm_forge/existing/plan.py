@@ -90,16 +90,16 @@ def applies(prefix: Path | None, workspace: Workspace, target: Path | None = Non
     Raises:
         InstallError, MachineError: when the environment is one for us, and nothing can be made for it.
     """
-    place = reader.find(prefix) if prefix is not None else None
-    if place is None:
+    folder = reader.find(prefix) if prefix is not None else None
+    if folder is None:
         return None
-    if (place / "conda-meta").is_dir():
-        pips = any(place.glob("lib/python3*/site-packages/torch-*.dist-info"))
+    if (folder / "conda-meta").is_dir():
+        pips = any(folder.glob("lib/python3*/site-packages/torch-*.dist-info"))
         # Of conda alone: it gets conda packages, and torch too where it has none.
-        if not foreign_conda(place) or not pips or torch.is_condas(place):
+        if not foreign_conda(folder) or not pips or torch.is_condas(folder):
             return None
     python = prefix.expanduser().absolute() if prefix is not None and prefix.is_file() else None
-    return reader.read(place, python=python, target=target)
+    return reader.read(folder, python=python, target=target)
 
 
 def require_existing(existing: Existing | None, options: Mapping[str, object]) -> None:
@@ -108,10 +108,10 @@ def require_existing(existing: Existing | None, options: Mapping[str, object]) -
     Raises:
         UsageError: when one of the options is given that are for an environment with a torch of pip's or uv's.
     """
-    given = [name for name, value in options.items() if value]
-    if existing is None and given:
+    named = [name for name, value in options.items() if value]
+    if existing is None and named:
         raise UsageError(
-            f"{given[0]} is for an environment with a torch that pip or uv installed, and none is named.",
+            f"{named[0]} is for an environment with a torch that pip or uv installed, and none is named.",
             fix="Name it with --prefix, or leave the option out.",
         )
 
@@ -129,7 +129,7 @@ def for_condas_torch(options: Options, workspace: Workspace) -> Options:
 
 
 def make(existing: Existing, options: Options, wishes: Wishes, workspace: Workspace) -> Work:
-    """Work out the plan.
+    """The plan of an installation, from what the environment has and what the user asks for.
 
     Raises:
         InstallError: when the environment can't be written, or nothing can be made for its torch, or something that
@@ -137,13 +137,13 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
         UsageError: for architectures that the toolkit lacks, or a release that no recipe builds.
         MachineError: when the machine lacks Python headers, a compiler, memory or disk.
     """
-    found = torch.read(existing)
+    env_torch = torch.read(existing)
     matrix = variants.load(workspace.variants)
-    row = rows.derive(existing, found, matrix, workspace, wishes.releases)
+    row = rows.derive(existing, env_torch, matrix, workspace, wishes.releases)
     reader.check_writable(existing)
-    have = needs.look(existing, row.requires)
+    env_needs = needs.look(existing, row.requires)
     if not wishes.with_deps:
-        needs.require(existing, have)
+        needs.require(existing, env_needs)
     fitting.require_possible(machine.gpus())
     variant = row.variant
     archs = choose_archs(
@@ -155,7 +155,7 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
     )
     newer = any(capability in row.newer for capability in archs.sass)
     toolkit = assemble.find_toolkit(variant, existing.minor, workspace, newer_ptxas=newer)
-    parts = _parts(existing, found, row, have, toolkit, options.host_compiler, matrix, workspace)
+    parts = _parts(existing, env_torch, row, env_needs, toolkit, options.host_compiler, matrix, workspace)
     channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
     key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major))
     compiler = compiler_of(variant, parts, workspace)
@@ -166,7 +166,7 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
     # What is installed lies in the root; with --target that is not the environment.
     plan = Plan(variant, existing.minor, archs, existing.root, channel_list, packages, parts)
     plan = replace(with_needs(plan, options.jobs, workspace, environment=False), prefix=existing.prefix)
-    return Work(existing, found, row, have, plan)
+    return Work(existing, env_torch, row, env_needs, plan)
 
 
 def driver_note(work: Work) -> str:
@@ -179,9 +179,9 @@ def driver_note(work: Work) -> str:
 
 def _parts(
     existing: Existing,
-    found: Torch,
+    env_torch: Torch,
     row: Row,
-    have: Needs,
+    env_needs: Needs,
     toolkit: ToolkitParts,
     host_compiler: str,
     matrix: Matrix,
@@ -189,25 +189,30 @@ def _parts(
 ) -> assemble.Parts:
     variant = row.variant
     linked = tuple(
-        thin.Linked(d.name, d.version, d.info.parent, thin.entries([path for path, _ in d.paths()]))
-        for d in have.closure.values()
-        if d.name not in needs.TOOLS
+        thin.Linked(
+            distribution.name,
+            distribution.version,
+            distribution.info.parent,
+            thin.entries([path for path, _ in distribution.paths()]),
+        )
+        for distribution in env_needs.closure.values()
+        if distribution.name not in needs.TOOLS
     )
     return assemble.Parts(
         variant=variant,
         interpreter=interpreters.choose(existing.minor, workspace),
         compiler=assemble.find_compiler(variant, host_compiler, workspace),
-        wheels=_tools(existing.minor, found, row.toolkit, matrix, workspace),
+        wheels=_tools(existing.minor, env_torch, row.toolkit, matrix, workspace),
         toolkit=toolkit,
-        there=thin.There(found.release, rows.build_prefix(found), existing.minor, linked, variant.cuda),
+        there=thin.There(env_torch.release, rows.build_prefix(env_torch), existing.minor, linked, variant.cuda),
     )
 
 
 def _tools(
-    python: str, found: Torch, toolkit: str, matrix: Matrix, workspace: Workspace
+    python: str, env_torch: Torch, toolkit: str, matrix: Matrix, workspace: Workspace
 ) -> tuple[pylock.LockedWheel, ...]:
     """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on newer ones."""
-    if Version(python) < Version("3.10") or Version(found.minor) < Version("2.2"):
+    if Version(python) < Version("3.10") or Version(env_torch.minor) < Version("2.2"):
         return tuple(pylock.read(pylock.lock_path(workspace, "tools", "old"), python))
     pythons = matrix.get(toolkit, "bridge").pythons
     nearest = python if python in pythons else pythons[-1] if Version(python) > Version(pythons[-1]) else pythons[0]
@@ -222,8 +227,8 @@ def _runs_on_any(tags: frozenset[Tag]) -> bool:
 
 def _package(request: BuildRequest, existing: Existing, workspace: Workspace) -> PlannedPackage:
     state: State = "to build"
-    held = channels.find(workspace.channel, request.filename)
-    if held is not None and is_current(held, request.project, workspace):
-        there = install.is_installed(existing, request.project, held.name, sha256_of(held))
-        state = "installed" if there else "in channel"
+    in_channel = channels.find(workspace.channel, request.filename)
+    if in_channel is not None and is_current(in_channel, request.project, workspace):
+        is_installed = install.is_installed(existing, request.project, in_channel.name, sha256_of(in_channel))
+        state = "installed" if is_installed else "in channel"
     return PlannedPackage(state, request)

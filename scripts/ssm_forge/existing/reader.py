@@ -104,13 +104,13 @@ class Existing:
     @cached_property
     def distributions(self) -> dict[str, Distribution]:
         """Every installed package by its normalised name; of two, the one that is imported."""
-        found: dict[str, Distribution] = {}
+        by_name: dict[str, Distribution] = {}
         for site in self.folders:
             for info in sorted(site.glob("*.dist-info")):
                 distribution = read_distribution(info)
                 if distribution is not None:
-                    found.setdefault(distribution.name, distribution)
-        return found
+                    by_name.setdefault(distribution.name, distribution)
+        return by_name
 
 
 def find(prefix: Path) -> Path | None:
@@ -121,9 +121,9 @@ def find(prefix: Path) -> Path | None:
     prefix = prefix.expanduser().absolute()
     if prefix.is_file() and prefix.parent.name == "bin" and prefix.name.startswith("python"):
         prefix = prefix.parent.parent
-    for place in (prefix, prefix / ".venv"):
-        if (place / "pyvenv.cfg").is_file():
-            return place
+    for folder in (prefix, prefix / ".venv"):
+        if (folder / "pyvenv.cfg").is_file():
+            return folder
     if (prefix / "conda-meta").is_dir():
         return prefix
     return prefix if any(_interpreters(prefix)) else None
@@ -180,11 +180,11 @@ def read(prefix: Path, *, python: Path | None = None, target: Path | None = None
             fix=f"Make an environment of it: '{python} -m venv --system-site-packages ENV', and name ENV; or leave it "
             "as it is, and take a folder of your own with --target DIR.",
         )
-    found = tuple(site for site in dict.fromkeys(sites) if site.is_dir())
-    if not found or (found[0] != sites[0] and target is None):
+    present_sites = tuple(site for site in dict.fromkeys(sites) if site.is_dir())
+    if not present_sites or (present_sites[0] != sites[0] and target is None):
         raise InstallError(f"{prefix} has no {sites[0].relative_to(prefix)}.", fix="Make the environment anew.")
-    own = target.expanduser().absolute() if target else None
-    return Existing(prefix, kind, python, version, base, found, conda, "uv" in settings, own)
+    absolute_target = target.expanduser().absolute() if target else None
+    return Existing(prefix, kind, python, version, base, present_sites, conda, "uv" in settings, absolute_target)
 
 
 def _debians(prefix: Path, minor: str) -> list[Path]:
@@ -213,12 +213,12 @@ def check_writable(existing: Existing) -> None:
 
 
 def _check_target(target: Path) -> None:
-    place = target
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir():
-        raise InstallError(f"{target} can't be made: {place} is no folder.", fix="Name a folder with --target.")
-    if not os.access(place, os.W_OK) or _is_read_only(place):
+    nearest = target
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InstallError(f"{target} can't be made: {nearest} is no folder.", fix="Name a folder with --target.")
+    if not os.access(nearest, os.W_OK) or _is_read_only(nearest):
         raise InstallError(f"{target} can't be written.", fix="Name a folder of your own with --target.")
 
 
@@ -238,25 +238,25 @@ def _settings(file: Path) -> dict[str, str]:
 
 def conda_records(prefix: Path) -> dict[str, tuple[str, str]]:
     """Name -> (version, build) of what conda installed; by the records' names, for the files are megabytes."""
-    found = {}
+    records = {}
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         match = re.fullmatch(r"(.+)-([^-]+)-([^-]+)", path.stem)
         if match is not None:
-            found[match.group(1)] = (match.group(2), match.group(3))
-    return found
+            records[match.group(1)] = (match.group(2), match.group(3))
+    return records
 
 
 def _python(prefix: Path) -> Path:
     links = _interpreters(prefix)
     if not links:
         raise InstallError(f"{prefix} has no bin/python.", fix="Make the environment anew.")
-    there = next((link for link in links if link.exists()), None)
-    if there is None:
+    working = next((link for link in links if link.exists()), None)
+    if working is None:
         raise InstallError(
             f"the Python of {prefix} is gone: {links[0]} leads to {os.path.realpath(links[0])}, which does not exist.",
             fix="Install that Python again, or make the environment anew.",
         )
-    return there
+    return working
 
 
 def _check_machine(python: Path) -> None:
@@ -284,7 +284,7 @@ def _check_place(prefix: Path) -> None:
     Raises:
         InstallError: when the environment was made in another folder: its programs still start that one's Python.
     """
-    made_at = _said_place(prefix)
+    made_at = _recorded_place(prefix)
     if made_at is not None and os.path.realpath(made_at) != os.path.realpath(prefix):
         raise InstallError(
             f"{prefix} was moved or copied: it was made as {made_at}, and its programs start the Python there.",
@@ -292,7 +292,7 @@ def _check_place(prefix: Path) -> None:
         )
 
 
-def _said_place(prefix: Path) -> str | None:
+def _recorded_place(prefix: Path) -> str | None:
     """Where the environment's own programs believe it to be."""
     text = _beginning(prefix / "bin/activate")
     named = re.search(r"""^\s*(?:export\s+)?VIRTUAL_ENV=(['"]?)(/[^'"\n]*)\1\s*$""", text, re.MULTILINE)
@@ -318,9 +318,9 @@ def _version(
             f"the Python that {prefix} was made with is gone: {settings.get('home')} does not exist.",
             fix="Install that Python again, or make the environment anew.",
         )
-    told = re.match(r"3\.\d+(\.\d+)?", settings.get("version_info") or settings.get("version") or "")
-    if told:
-        return told.group(0), base
+    recorded = re.match(r"3\.\d+(\.\d+)?", settings.get("version_info") or settings.get("version") or "")
+    if recorded:
+        return recorded.group(0), base
     folders = sorted(prefix.glob("lib/python3.*[0-9]"), key=lambda path: int(path.name.rpartition(".")[2]))
     named = re.fullmatch(r"python(3\.\d+)", Path(os.path.realpath(python)).name)
     if named or folders:

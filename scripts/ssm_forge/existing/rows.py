@@ -133,10 +133,10 @@ def of_condas(prefix: Path, records: Mapping[str, tuple[str, str]], options: Opt
         fits = version.startswith(f"{variant.torch}.") and fnmatch.fnmatchcase(build, variant.row["pytorch_build"])
         if fits and python in variant.pythons:
             return replace(options, variant=variant.name, source=variant.source, python=python)
-    made = [f"{v.torch} with {v.row['pytorch_build']} ({v.source})" for v in matrix.variants]
+    offered = [f"{v.torch} with {v.row['pytorch_build']} ({v.source})" for v in matrix.variants]
     raise InstallError(
         f"{prefix} has conda's pytorch {version} ({build}) with Python {python}, and there are conda packages for "
-        f"pytorch {', '.join(made)}.",
+        f"pytorch {', '.join(offered)}.",
         fix="Install one of these with conda, or use a venv with pip's torch, for which any release from 2.0 on does.",
     )
 
@@ -213,8 +213,8 @@ def _facts_of_named(
         )
     facts: dict[str, Any] = releases[release] or {}
     triton = existing.distributions.get("triton") or existing.distributions.get("pytorch-triton")
-    there = {"Triton": triton.version if triton else "", "CUDA": torch.cuda}
-    for what, version in there.items():
+    versions = {"Triton": triton.version if triton else "", "CUDA": torch.cuda}
+    for what, version in versions.items():
         wanted = facts.get(what.lower(), "")
         if not _contains(wanted, version or "0"):
             raise InstallError(

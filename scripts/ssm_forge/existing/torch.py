@@ -56,11 +56,13 @@ def is_condas(prefix: Path) -> bool:
         return False
     name, version, build = record
     for info in sorted(prefix.glob("lib/python3*/site-packages/torch-*.dist-info")):
-        found = read_distribution(info)
-        if found is not None and (found.version.partition("+")[0] != version or found.installer in ("pip", "uv")):
+        distribution = read_distribution(info)
+        if distribution is not None and (
+            distribution.version.partition("+")[0] != version or distribution.installer in ("pip", "uv")
+        ):
             raise InstallError(
                 f"{prefix} has two torches, one over the other: conda's {name} {version} ({build}), and "
-                f"torch {found.version} that {found.installer or 'pip'} installed.",
+                f"torch {distribution.version} that {distribution.installer or 'pip'} installed.",
                 fix=f"Remove one: '{prefix}/bin/python -m pip uninstall torch' and then conda's again with "
                 f"'conda install --force-reinstall {name}', or 'conda remove --force {name}' and then pip's again.",
             )
@@ -68,7 +70,7 @@ def is_condas(prefix: Path) -> bool:
 
 
 def read(existing: Existing) -> Torch:
-    """The torch that the environment's Python imports.
+    """The torch that an environment's Python imports, from the environment's files.
 
     Raises:
         InstallError: when there is none, it is broken, there are two, or it is one without CUDA.
@@ -86,15 +88,15 @@ def read(existing: Existing) -> Torch:
         more = ", though its dist-info is there" if infos else ""
         raise InstallError(f"{where} has no torch{more}.", fix=f"Install one with CUDA: {_again(existing, 'torch')}.")
     folder = site / "torch"
-    told = _text(folder / "version.py")
-    version = re.search(r"^__version__ *(?::[^=]*)?= *['\"]([^'\"]+)", told, re.MULTILINE)
+    version_py = _text(folder / "version.py")
+    version = re.search(r"^__version__ *(?::[^=]*)?= *['\"]([^'\"]+)", version_py, re.MULTILINE)
     if version is None:
         raise InstallError(
             f"the torch in {folder} is broken: its version.py tells no version.",
             fix=f"Install it again: {_again(existing, '--force-reinstall torch')}.",
         )
     release = version.group(1)
-    info = next((found for found in sorted(site.glob("torch-*.dist-info"))), None)
+    info = next((path for path in sorted(site.glob("torch-*.dist-info"))), None)
     listed = read_distribution(info) if info else None
     if info is None or listed is None:
         state = "there is none" if info is None else f"{info} has no METADATA with a name and a version"
@@ -108,7 +110,7 @@ def read(existing: Existing) -> Torch:
             f"{listed.version}.",
             fix=f"Install one again: {_again(existing, f'--force-reinstall torch=={listed.version}')}.",
         )
-    cuda = _cuda(told, release, existing)
+    cuda = _cuda(version_py, release, existing)
     _check_whole(folder, release, existing)
     # Of torch's own symbols: the C++ library, which is in it, has those of both ABIs.
     cxx11 = re.search(rb"_ZN3c105ErrorC[12]\w*__cxx11", (folder / "lib/libc10.so").read_bytes()) is not None
@@ -124,11 +126,11 @@ def _again(existing: Existing, what: str) -> str:
     return f"'{existing.python} -m pip install {what}'"
 
 
-def _cuda(told: str, release: str, existing: Existing) -> str:
-    cuda = re.search(r"^cuda *(?::[^=]*)?= *['\"](\d+\.\d+)", told, re.MULTILINE)
+def _cuda(version_py: str, release: str, existing: Existing) -> str:
+    cuda = re.search(r"^cuda *(?::[^=]*)?= *['\"](\d+\.\d+)", version_py, re.MULTILINE)
     if cuda:
         return cuda.group(1)
-    hip = re.search(r"^hip *(?::[^=]*)?= *['\"]([\d.]+)", told, re.MULTILINE)
+    hip = re.search(r"^hip *(?::[^=]*)?= *['\"]([\d.]+)", version_py, re.MULTILINE)
     kind = f"for AMD's ROCm {hip.group(1)}" if hip else "without CUDA (a CPU-only build)"
     again = _again(existing, f"--force-reinstall torch=={release.partition('+')[0]}")
     raise InstallError(
