@@ -589,6 +589,19 @@ def test_transformers_and_numpy_that_turn_themselves_off_are_named(tmp_path: Pat
     assert needs.command(there, found.wanted).endswith("-m pip install 'transformers<5' 'numpy<2'")
 
 
+@pytest.mark.parametrize(
+    ("version", "triton", "wanted"),
+    [("2.0.1", "2.0.0", "<4.52"), ("2.1.2", "2.1.0", "<4.56"), ("2.2.2", "2.2.0", "<5")],
+)
+def test_an_old_torch_needs_the_transformers_of_its_time(
+    tmp_path: Path, version: str, triton: str, wanted: str
+) -> None:
+    env = make_venv(tmp_path)
+    add_torch(site_of(env), version, local="", cuda="11.8")
+    add_needs(site_of(env), triton=triton)
+    assert row(env).requires["transformers"] == wanted
+
+
 def test_a_venv_of_uv_gets_uvs_line(tmp_path: Path) -> None:
     env = make_venv(tmp_path, by_uv=True)
     assert needs.command(existing(env), ("einops",)) == f"uv pip install --python {env}/bin/python einops"
