@@ -172,9 +172,10 @@ def test_the_kernels_are_made_for_its_torch_and_come_and_go_alone(case: Case, en
     assert timed(forge, *words).json["changed"] is False
     assert hashes(env) == after
     case.run("uninstall", env, "mamba-ssm", "causal-conv1d")
-    assert {path: digest for path, digest in hashes(env).items() if path in before} == before
-    if case.deps:
-        assert set(hashes(env)) == set(before)
+    left = hashes(env)
+    assert {path: left.get(path) for path in before} == before
+    # With --with-deps what mamba-ssm imports stays.
+    assert set(left) == set(before) or not case.deps
 
 
 def test_condas_torch_gets_conda_packages_and_all_else_stays(tmp_path_factory: pytest.TempPathFactory) -> None:
