@@ -116,7 +116,7 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
     with open_log(workspace().logs, "mirror") as log:
         copied, there = channel_mirror.mirror(opened, target.absolute(), only=only, log=log)
         wheels = upkeep.mirror(opened, target.absolute(), only=only, log=log)
-        copied, there = copied + wheels[0], there + wheels[1]
+        copied, there = copied + wheels.copied, there + wheels.present
     if as_json:
         out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
     use = f"--channel {shlex.quote(str(target))}"
