@@ -67,7 +67,7 @@ def compiles(cell: Cell, workspace: Workspace, *, shared: bool) -> list[Compile]
     for job in compile_costs.load(workspace, [cell.project]):
         is_kernel = job.name.endswith(".cu")
         if not (is_kernel and shared):
-            compilers.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory))
+            compilers.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory_bytes))
     return longest_first(compilers)
 
 
