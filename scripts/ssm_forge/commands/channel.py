@@ -116,7 +116,7 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
     with open_log(workspace().logs, "mirror") as log:
         copied, present = channel_mirror.mirror(opened, target.absolute(), only=only, log=log)
         wheels = upkeep.mirror(opened, target.absolute(), only=only, log=log)
-        copied, present = copied + wheels[0], present + wheels[1]
+        copied, present = copied + wheels.copied, present + wheels.present
     if as_json:
         out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": present}))
     use = f"--channel {shlex.quote(str(target))}"

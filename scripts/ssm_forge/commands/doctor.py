@@ -60,7 +60,7 @@ def doctor(
         return
     variables = users_variables(os.environ)
     code = app.run(
-        place=python or env or (None if log else _default(variables)),
+        location=python or env or (None if log else _default(variables)),
         log=log,
         variables=variables,
         folder=Path.cwd(),
