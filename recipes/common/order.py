@@ -21,8 +21,9 @@ def reordered(text: str, seconds: dict[str, float]) -> str:
         found = _STATEMENT.match(line)
         return seconds.get(Path(found.group(1)).name, float("inf")) if found else 0.0
 
-    for place, line in zip(places, sorted((lines[p] for p in places), key=cost, reverse=True), strict=True):
-        lines[place] = line
+    longest_first = iter(sorted((lines[p] for p in places), key=cost, reverse=True))
+    for place in places:
+        lines[place] = next(longest_first)
     return "".join(lines)
 
 

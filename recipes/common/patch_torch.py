@@ -132,7 +132,8 @@ def apply(patches: Path, site_packages: Path, kept: Path) -> list[str]:
         path, text = site_packages / name, "\n".join(lines) + "\n"
         if text != path.read_text(encoding="utf-8"):
             replace(path, text)
-            for place, content in zip(_kept(name, kept), (originals[name], text), strict=True):
+            before, after = _kept(name, kept)
+            for place, content in ((before, originals[name]), (after, text)):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(content, encoding="utf-8")
     return names

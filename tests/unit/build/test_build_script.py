@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -155,3 +156,17 @@ def test_the_recipes_know_no_source_of_packages() -> None:
     """One path for all: what the bridge does otherwise than conda-forge belongs into the bridge."""
     files = [path for folder in ("common", "causal-conv1d", "mamba-ssm") for path in (RECIPES / folder).iterdir()]
     assert [path.name for path in files if path.is_file() and "bridge" in path.read_text()] == []
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES.glob("*/**/*.py")), ids=lambda path: path.name)
+def test_what_a_build_runs_with_its_own_python_runs_with_the_oldest(script: Path) -> None:
+    """Python 3.9's: torch 2.0 to 2.8 are there for it."""
+    tree = ast.parse(script.read_text(encoding="utf-8"), feature_version=(3, 9))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    zips = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "zip"]
+    assert not [keyword.arg for call in zips for keyword in call.keywords]
+    postponed = any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+    notes = [node.annotation for node in ast.walk(tree) if isinstance(node, (ast.arg, ast.AnnAssign))]
+    notes += [node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    unions = [note for root in notes if root for note in ast.walk(root) if isinstance(note, ast.BinOp)]
+    assert postponed or not unions
