@@ -63,7 +63,7 @@ def compiles(cell: Cell, workspace: Workspace, *, shared: bool) -> list[Compile]
     # cicc and ptxas run once for each capability; C++ files do not know of any.
     times = max(1, len(set(cell.archs.sass) | set(cell.archs.ptx)))
     found = []
-    for job in compile_costs.load(workspace, [cell.project]):
+    for job in compile_costs.load(workspace, [cell.project], cell.kernels):
         is_kernel = job.name.endswith(".cu")
         if not (is_kernel and shared):
             found.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory))

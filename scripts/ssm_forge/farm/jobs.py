@@ -140,12 +140,12 @@ def _needed(wanted: Sequence[Wanted]) -> dict[str, list[Wanted]]:
     """Cell's name -> those whose package its test installs: mamba-ssm's has causal-conv1d."""
     beside: dict[tuple[str, str], list[Wanted]] = {}
     for one in wanted:
-        beside.setdefault((one.cell.environment, one.cell.archs.tag), []).append(one)
+        beside.setdefault((one.cell.environment, one.cell.made), []).append(one)
     found = {}
     for one in wanted:
         projects = list(one.cell.variant.projects)
         before = projects[: projects.index(one.cell.project)]
-        others = beside[one.cell.environment, one.cell.archs.tag]
+        others = beside[one.cell.environment, one.cell.made]
         found[one.cell.name] = [other for other in others if other.cell.project in before]
     return found
 

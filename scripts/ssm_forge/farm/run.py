@@ -141,7 +141,7 @@ def _is_there(job: Job, options: Options, place: Workspace) -> bool:
 
 def _has_wheel(job: Job, options: Options, place: Workspace) -> bool:
     receipt = receipts.read(folder(place) / job.receipt)
-    made = receipt and options.wheels and options.wheels / f"{job.cell.row}-{job.cell.archs.tag}" / receipt.file
+    made = receipt and options.wheels and options.wheels / f"{job.cell.row}-{job.cell.made}" / receipt.file
     return bool(made and made.is_file() and receipt and sha256_of(made) == receipt.sha256)
 
 

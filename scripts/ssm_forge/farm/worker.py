@@ -71,7 +71,7 @@ class Work:
     def cell(self) -> Cell:
         facts = self.told["cell"]
         variant = variants.load(self.place.variants).get(facts["variant"], facts["source"])
-        return Cell(variant, facts["python"], ArchList.parse(facts["cuda_arch"]), facts["project"])
+        return Cell(variant, facts["python"], ArchList.parse(facts["cuda_arch"]), facts["project"], facts["kernels"])
 
     @property
     def request(self) -> BuildRequest:
@@ -88,6 +88,7 @@ class Work:
             jobs=self.cores,
             host_compiler=self.farm["host_compiler"],
             for_this_machine=False,
+            kernels=cell.kernels,
         )
 
 
@@ -238,7 +239,7 @@ def _wheel(work: Work) -> Outcome:
     if package is None:
         raise BuildError(f"{work.told['file']} is not in {work.place.channel}.", fix="Run the same command again.")
     cell = work.cell
-    folder = Path(work.farm["wheels"]) / f"{cell.row}-{cell.archs.tag}"
+    folder = Path(work.farm["wheels"]) / f"{cell.row}-{cell.made}"
     folder.mkdir(parents=True, exist_ok=True)
     return Outcome("made", wheel.from_conda(package, folder))
 

@@ -21,6 +21,7 @@ from ssm_forge.install import registry
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import Source, Variant
+from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package import read as inspection
 
 
@@ -32,7 +33,8 @@ class Row:
         pythons: Python minors that it exists for.
         available: those that can be made or fetched from here now.
         why_not: why the others can't; empty when all can.
-        built: ``py3.12: 8.0;9.0+PTX`` for each whole set of packages in the channel.
+        built: ``py3.12: 8.0;9.0+PTX`` for each whole set of packages in the channel; ``upstream`` after it for those
+            with upstream's kernels.
         installed: the prefixes that hold it.
     """
 
@@ -105,7 +107,7 @@ def _available(
 
 def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
     """What the channel holds of all projects, by variant and source."""
-    projects: dict[tuple[str, str, str, str], set[str]] = defaultdict(set)
+    projects: dict[tuple[str, str, str, str, str], set[str]] = defaultdict(set)
     for package in sorted((workspace.channel / SUBDIR).glob("*.conda")):
         try:
             made = inspection.provenance(package)
@@ -115,11 +117,12 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
             key = BuildKey.from_provenance(made)
         except ValueError:
             continue  # Not one of ours.
-        projects[key.variant, key.source, key.python, str(key.archs)].add(made["name"])
+        whose = "" if key.kernels == package_kernels.DEFAULT else f" {key.kernels}"
+        projects[key.variant, key.source, key.python, str(key.archs), whose].add(made["name"])
     found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
-    for (variant, source, python, archs), names in sorted(projects.items()):
+    for (variant, source, python, archs, whose), names in sorted(projects.items()):
         if names >= set(recipe.PROJECTS):
-            found[variant, source] += (f"py{python}: {archs}",)
+            found[variant, source] += (f"py{python}: {archs}{whose}",)
     return found
 
 

@@ -250,7 +250,8 @@ def _other_values(recorded: Recorded, place: Workspace) -> list[str]:
     row = next((v for v in matrix.variants if (v.name, v.source) == (said.variant, said.source)), None)
     if row is None or said.python not in row.pythons:
         return [f"recipes/variants.yaml has no {said.variant} ({said.source}) for Python {said.python}"]
-    here = row.key(said.python, said.archs, compiler=said.compiler if said.source == "bridge" else None)
+    compiler = said.compiler if said.source == "bridge" else None
+    here = row.key(said.python, said.archs, compiler=compiler, kernels=said.kernels)
     if here == said:
         return []
     return [
@@ -283,7 +284,7 @@ def _where_they_are(recorded: Recorded, place: Workspace) -> str:
 def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, place: Workspace, log: Log) -> None:
     """The bridge, and what the recipe's tests install beside the package: built as by the build task if missing."""
     needed = tuple(p for p in work.packages if p.name in recorded.requires)
-    costs = compile_costs.load(place, [p.name for p in needed] or [recorded.project])
+    costs = compile_costs.load(place, [p.name for p in needed] or [recorded.project], work.kernels)
     chosen = build_jobs.choose_jobs(jobs, costs)
     memory = build_jobs.memory_needed(chosen, costs)
     pipeline.make_packages(replace(work, packages=needed, jobs=chosen, memory=memory), place, log)
@@ -295,7 +296,7 @@ def _rebuild(
     if request.locked is None or offline.lacking([request], place):
         solver.require_reachable(work.channels)
     # Counted anew: what is needed has been built, and memory is what it was.
-    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(place, [request.project]))
+    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(place, [request.project], work.kernels))
     say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")
     with _compile_cache(on=cache):
         return builds.build(request, channel=channel, jobs=chosen, workspace=place, log=log)
@@ -310,6 +311,7 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspac
         prefix=prefix,
         jobs=jobs,
         for_this_machine=False,
+        kernels=recorded.key.kernels,
     )
     if options.source == "conda":
         return options

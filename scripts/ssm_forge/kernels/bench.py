@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ssm_forge.kernels import backends, machine
+from ssm_forge.kernels.as_upstream import NOTHING_TO_SWITCH
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 from ssm_forge.kernels.draws import DTYPES, environment
 from ssm_forge.kernels.extensions import Build, ConvInputs, ScanInputs
@@ -202,7 +203,10 @@ def compare_builds(mine: Build, other: Build, clock: Clock, dtypes: Sequence[str
 
 
 def compare_kernels(mine: Build, clock: Clock, dtypes: Sequence[str]) -> Iterator[Versus]:
-    """The scan's kernels as chosen by size against upstream's in the same build, from few channels to many."""
+    """The scan's kernels as chosen by size against upstream's in the same build, from few channels to many.
+
+    Nothing where the build has upstream's only.
+    """
     if not hasattr(mine.modules["selective_scan"], "calls"):
         return
     sizes = ((2, 2048, 256), (2, 2048, 1024), (2, 2048, 4096), (2, 2048, 16384), (64, 1536, 256), (8, 4096, 2048))
@@ -290,7 +294,10 @@ def run(
     document["rows"] = [row.as_dict() for row in rows]
     document["builds"] = [v.as_dict() for v in versus]
     document["not_run"] = left
-    document["checks"] = [c.as_dict() for c in targets(rows, versus)]
+    checks = targets(rows, versus)
+    if not hasattr(mine.modules["selective_scan"], "calls"):
+        checks.append(Check(NOTHING_TO_SWITCH.name, NOT_RUN, NOTHING_TO_SWITCH.skipped))
+    document["checks"] = [c.as_dict() for c in checks]
     return document
 
 
