@@ -222,6 +222,29 @@ def test_other_gpu_code_than_claimed_fails(prefix: Path, tmp_path: Path, monkeyp
     }
 
 
+@pytest.mark.parametrize(
+    ("build", "ours", "status", "detail"),
+    [
+        ("cuda130_py312_sm90_h0000000_5", True, "pass", "this project's"),
+        ("cuda130_py312_sm90_h0000000_5", False, "pass", "upstream's"),
+        ("upstream_cuda130_py312_sm90_h0000000_5", False, "pass", "claimed upstream's as they are, found upstream's"),
+        (
+            "upstream_cuda130_py312_sm90_h0000000_5",
+            True,
+            "fail",
+            "claimed upstream's as they are, found this project's",
+        ),
+    ],
+)
+def test_whose_kernels_a_package_has_is_shown_and_compared_with_its_name(
+    prefix: Path, build: str, ours: bool, status: str, detail: str
+) -> None:
+    compile_extension(prefix, "selective_scan_cuda", 'const char *name = "SSM_FORGE_KERNELS";' if ours else "")
+    record_all(prefix, build=build)
+    found = next(check for check in verify.verify(prefix).checks if check.name == "selective_scan_cuda: kernels")
+    assert (found.status, found.detail) == (status, detail)
+
+
 def test_a_build_string_that_claims_nothing_fails(prefix: Path) -> None:
     record_all(prefix, build="py312_0")
     assert "names no compute capability; the binary has sm90" in failures(prefix)["causal_conv1d_cuda: GPU code"]
