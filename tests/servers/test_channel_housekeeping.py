@@ -250,12 +250,8 @@ def test_coverage_shows_what_exists_and_what_is_missing(ours: Path) -> None:
 def test_coverage_tells_upstreams_kernels_from_ours(ours: Path) -> None:
     matrix = variants.load(workspace().variants)
     version = next(v for v in matrix.variants if v.name == "cu130").projects["mamba-ssm"]
-    make_package(
-        *(ours / "linux-64", "mamba-ssm"),
-        version=version,
-        build=f"upstream_{BUILD}",
-        depends=("pytorch 2.11.* *cuda*",),
-    )
+    build, depends = f"upstream_{BUILD}", ("pytorch 2.11.* *cuda*",)
+    make_package(ours / "linux-64", "mamba-ssm", version=version, build=build, depends=depends)
     channels.index(ours)
     found = coverage.items(open_source(str(ours)))
     assert sorted(item.label for item in found if item.version == version) == ["8.0;9.0+PTX", "8.0;9.0+PTX upstream"]
