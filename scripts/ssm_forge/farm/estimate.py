@@ -37,7 +37,7 @@ class Estimate:
         wall: seconds from the first job's start to the last one's end.
         cpu: CPU seconds.
         memory: bytes that its jobs are declared to take at the same time, on all machines, at the most.
-        disk: bytes that they need at the same time, at the most.
+        disk: bytes that they need at the same time, at the most; what is made of a toolchain or a torch stays.
         jobs: how many there are.
     """
 
@@ -101,7 +101,8 @@ def estimate(jobs: Sequence[Job], there: Sequence[Machine], *, at_once: int | No
         ended = by_name[name]
         free[place][0] += ended.need.cores
         free[place][1] += ended.need.memory
-        memory, disk = memory - ended.need.memory, disk - ended.need.disk
+        memory -= ended.need.memory
+        disk -= ended.need.disk if ended.kind == "package" else 0
         for other in after[name]:
             left[other].discard(name)
             if not left[other]:

@@ -116,6 +116,7 @@ def graph(
     pending = [one for one in possible if not one.done]
     compiled = {one.cell.objects for one in wanted if one.done}
     first: dict[str, str] = {}
+    fetched: set[str] = set()
     for one in pending:
         cell = one.cell
         leader = first.setdefault(cell.objects, cell.name)
@@ -123,9 +124,7 @@ def graph(
         shared = follows or (shares_objects and cell.objects in compiled)
         need = costs.package(cell, workspace, shared=shared, cores=limits.each, most=limits.cores, memory=limits.memory)
         _check_memory(cell, need, limits)
-        parts = _before(cell, workspace, limits, host_compiler)
-        found.update({job.name: job for job in parts if job.name not in found})
-        before = [job.name for job in parts] + ([leader] if follows else [])
+        before = _before(cell, workspace, limits, host_compiler, found, fetched) + ([leader] if follows else [])
         before += [other.cell.name for other in needed[cell.name] if not other.done]
         found[cell.name] = Job(cell.name, "package", one.digest, tuple(before), need, cell, one.file)
     if wheels:
@@ -164,28 +163,34 @@ def _check_memory(cell: Cell, need: Need, limits: Limits) -> None:
         )
 
 
-def _before(cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str) -> list[Job]:
-    """The toolchain and the torch of a package, where they are not there already."""
+def _before(
+    cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str, found: dict[str, Job], fetched: set[str]
+) -> list[str]:
+    """Names of the toolchain and the torch of a package, where they are not there already.
+
+    Args:
+        found: the jobs so far, to which they are added.
+        fetched: sha256 of what the jobs so far fetch, which is added to; Pythons share most of it.
+    """
+    toolchain_name, torch_name = f"toolchain.{cell.row}", f"torch.{cell.environment}"
+    if torch_name in found:
+        return [toolchain_name, torch_name]
     request = inputs.request(cell, host_compiler, workspace)
     download = disk = 0
     parts = inputs.origin_of(cell, host_compiler, workspace).parts
     if parts is not None:
-        download, disk = assemble.bytes_needed(parts, workspace)
-        if not disk:
+        if not assemble.bytes_needed(parts, workspace).disk:
             return []
+        download, disk = assemble.bytes_needed(parts, workspace, without=fetched)
+        fetched.update(artifact.sha256 for artifact in parts.artifacts)
     source = cell.variant.source
     locks = inputs.materials_of(request, workspace)
     known = inputs.text_digest([item for item in locks if item["role"].startswith("toolchain")])
-    toolchain = Job(
-        f"toolchain.{cell.row}",
-        "toolchain",
-        known,
-        (),
-        costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores),
-        cell,
-    )
+    need = costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores)
+    found.setdefault(toolchain_name, Job(toolchain_name, "toolchain", known, (), need, cell))
     need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=download, disk=disk)
-    return [toolchain, Job(f"torch.{cell.environment}", "torch", known, (toolchain.name,), need, cell)]
+    found[torch_name] = Job(torch_name, "torch", known, (toolchain_name,), need, cell)
+    return [toolchain_name, torch_name]
 
 
 def _wheel(one: Wanted, limits: Limits, *, pending: bool) -> Job:
