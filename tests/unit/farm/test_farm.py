@@ -142,14 +142,15 @@ def test_a_stopped_farm_leaves_no_job_and_nothing_half_made_and_the_next_one_com
     before, begun = made.packages(), len(made.begun())
     (made.recipes / "seconds").write_text("600")
 
-    def ignore() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def dispositions() -> None:
+        # Whatever the tests were started with.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-    with (made.folder / "stopped.log").open("wb") as told:
-        command, environment = made.command(*_ONE), made.environment
-        farm = subprocess.Popen(
-            command, env=environment, cwd=made.folder, stderr=told, preexec_fn=ignore if ignored else None
-        )
+    environment = made.environment
+    farm = subprocess.Popen(
+        made.command(*_ONE), env=environment, cwd=made.folder, stderr=subprocess.DEVNULL, preexec_fn=dispositions
+    )
     while len(made.begun()) == begun:
         assert farm.poll() is None
         time.sleep(0.1)
