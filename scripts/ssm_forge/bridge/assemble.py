@@ -151,11 +151,7 @@ class BytesNeeded(NamedTuple):
 
 
 def bytes_needed(parts: Parts, workspace: Workspace, without: Collection[str] = ()) -> BytesNeeded:
-    """What assembling these parts still takes, with what is cached and made already left out.
-
-    Args:
-        without: sha256 of files that something else fetches, and makes packages of, before.
-    """
+    """What assembling these parts still takes: what is cached and made is left out, and files ``without`` by sha256."""
     if _complete(parts, workspace):
         return BytesNeeded(0, 0)
     own = [artifact for artifact in parts.artifacts if artifact.sha256 not in without]
