@@ -8,7 +8,9 @@ export CUDA_HOME="${BUILD_PREFIX}"
 export CPATH=".host/targets/x86_64-linux/include:.host/targets/x86_64-linux/include/cccl:.host/include:.build/targets/x86_64-linux/include:.build/include"
 export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/targets/x86_64-linux/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
 costs="${RECIPE_DIR}/../compile-costs.txt"
-MAX_JOBS="$("${PYTHON}" "${RECIPE_DIR}/../common/jobs.py" "${costs}" "${EXTENSION}" "${CPU_COUNT}")"
+# Upstream's kernels are in fewer and larger files, which were measured, too.
+measured="${EXTENSION}${KERNELS:+@${KERNELS}}"
+MAX_JOBS="$("${PYTHON}" "${RECIPE_DIR}/../common/jobs.py" "${costs}" "${measured}" "${CPU_COUNT}")"
 export MAX_JOBS
 # The engine sets it to this build's folder, for the linker to take as rpath; replaced afterwards, it would still be
 # in the binary's build ID. These are the rpaths of the recipe.
@@ -44,7 +46,7 @@ printf '#!/bin/sh\nexport LINK_SPECS="%s" LINK_SYSROOT="%s"\nexec "%s" "%s" "$@"
 order="${RECIPE_DIR}/../common/order.py"
 mkdir -p "${SRC_DIR}/.tools/path"
 printf '#!/bin/sh\n[ ! -f build.ninja ] || "%s" "%s" "%s" "%s" build.ninja || exit\nexec "%s" "$@"\n' \
-    "${PYTHON}" "${order}" "${costs}" "${EXTENSION}" "${BUILD_PREFIX}/bin/ninja" >"${SRC_DIR}/.tools/path/ninja"
+    "${PYTHON}" "${order}" "${costs}" "${measured}" "${BUILD_PREFIX}/bin/ninja" >"${SRC_DIR}/.tools/path/ninja"
 chmod +x "${SRC_DIR}/.tools/nvcc" "${SRC_DIR}/.tools/g++" "${SRC_DIR}/.tools/path/ninja"
 export PATH="${SRC_DIR}/.tools/path:${PATH}"
 export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"

@@ -42,6 +42,7 @@ def kernels(
     requires: tuple[str, ...] = ("torch",),
     metadata: str = "",
     tree: str = "",
+    whose: str = "",
     files: dict[str, str] | None = None,
 ) -> Path:
     """A finished package in ``folder``.
@@ -52,6 +53,7 @@ def kernels(
         requires: upstream's Requires-Dist.
         metadata: more lines of METADATA.
         tree: sha256 of the source tree that it is from; empty for a release.
+        whose: how its build string begins, ``upstream_`` for upstream's kernels.
         files: more files, by their path in the package.
     """
     tag = "sm" + archs.replace("+PTX", "ptx").replace(".", "").replace(";", "_sm")
@@ -88,7 +90,7 @@ def kernels(
             assemble_package(
                 name=name,
                 version=version,
-                build_string=f"cuda130_py{DIGITS}_{tag}_h0000000_{number}",
+                build_string=f"{whose}cuda130_py{DIGITS}_{tag}_h0000000_{number}",
                 build_number=number,
                 target_platform="linux-64",
                 output_dir=str(Path(scratch) / "out"),

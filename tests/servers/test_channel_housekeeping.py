@@ -247,6 +247,16 @@ def test_coverage_shows_what_exists_and_what_is_missing(ours: Path) -> None:
     assert not any("unrelated" in json.dumps(r) for r in told)
 
 
+def test_coverage_tells_upstreams_kernels_from_ours(ours: Path) -> None:
+    matrix = variants.load(workspace().variants)
+    version = next(v for v in matrix.variants if v.name == "cu130").projects["mamba-ssm"]
+    build, depends = f"upstream_{BUILD}", ("pytorch 2.11.* *cuda*",)
+    make_package(ours / "linux-64", "mamba-ssm", version=version, build=build, depends=depends)
+    channels.index(ours)
+    found = coverage.items(open_source(str(ours)))
+    assert sorted(item.label for item in found if item.version == version) == ["8.0;9.0+PTX", "8.0;9.0+PTX upstream"]
+
+
 class Page(HTMLParser):
     """Reads a page, and fails on a tag that is not closed."""
 

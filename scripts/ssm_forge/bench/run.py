@@ -33,6 +33,7 @@ from ssm_forge.channel import folder as channel
 from ssm_forge.flow import plan, planning
 from ssm_forge.manifest import recipe
 from ssm_forge.package import gpu_code
+from ssm_forge.package.kernels import DEFAULT, Kernels
 from ssm_forge.package.write import read_json
 
 Document = dict[str, Any]
@@ -48,6 +49,7 @@ class Target:
     Attributes:
         second: another Python, for which objects of the first are reused.
         jobs: parallel compilers, None for what fits the machine.
+        kernels: ours, or upstream's as they are.
     """
 
     variant: str
@@ -57,6 +59,7 @@ class Target:
     source: str
     jobs: int | None = None
     host_compiler: str = "auto"
+    kernels: Kernels = DEFAULT
 
     def options(self, python: str) -> plan.Options:
         """What the planner is asked for, with one of the two Pythons."""
@@ -68,12 +71,13 @@ class Target:
             jobs=self.jobs,
             host_compiler=self.host_compiler,
             for_this_machine=False,
+            kernels=self.kernels,
         )
 
     def arguments(self, python: str) -> list[str]:
         """The same as words of the command line."""
         words = ["--variant", self.variant, "--python", python, "--cuda-arch", self.cuda_arch, "--source", self.source]
-        words += ["--host-compiler", self.host_compiler]
+        words += ["--host-compiler", self.host_compiler, "--kernels", self.kernels]
         return words + (["--jobs", str(self.jobs)] if self.jobs else [])
 
 

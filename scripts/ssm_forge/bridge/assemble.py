@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,12 +150,13 @@ class BytesNeeded(NamedTuple):
     disk: int
 
 
-def bytes_needed(parts: Parts, workspace: Workspace) -> BytesNeeded:
-    """What assembling these parts still takes, with what is cached and made already left out."""
+def bytes_needed(parts: Parts, workspace: Workspace, without: Collection[str] = ()) -> BytesNeeded:
+    """What assembling these parts still takes: what is cached and made is left out, and files ``without`` by sha256."""
     if _complete(parts, workspace):
         return BytesNeeded(0, 0)
-    download = sum(a.size for a in missing(parts.artifacts, workspace))
-    total = sum(a.size for a in parts.artifacts)
+    own = [artifact for artifact in parts.artifacts if artifact.sha256 not in without]
+    download = sum(a.size for a in missing(own, workspace))
+    total = sum(a.size for a in own)
     return BytesNeeded(download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
 
 

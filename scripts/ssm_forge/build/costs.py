@@ -14,10 +14,14 @@ from ssm_forge.base.files import write_whole
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build.schedule import Job, longest_first
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
+from ssm_forge.package.kernels import DEFAULT, Kernels
 
+# Follows the extension's name where the files are upstream's as they are.
+_UPSTREAM = "@upstream"
 _HEADER = (
     "# What compiling each source file takes for one capability: CPU seconds, and the peak memory of its compilers",
     "# in megabytes. Written by './run bench build --record'; decides the order and number of parallel compilers.",
+    "# Those of upstream's kernels as they are (@upstream) come from its own build, 'bench build --same-capability'.",
 )
 
 
@@ -27,14 +31,14 @@ def path(workspace: Workspace) -> Path:
     return workspace.recipes / "compile-costs.txt"
 
 
-def load(workspace: Workspace, projects: Iterable[str] = PROJECTS) -> list[Job]:
+def load(workspace: Workspace, projects: Iterable[str] = PROJECTS, kernels: Kernels = DEFAULT) -> list[Job]:
     """The compiler runs of the projects' source files, with what each took.
 
     Raises:
         BuildError: when the file is missing, is damaged, or has nothing on one of the projects.
     """
     file = path(workspace)
-    wanted = {EXTENSIONS[project] for project in projects}
+    wanted = {EXTENSIONS[project] + _UPSTREAM * (kernels == "upstream") for project in projects}
     jobs: list[Job] = []
     extensions = set()
     try:
@@ -52,11 +56,16 @@ def load(workspace: Workspace, projects: Iterable[str] = PROJECTS) -> list[Job]:
 
 
 def write(workspace: Workspace, costs: Mapping[str, Sequence[Job]]) -> Path:
-    """Write what was measured (extension -> the compiler runs of its files), and return the file."""
+    """Write what was measured of our kernels (extension -> the compiler runs of its files), and return the file.
+
+    Lines about upstream's kernels stay.
+    """
+    file = path(workspace)
     lines = list(_HEADER)
     for extension, jobs in sorted(costs.items()):
         for job in longest_first(jobs):
             lines.append(f"{extension} {job.name} {job.seconds:.1f} {-(-job.memory_bytes // 1_000_000)}")
-    file = path(workspace)
+    before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines += [line for line in before if line.partition(" ")[0].endswith(_UPSTREAM)]
     write_whole(file, ("\n".join(lines) + "\n").encode())
     return file

@@ -22,6 +22,7 @@ from ssm_forge.build import provenance as materials
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
+from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import read as inspection
 from ssm_forge.package.read import PROVENANCE
@@ -62,12 +63,13 @@ def finalize(
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
         if solved is None:
             solved = materials.solved(Path(scratch)) if key.source == "conda" else []
-        facts = _facts(libraries, project, key.archs)
+        facts = _facts(libraries, project, key)
     provenance = {
         "format": FORMAT,
         "name": project,
         "recipe_sha256": recipe.digest(project, workspace),
         "variant": key.to_provenance(),
+        **({"kernels": key.kernels} if key.kernels != package_kernels.DEFAULT else {}),
         "materials": materials.collect(rendered, key, workspace, compiler_lock=compiler_lock, packages=solved),
         **({"compiler": compiler} if compiler else {}),
         **facts,
@@ -81,16 +83,21 @@ def finalize(
     return target
 
 
-def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, Any]:
+def _facts(libraries: list[Path], project: str, key: BuildKey) -> dict[str, Any]:
     extension = recipe.EXTENSIONS[project]
     built = [path for path in libraries if path.name.startswith(f"{extension}.")]
     if not built:
         raise BuildError(f"{project} was built without {extension}.")
     archs = elf.gpu_code(built[0])
-    if archs != wanted:
+    if archs != key.archs:
         raise BuildError(
-            f"{extension} holds {archs.tag}, but {wanted.tag} was asked for.",
+            f"{extension} holds {archs.tag}, but {key.archs.tag} was asked for.",
             fix="The recipe's patches no longer set the compute capabilities; please report this.",
+        )
+    if key.kernels == "upstream" and package_kernels.found(built[0], extension) != "upstream":
+        raise BuildError(
+            f"{extension} holds kernels of this project, but upstream's were asked for.",
+            fix="The recipe no longer leaves out all patches of the kernels; please report this.",
         )
     return {"cuda_arch_list": str(archs), "glibc": checked_glibc(libraries)}
 
@@ -116,6 +123,7 @@ def edited(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
     kept = {name: data for name, data in files.items() if not name.startswith("info/recipe/")}
     index = json.loads(kept["info/index.json"])
     index["timestamp"] = EPOCH * 1000
+    _tell_whose_kernels(index)
     depends = [spec for spec in index["depends"] if not spec.startswith("__glibc")]
     index["depends"] = sorted({*depends, f"__glibc >={provenance['glibc']},<3.0.a0"})
     tell_the_solver(index, ArchList.parse(provenance["cuda_arch_list"]))
@@ -142,6 +150,20 @@ def tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:
     spec = f"__cuda_arch {archs.gpu_range}"
     if archs.is_portable:
         index["constrains"] = sorted([*index.get("constrains", []), spec])
-        index["track_features"] = "cuda_arch_portable"
+        _track(index, "cuda_arch_portable")
     else:
         index["depends"] = sorted([*index["depends"], spec])
+
+
+def _tell_whose_kernels(index: dict[str, Any]) -> None:
+    """Let upstream's kernels give way to ours, of whatever revision, and older ones of theirs to newer ones.
+
+    Their build number is 0 already, for where ours have a feature too. Being all 0, they are told apart by the time.
+    """
+    if package_kernels.claimed(index["build"]) == "upstream":
+        _track(index, "upstream_kernels")
+        index["timestamp"] += package_kernels.revision(index["build"]) * 1000
+
+
+def _track(index: dict[str, Any], feature: str) -> None:
+    index["track_features"] = " ".join([*filter(None, [index.get("track_features")]), feature])

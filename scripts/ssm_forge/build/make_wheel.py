@@ -19,7 +19,8 @@ from ssm_forge.build import provenance as materials
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.package import libraries as elf
 from ssm_forge.package import wheel
-from ssm_forge.package.pip_torch import Torch, local_version, page, torch_of
+from ssm_forge.package.kernels import claimed, revision
+from ssm_forge.package.pip_torch import Of, Torch, local_part, local_version, page, torch_of
 from ssm_forge.package.read import Material
 from ssm_forge.package.write import dump_json, read_json
 
@@ -63,17 +64,21 @@ def make(package: Path, folder: Path) -> Path:
         glibc = _glibc(path for name, path in kept.items() if name.endswith(".so"))
         contents = {name: path.read_bytes() for name, path in kept.items()}
     old_metadata = contents.pop(f"{old_info}/METADATA")
-    version = local_version(str(index["version"]), torch, tree["sha256"] if tree else "")
-    requires = _requirements(old_metadata, index["depends"], torch)
+    more = local_part(index["build"], tree["sha256"] if tree else "")
+    version = local_version(str(index["version"]), torch, more)
+    # Of the projects, mamba-ssm's causal-conv1d: with upstream's kernels too, or ours; a fork takes ours.
+    beside = torch.local + ("" if tree else more)
+    requires = _requirements(old_metadata, index["depends"], torch, beside)
     distribution = old_info.removesuffix(".dist-info").rpartition("-")[0]
     info = f"{distribution}-{version}.dist-info"
     contents = {re.sub(f"^{re.escape(old_info)}/", f"{info}/", name): data for name, data in contents.items()}
     contents[f"{info}/METADATA"] = _metadata(old_metadata, version, requires)
     tag = f"{wheel.python_tag(index)}-manylinux_{glibc[0]}_{glibc[1]}_x86_64"
-    build_number = int(index["build_number"]) + (_PORTABLE if archs.is_portable else 0)
+    build_number = revision(index["build"]) + (_PORTABLE if archs.is_portable else 0)
     build_tag = f"{build_number}_{archs.tag}"
     contents[f"{info}/WHEEL"] = wheel.about(tag, build_tag)
-    made_for = {"torch": torch.version, "cuda": torch.cuda, "page": page(torch, tree=bool(tree))}
+    of: Of = "tree" if tree else "upstream" if claimed(index["build"]) == "upstream" else "release"
+    made_for = {"torch": torch.version, "cuda": torch.cuda, "page": page(torch, of)}
     contents[f"{info}/{wheel.ORIGIN}"] = dump_json({**origin, **made_for})
     contents[f"{info}/{SBOM}"] = dump_json(_sbom(index, version, requires, origin["made_from"].get("materials") or []))
     target = folder / f"{distribution}-{version}-{build_tag}-{tag}.whl"
@@ -89,8 +94,12 @@ def _glibc(libraries: Iterable[Path]) -> tuple[int, int]:
     return major, minor
 
 
-def _requirements(metadata: bytes, depends: Sequence[str], torch: Torch) -> list[str]:
-    """Upstream's requirements, narrowed by those of the conda package that PyPI knows by name."""
+def _requirements(metadata: bytes, depends: Sequence[str], torch: Torch, local: str) -> list[str]:
+    """Upstream's requirements, narrowed by those of the conda package that PyPI knows by name.
+
+    Args:
+        local: local version of the other project's wheel.
+    """
     narrowed: dict[str, SpecifierSet] = {}
     for spec in depends:
         name, _, rest = spec.partition(" ")
@@ -98,7 +107,7 @@ def _requirements(metadata: bytes, depends: Sequence[str], torch: Torch) -> list
             key = _ON_PYPI[name]
             version = rest.split(" ")[0]
             if name in PROJECTS and version.startswith("=="):
-                version += f"+{torch.local}"
+                version += f"+{local}"
             narrowed[key] = narrowed.get(key, SpecifierSet()) & _specifier(version)
     # The exact minor, and not the bounds beside it that say less.
     narrowed["torch"] = SpecifierSet(f"=={torch.version}.*")

@@ -20,6 +20,7 @@ from ssm_forge.channel.index import COMPLETE, IndexRecord
 from ssm_forge.channel.source import ChannelSource, records
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.variants import Matrix
+from ssm_forge.package.kernels import DEFAULT, Kernels, claimed
 
 _BUILD = re.compile(r"cuda(\d+?)(\d)_py(\d)(\d+)_((?:sm|compute).*)_h[0-9a-f]+_\d+$")
 _TORCH = re.compile(r"pytorch (?:==)?(\d+\.\d+)")
@@ -35,6 +36,7 @@ class Item:
         archs: compute capabilities in the binary, ``8.0;9.0+PTX``.
         size: bytes of the file.
         signed: whether a signed statement lies beside it.
+        kernels: ours, or upstream's as they are.
     """
 
     filename: str
@@ -47,11 +49,13 @@ class Item:
     size: int
     signed: bool
     kind: Literal["conda", "wheel"] = "conda"
+    kernels: Kernels = DEFAULT
 
     @property
     def label(self) -> str:
-        """What a cell of the table shows: the capabilities, and whether it is a wheel."""
-        return f"{self.archs} (wheel)" if self.kind == "wheel" else self.archs
+        """What a cell of the table shows: the capabilities, whose kernels, and whether it is a wheel."""
+        whose = " upstream" if self.kernels == "upstream" else ""
+        return f"{self.archs}{whose}{' (wheel)' if self.kind == 'wheel' else ''}"
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def _item(filename: str, record: IndexRecord) -> Item | None:
         archs=str(ArchList.from_tag(tag)),
         size=record.size or 0,
         signed=bool(record.attestations_sha256),
+        kernels=claimed(record.build),
     )
 
 

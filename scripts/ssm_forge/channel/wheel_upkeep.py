@@ -23,9 +23,9 @@ from ssm_forge.channel.mirror import Mirrored, download
 from ssm_forge.channel.prune import Pruned
 from ssm_forge.channel.simple_index import STATEMENT, Entry
 from ssm_forge.channel.source import ChannelSource, FolderSource, measure
+from ssm_forge.package.kernels import DEFAULT
+from ssm_forge.package.pip_torch import page_of, torch_of_page
 from ssm_forge.package.read_wheel import FOLDER, PAGE, Name, inspect, parse
-
-_TREES = "-trees"
 
 
 class ProjectPage(NamedTuple):
@@ -224,7 +224,7 @@ def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
 
 def _superseded(channel: Path, page: str, listing: Listing, keep: int) -> list[str]:
     parsed = {name: parse(name) for listed_on, entries in listing.items() if listed_on.page == page for name in entries}
-    if page.endswith(_TREES):
+    if page_of(page) == "tree":
         return []
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for name, named in parsed.items():
@@ -340,23 +340,25 @@ def items(source: ChannelSource) -> list[Item]:
     """The wheels that a channel lists, for the table of what it covers; those of source trees are on no row of it."""
     wheels = []
     for (page, project), entries in sorted(listed(source).items()):
-        cuda, torch = page.removesuffix(_TREES).removeprefix("cu").split("-torch")
+        torch = torch_of_page(page)
+        of = page_of(page)
         for name, entry in sorted(entries.items()):
             named = parse(name)
-            if page.endswith(_TREES):
+            if of == "tree":
                 continue
             wheels.append(
                 Item(
                     filename=name,
                     name=project,
                     version=named.public,
-                    cuda=f"{cuda[:-1]}.{cuda[-1]}",
-                    torch=f"{torch[0]}.{torch[1:]}",
+                    cuda=torch.cuda,
+                    torch=torch.version,
                     python=named.python,
                     archs=str(named.archs),
                     size=int(entry["size"]),
                     signed=STATEMENT in entry,
                     kind="wheel",
+                    kernels="upstream" if of == "upstream" else DEFAULT,
                 )
             )
     return wheels

@@ -18,6 +18,7 @@ from ssm_forge.build import costs as compile_costs
 from ssm_forge.commands.install_mamba import target_options
 from ssm_forge.existing import check
 from ssm_forge.existing.plan import applies
+from ssm_forge.package.kernels import DEFAULT, Kernels
 from ssm_forge.verify import gpu
 from ssm_forge.verify import installed as verify
 
@@ -102,6 +103,7 @@ def build(
     python: str | None,
     cuda_arch: str | None,
     source: str,
+    kernels: Kernels,
     jobs: int | None,
     host_compiler: str,
     second_python: str,
@@ -113,16 +115,19 @@ def build(
     as_json: bool,
 ) -> None:
     """Time builds: cold, warm, for a second Python, from the channel; memory, sizes, and where the time goes."""
+    # Long: its arguments are the options, and each is handed on once.
     from importlib.util import find_spec
 
     if plot is not None and find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib.", fix="Leave --plot out, or draw it from the JSON elsewhere.")
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise UsageError(f"{keep} is not empty.", fix="Name another folder with --keep.")
+    if record and kernels != DEFAULT:
+        raise UsageError("--record is about this project's kernels.", fix="Leave --kernels out, or --record.")
     workspace = paths.workspace()
     workspace.cache.mkdir(parents=True, exist_ok=True)
     target = build_bench.Target(
-        variant, python or "3.12", second_python, cuda_arch or "9.0", source, jobs, host_compiler
+        variant, python or "3.12", second_python, cuda_arch or "9.0", source, jobs, host_compiler, kernels
     )
     kinds: list[build_baseline.Kind] = ["same capability"] if same_capability or baseline else []
     kinds += ["default"] if baseline else []

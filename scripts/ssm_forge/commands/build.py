@@ -12,10 +12,11 @@ from click.core import ParameterSource
 from ssm_forge.base import arch, paths
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.ui import open_log, out, say
-from ssm_forge.commands.install_mamba import target_options, tree_option
+from ssm_forge.commands.install_mamba import require_no_kernels, target_options, tree_option
 from ssm_forge.flow import fitting
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
+from ssm_forge.package.kernels import Kernels
 from ssm_forge.solve import recipes as solving
 from ssm_forge.solve.recipes import SolvedEnvironment
 from ssm_forge.trees import job
@@ -54,6 +55,7 @@ def build(
     python: str | None,
     cuda_arch: str | None,
     source: str,
+    kernels: Kernels,
     jobs: int | None,
     host_compiler: str,
     solve_only: bool,
@@ -65,15 +67,16 @@ def build(
     as_json: bool,
 ) -> None:
     """Build what the channel lacks of a variant, for any GPU, and install nothing; or only solve what it needs."""
+    # Long: its arguments are the options, and each is handed on once.
     if solve_only:
         if source == "bridge":
             raise UsageError(
                 "--solve-only is for the conda channels; the bridge has what its locks name.",
                 fix="Leave --source bridge out.",
             )
-        _solve_only(variant, python, cuda_arch, snapshot, show_all=show_all, as_json=as_json)
+        _solve_only(variant, python, cuda_arch, kernels, snapshot, show_all=show_all, as_json=as_json)
         return
-
+    require_no_kernels(kernels, trees)
     fitting.require_architecture()
     options = Options(
         variant=variant,
@@ -83,6 +86,7 @@ def build(
         jobs=jobs,
         host_compiler=host_compiler,
         for_this_machine=False,
+        kernels=kernels,
     )
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     if env is not None and (named or source != "auto"):
@@ -104,6 +108,7 @@ def _solve_only(
     variant: str,
     python_version: str | None,
     cuda_arch: str | None,
+    kernels: Kernels,
     snapshot: Path | None,
     *,
     show_all: bool,
@@ -123,7 +128,8 @@ def _solve_only(
         gpus=(),
     )
     with open_log(workspace.logs, f"solve-{variant}") as log:
-        solved = solving.solve_recipes(row, python, archs, workspace=workspace, snapshot=snapshot)
+        key = row.key(python, archs, kernels=kernels)
+        solved = solving.solve_recipes(row, key, workspace=workspace, snapshot=snapshot)
         for environment in solved:
             log(f"{environment.package}: {environment.kind}: {', '.join(environment.requested)}")
             log("\n".join(f"  {r.url}" for r in environment.records))

@@ -32,7 +32,7 @@ _EXECUTORS = ("local", "slurm", "kubernetes", "cluster-generic")
     default="",
     metavar="EXPR",
     help="Which packages: 'variant=cu118,cu130 python!=3.10 project=mamba*'; keys are variant, source, python, "
-    "project, cuda, torch.  [default: the whole matrix]",
+    "project, cuda, torch, kernels.  [default: the whole matrix, with kernels=forge]",
 )
 @click.option(
     "--cuda-arch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ from ssm_forge.flow import advice, fitting, pipeline
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import DEFAULT_VARIANT
+from ssm_forge.package.kernels import DEFAULT, KERNELS, Kernels
 from ssm_forge.trees import install as installing
 
 
@@ -40,6 +42,13 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
                 default="auto",
                 show_default=True,
                 help="Where dependencies come from.",
+            ),
+            click.option(
+                "--kernels",
+                type=click.Choice(KERNELS),
+                default=DEFAULT,
+                show_default=True,
+                help="upstream: their kernels as they are, none of our patches to what runs.",
             ),
             click.option("--jobs", type=click.IntRange(min=1), help="Parallel compilers.  [default: what fits]"),
             click.option(
@@ -65,6 +74,19 @@ def tree_option(command: click.decorators.FC) -> click.decorators.FC:
         metavar="DIR|URL|FILE",
         help="Build this instead: a fork, an old release, any setup.py with a CUDAExtension. May be repeated.",
     )(command)
+
+
+def require_no_kernels(kernels: Kernels, trees: Sequence[str]) -> None:
+    """Refuse a choice of kernels for source trees, which have their own.
+
+    Raises:
+        UsageError: when upstream's are asked for.
+    """
+    if trees and kernels != DEFAULT:
+        raise UsageError(
+            f"--kernels {kernels} is about the patches of this project's recipes; {trees[0]} is built as it is.",
+            fix="Leave --kernels out, or --source-tree.",
+        )
 
 
 def trust_option(command: click.decorators.FC) -> click.decorators.FC:
@@ -110,6 +132,7 @@ def install_mamba(
     python: str | None,
     cuda_arch: str | None,
     source: str,
+    kernels: Kernels,
     jobs: int | None,
     host_compiler: str,
     prefix: Path | None,
@@ -134,6 +157,7 @@ def install_mamba(
     if trees and wishes.releases:
         name = next(iter(wishes.releases))
         raise UsageError(f"--source-tree is built instead of {name}.", fix=f"Leave --{name} out.")
+    require_no_kernels(kernels, trees)
     options = Options(
         variant=variant,
         python=python,
@@ -144,6 +168,7 @@ def install_mamba(
         host_compiler=host_compiler,
         channels=channels,
         trust=trust,
+        kernels=kernels,
     )
     existing = applies(prefix, workspace(), target)
     require_existing(existing, {"--target": target, "--mamba-ssm": mamba_ssm, "--causal-conv1d": causal_conv1d})

@@ -50,6 +50,7 @@ def _library_checks(
         verify.checked(f"{extension}: libraries and symbols", lambda: _links(library, existing, env_torch)),
         verify.checked(f"{extension}: GPU code", lambda: verify.gpu_code(library, record["build"])),
         verify.checked(f"{extension}: glibc", lambda: verify.glibc(library, record["depends"])),
+        verify.checked(f"{extension}: kernels", lambda: verify.whose_kernels(extension, library, record["build"])),
         verify.checked(f"{extension}: torch", lambda: _made_for(record, env_torch)),
     ]
 

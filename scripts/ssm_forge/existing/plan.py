@@ -157,7 +157,7 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
     toolkit = assemble.find_toolkit(variant, existing.minor, workspace, newer_ptxas=newer)
     parts = _parts(existing, env_torch, row, env_needs, toolkit, options.host_compiler, matrix, workspace)
     channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
-    key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major))
+    key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major), kernels=options.kernels)
     compiler = compiler_of(variant, parts, workspace)
     packages = tuple(
         _package(BuildRequest(recipe.render(name, key, workspace), key, channel_list, *compiler), existing, workspace)

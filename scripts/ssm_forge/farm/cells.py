@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -9,8 +10,9 @@ from fnmatch import fnmatchcase
 from ssm_forge.base.arch import ArchList, resolve
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.manifest.variants import Matrix, Source, Variant
+from ssm_forge.package.kernels import DEFAULT, KERNELS, Kernels
 
-KEYS = ("variant", "source", "python", "project", "cuda", "torch")
+KEYS = ("variant", "source", "python", "project", "cuda", "torch", "kernels")
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Cell:
         python: minor version, ``3.12``.
         archs: compute capabilities that the kernels are made for.
         project: recipe name.
+        kernels: ours, or upstream's as they are.
     """
 
     variant: Variant
     python: str
     archs: ArchList
     project: str
+    kernels: Kernels = DEFAULT
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -40,6 +44,7 @@ class Cell:
             "project": self.project,
             "cuda": row.cuda,
             "torch": row.torch,
+            "kernels": self.kernels,
         }
 
     @property
@@ -55,27 +60,33 @@ class Cell:
     @property
     def objects(self) -> str:
         """What shares compiled objects, all Pythons: ``mamba-ssm.cu130-bridge-sm90``."""
-        return f"{self.project}.{self.row}-{self.archs.tag}"
+        return f"{self.project}.{self.row}-{self.made}"
 
     @property
     def name(self) -> str:
         """What no other cell is called: ``mamba-ssm.cu130-bridge-py312-sm90``."""
-        return f"{self.project}.{self.environment}-{self.archs.tag}"
+        return f"{self.project}.{self.environment}-{self.made}"
+
+    @property
+    def made(self) -> str:
+        """What tells packages of one project in one environment apart: ``sm90``, ``sm90-upstream``."""
+        return self.archs.tag if self.kernels == DEFAULT else f"{self.archs.tag}-{self.kernels}"
 
 
 def every(matrix: Matrix, projects: Sequence[str], archs: Sequence[str] = ()) -> list[Cell]:
-    """All cells of a matrix: each row, Python and project, once for each list of capabilities.
+    """All cells of a matrix: each row, Python, project and choice of kernels, once for each list of capabilities.
 
     Args:
         projects: recipe names.
         archs: lists of compute capabilities as ``--cuda-arch`` takes them; the row's default where there are none.
     """
     return [
-        Cell(variant, python, chosen, project)
+        Cell(variant, python, chosen, project, kernels)
         for variant in matrix.variants
         for chosen in _archs(variant, archs)
         for python in variant.pythons
         for project in projects
+        for kernels in KERNELS
     ]
 
 
@@ -98,12 +109,14 @@ def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
     """The cells that every term of an expression holds for.
 
     Terms stand side by side: ``variant=cu118,cu130 python!=3.10 project=mamba*``. A term's values are alternatives, and
-    may be patterns.
+    may be patterns. An expression without ``kernels`` selects none of upstream's.
 
     Raises:
         UsageError: for a key, or a value, that no cell has, or when nothing is left; lists what there is.
     """
     left = list(cells)
+    if not any(re.match("kernels!?=", term) for term in expression.split()):
+        left = [cell for cell in left if cell.kernels == DEFAULT]
     for term in expression.split():
         holds = _term(term, cells)
         left = [cell for cell in left if holds(cell)]

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ssm_forge.base.errors import UsageError
 from ssm_forge.farm.cells import Cell
+from ssm_forge.package.kernels import Kernels
 
 Format = Literal["github", "gitlab"]
 FORMATS: tuple[Format, ...] = ("github", "gitlab")
@@ -29,6 +30,7 @@ class Entry:
     python: str
     archs: str
     tag: str
+    kernels: Kernels
 
 
 def entries(cells: Sequence[Cell], format_: Format) -> list[Entry]:
@@ -37,7 +39,7 @@ def entries(cells: Sequence[Cell], format_: Format) -> list[Entry]:
     Raises:
         UsageError: when they are more than the service takes.
     """
-    jobs = list(dict.fromkeys(Entry(cell.variant.name, cell.python, str(cell.archs), cell.archs.tag) for cell in cells))
+    jobs = list(dict.fromkeys(Entry(c.variant.name, c.python, str(c.archs), c.made, c.kernels) for c in cells))
     if len(jobs) > _MOST_JOBS[format_]:
         raise UsageError(
             f"{len(jobs)} jobs: a matrix on {format_} has at most {_MOST_JOBS[format_]}.",
@@ -58,7 +60,8 @@ def workflow(cells: Sequence[Cell], format_: Format) -> str:
 
 def _github(jobs: Sequence[Entry]) -> str:
     include = "\n".join(
-        f'          - {{ variant: {job.variant}, python: "{job.python}", archs: "{job.archs}", tag: {job.tag} }}'
+        f'          - {{ variant: {job.variant}, python: "{job.python}", archs: "{job.archs}", tag: {job.tag}, '
+        f"kernels: {job.kernels} }}"
         for job in jobs
     )
     return _GITHUB.replace("@INCLUDE@", include).replace("@PIXI@", _PIXI)
@@ -66,7 +69,8 @@ def _github(jobs: Sequence[Entry]) -> str:
 
 def _gitlab(jobs: Sequence[Entry]) -> str:
     matrix = "\n".join(
-        f'      - {{ VARIANT: "{job.variant}", PYTHON: "{job.python}", ARCHS: "{job.archs}", TAG: "{job.tag}" }}'
+        f'      - {{ VARIANT: "{job.variant}", PYTHON: "{job.python}", ARCHS: "{job.archs}", TAG: "{job.tag}", '
+        f'KERNELS: "{job.kernels}" }}'
         for job in jobs
     )
     return _GITLAB.replace("@MATRIX@", matrix).replace("@PIXI@", _PIXI)
@@ -123,11 +127,14 @@ jobs:
             ccache-${{ matrix.variant }}-${{ matrix.tag }}-${{ matrix.python }}-
             ccache-${{ matrix.variant }}-${{ matrix.tag }}-
       # Only in variables, which no shell takes for a command.
-      - run: pixi run farm --source conda --select "variant=$VARIANT python=$PYTHON" --cuda-arch "$ARCHS"
+      - run: >-
+          pixi run farm --source conda --select "variant=$VARIANT python=$PYTHON kernels=$KERNELS"
+          --cuda-arch "$ARCHS"
         env:
           VARIANT: ${{ matrix.variant }}
           PYTHON: ${{ matrix.python }}
           ARCHS: ${{ matrix.archs }}
+          KERNELS: ${{ matrix.kernels }}
       - uses: actions/upload-artifact@v4
         with:
           name: packages-${{ matrix.variant }}-py${{ matrix.python }}-${{ matrix.tag }}
@@ -214,7 +221,8 @@ build:
         files: [pixi.lock]
       paths: [.pixi-cache]
   script:
-    - pixi run --locked farm --source conda --select "variant=$VARIANT python=$PYTHON" --cuda-arch "$ARCHS"
+    - pixi run --locked farm --source conda --select "variant=$VARIANT python=$PYTHON kernels=$KERNELS"
+      --cuda-arch "$ARCHS"
   artifacts:
     when: always
     paths:

@@ -15,8 +15,8 @@ from ssm_forge.farm.cells import Cell
 # Seen beside the compilers in a build from the bridge: solving, two environments, pip, tests, packing
 # (docs/results/2026-11-25-builds).
 PACKAGE_SECONDS = 14.0
-# What is still to download comes on top, at this many bytes a second. The bridge's toolchain was measured (5 s of CPU);
-# the others are guesses, on the safe side.
+# What is still to download comes on top, at this many bytes a second. The bridge's took 5 s
+# of CPU, and 94 to 114 partly on several cores; the others are guesses, on the safe side.
 TOOLCHAIN_SECONDS = {"bridge": 10.0, "conda": 30.0}
 TORCH_SECONDS = {"bridge": 90.0, "conda": 60.0}
 DOWNLOAD_BYTES_PER_SECOND = 50_000_000
@@ -64,7 +64,7 @@ def compiles(cell: Cell, workspace: Workspace, *, shared: bool) -> list[Compile]
     # cicc and ptxas run once for each capability; C++ files do not know of any.
     times = max(1, len(set(cell.archs.sass) | set(cell.archs.ptx)))
     compilers = []
-    for job in compile_costs.load(workspace, [cell.project]):
+    for job in compile_costs.load(workspace, [cell.project], cell.kernels):
         is_kernel = job.name.endswith(".cu")
         if not (is_kernel and shared):
             compilers.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory_bytes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from ssm_forge.base import locks
 from ssm_forge.base.errors import MachineError, NetworkError
@@ -23,6 +26,8 @@ _LOCK_FILE = Path("scripts/farm.lock")
 # Snakemake 9 runs on it and newer ones.
 _OLDEST_PYTHON = (3, 11)
 _POLL_SECONDS = 0.5
+# What stopping may take: jobs of a cluster are cancelled one after the other.
+_STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -160,16 +165,51 @@ def run(python: Path, folder: Path, farm: Path, executor: Executor, log: Log, pr
     ]
     log(f"command: {' '.join(map(str, command))}")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with log.path.with_suffix(".snakemake.log").open("a", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=folder)
+    with log.path.with_suffix(".snakemake.log").open("a", encoding="utf-8") as stream, _stoppable():
+        # In a session of its own: whoever stops this process stops that one once, and no terminal does it as well.
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=folder, start_new_session=True
+        )
         try:
             while process.poll() is None:
                 progress()
                 time.sleep(_POLL_SECONDS)
         except BaseException:
-            # It stops what it started, on other machines too.
-            process.terminate()
-            process.wait()
+            say("Stopping the jobs; the same command goes on with what is missing.")
+            _stop(process)
             raise
     progress()
     return process.returncode
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop Snakemake and its jobs, on other machines too, as Ctrl-C in a terminal does: it lets them end otherwise."""
+    try:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(_STOP_SECONDS)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt, SystemExit):
+        # It takes too long, also for somebody who asks a second time. What is left is swept up by the next run.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    except ProcessLookupError:
+        process.wait()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Leave in order when this process is to end, and let jobs be interrupted.
+
+    A shell has its background jobs ignore Ctrl-C, and what they start as well; a signal with a handler reaches both.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in asked}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -38,7 +38,7 @@ class Estimate:
         wall: seconds from the first job's start to the last one's end.
         cpu: CPU seconds.
         memory: bytes that its jobs are declared to take at the same time, on all machines, at the most.
-        disk: bytes that they need at the same time, at the most.
+        disk: bytes that they need at the same time, at the most; what is made of a toolchain or a torch stays.
         jobs: how many there are.
     """
 
@@ -102,7 +102,8 @@ def estimate(jobs: Sequence[Job], at_hand: Sequence[Machine], *, at_once: int | 
         ended = by_name[name]
         free[number][0] += ended.need.cores
         free[number][1] += ended.need.memory
-        memory, disk = memory - ended.need.memory, disk - ended.need.disk
+        memory -= ended.need.memory
+        disk -= ended.need.disk if ended.kind == "package" else 0
         for other in after[name]:
             left[other].discard(name)
             if not left[other]:

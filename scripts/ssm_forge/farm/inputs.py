@@ -30,7 +30,8 @@ def request(cell: Cell, host_compiler: str, workspace: Workspace) -> BuildReques
     """
     origin = origin_of(cell, host_compiler, workspace)
     parts = origin.parts
-    key = cell.variant.key(cell.python, cell.archs, compiler=None if parts is None else str(parts.compiler.major))
+    major = None if parts is None else str(parts.compiler.major)
+    key = cell.variant.key(cell.python, cell.archs, compiler=major, kernels=cell.kernels)
     locked = planning.locked_environment(cell.variant, cell.python, workspace)
     sources = planning.locked_sources(cell.variant, key, workspace) if locked is not None else {}
     return BuildRequest(

@@ -122,6 +122,7 @@ def graph(
     pending = [package for package in possible if not package.done]
     compiled = {package.cell.objects for package in wanted if package.done}
     first: dict[str, str] = {}
+    fetched: set[str] = set()
     for package in pending:
         cell = package.cell
         leader = first.setdefault(cell.objects, cell.name)
@@ -129,9 +130,7 @@ def graph(
         shared = follows or (shares_objects and cell.objects in compiled)
         need = costs.package(cell, workspace, shared=shared, cores=limits.each, most=limits.cores, memory=limits.memory)
         _check_memory(cell, need, limits)
-        parts = _before(cell, workspace, limits, host_compiler)
-        planned.update({job.name: job for job in parts if job.name not in planned})
-        before = [job.name for job in parts] + ([leader] if follows else [])
+        before = _before(cell, workspace, limits, host_compiler, planned, fetched) + ([leader] if follows else [])
         before += [other.cell.name for other in needed[cell.name] if not other.done]
         planned[cell.name] = Job(cell.name, "package", package.digest, tuple(before), need, cell, package.file)
     if wheels:
@@ -146,12 +145,12 @@ def _needed(wanted: Sequence[Wanted]) -> dict[str, list[Wanted]]:
     """Cell's name -> those whose package its test installs: mamba-ssm's has causal-conv1d."""
     beside: dict[tuple[str, str], list[Wanted]] = {}
     for package in wanted:
-        beside.setdefault((package.cell.environment, package.cell.archs.tag), []).append(package)
+        beside.setdefault((package.cell.environment, package.cell.made), []).append(package)
     needed = {}
     for package in wanted:
         projects = list(package.cell.variant.projects)
         before = projects[: projects.index(package.cell.project)]
-        same_environment = beside[package.cell.environment, package.cell.archs.tag]
+        same_environment = beside[package.cell.environment, package.cell.made]
         needed[package.cell.name] = [other for other in same_environment if other.cell.project in before]
     return needed
 
@@ -170,28 +169,34 @@ def _check_memory(cell: Cell, need: Need, limits: Limits) -> None:
         )
 
 
-def _before(cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str) -> list[Job]:
-    """The toolchain and the torch of a package, where they are not there already."""
+def _before(
+    cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str, planned: dict[str, Job], fetched: set[str]
+) -> list[str]:
+    """Names of the toolchain and the torch of a package, where they are not there already.
+
+    Args:
+        planned: the jobs so far, to which they are added.
+        fetched: sha256 of what the jobs so far fetch, which is added to; Pythons share most of it.
+    """
+    toolchain, torch = f"toolchain.{cell.row}", f"torch.{cell.environment}"
+    if torch in planned:
+        return [toolchain, torch]
     request = inputs.request(cell, host_compiler, workspace)
     download = disk = 0
     parts = inputs.origin_of(cell, host_compiler, workspace).parts
     if parts is not None:
-        download, disk = assemble.bytes_needed(parts, workspace)
-        if not disk:
+        if not assemble.bytes_needed(parts, workspace).disk:
             return []
+        download, disk = assemble.bytes_needed(parts, workspace, without=fetched)
+        fetched.update(artifact.sha256 for artifact in parts.artifacts)
     source = cell.variant.source
     locks = inputs.materials_of(request, workspace)
     digest = inputs.text_digest([item for item in locks if item["role"].startswith("toolchain")])
-    toolchain = Job(
-        f"toolchain.{cell.row}",
-        "toolchain",
-        digest,
-        (),
-        costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores),
-        cell,
-    )
+    need = costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores)
+    planned.setdefault(toolchain, Job(toolchain, "toolchain", digest, (), need, cell))
     need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=download, disk=disk)
-    return [toolchain, Job(f"torch.{cell.environment}", "torch", digest, (toolchain.name,), need, cell)]
+    planned[torch] = Job(torch, "torch", digest, (toolchain,), need, cell)
+    return [toolchain, torch]
 
 
 def _wheel(package: Wanted, limits: Limits, *, pending: bool) -> Job:

@@ -159,7 +159,7 @@ def _is_there(job: Job, options: Options, workspace: Workspace) -> bool:
 
 def _has_wheel(job: Job, options: Options, workspace: Workspace) -> bool:
     receipt = receipts.read(folder(workspace) / job.receipt)
-    wheel = receipt and options.wheels and options.wheels / f"{job.cell.row}-{job.cell.archs.tag}" / receipt.file
+    wheel = receipt and options.wheels and options.wheels / f"{job.cell.row}-{job.cell.made}" / receipt.file
     return bool(wheel and wheel.is_file() and receipt and sha256_of(wheel) == receipt.sha256)
 
 

@@ -72,7 +72,7 @@ class Work:
         """The cell that the job is for."""
         facts = self.job["cell"]
         variant = variants.load(self.workspace.variants).get(facts["variant"], facts["source"])
-        return Cell(variant, facts["python"], ArchList.parse(facts["cuda_arch"]), facts["project"])
+        return Cell(variant, facts["python"], ArchList.parse(facts["cuda_arch"]), facts["project"], facts["kernels"])
 
     @property
     def request(self) -> BuildRequest:
@@ -91,6 +91,7 @@ class Work:
             jobs=self.cores,
             host_compiler=self.farm["host_compiler"],
             for_this_machine=False,
+            kernels=cell.kernels,
         )
 
 
@@ -252,7 +253,7 @@ def _wheel(work: Work) -> Outcome:
     if package is None:
         raise BuildError(f"{work.job['file']} is not in {work.workspace.channel}.", fix="Run the same command again.")
     cell = work.cell
-    folder = Path(work.farm["wheels"]) / f"{cell.row}-{cell.archs.tag}"
+    folder = Path(work.farm["wheels"]) / f"{cell.row}-{cell.made}"
     folder.mkdir(parents=True, exist_ok=True)
     return Outcome("made", wheel.from_conda(package, folder))
 

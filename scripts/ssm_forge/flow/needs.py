@@ -65,7 +65,7 @@ def with_needs(plan: Plan, jobs: int | None, workspace: Workspace, *, environmen
     builds = plan.to_build
     if builds:
         check_build_folder(workspace)
-        costs = compile_costs.load(workspace, [package.name for package in builds])
+        costs = compile_costs.load(workspace, [package.name for package in builds], plan.kernels)
         chosen = choose_jobs(jobs, costs)
         plan = replace(plan, jobs=chosen, memory_bytes=memory_needed(chosen, costs))
     if builds or (environment and not plan.nothing_to_do):

@@ -21,6 +21,7 @@ from ssm_forge.install import registry
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import Source, Variant
+from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package import read as inspection
 
 
@@ -32,7 +33,8 @@ class Row:
         pythons: Python minors that it exists for.
         available: those that can be made or fetched from here now.
         why_not: why the others can't; empty when all can.
-        built: ``py3.12: 8.0;9.0+PTX`` for each whole set of packages in the channel.
+        built: ``py3.12: 8.0;9.0+PTX`` for each whole set of packages in the channel; ``upstream`` after it for those
+            with upstream's kernels.
         installed: the prefixes that hold it.
     """
 
@@ -111,7 +113,7 @@ def _available(variant: Variant, online: bool, local_pythons: Collection[str], w
 
 def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
     """What the channel holds of all projects, by variant and source."""
-    projects: dict[tuple[str, str, str, str], set[str]] = defaultdict(set)
+    projects: dict[tuple[str, str, str, str, str], set[str]] = defaultdict(set)
     for package in sorted((workspace.channel / SUBDIR).glob("*.conda")):
         try:
             provenance = inspection.provenance(package)
@@ -121,11 +123,12 @@ def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
             key = BuildKey.from_provenance(provenance)
         except ValueError:
             continue  # Not one of ours.
-        projects[key.variant, key.source, key.python, str(key.archs)].add(provenance["name"])
+        whose = "" if key.kernels == package_kernels.DEFAULT else f" {key.kernels}"
+        projects[key.variant, key.source, key.python, str(key.archs), whose].add(provenance["name"])
     sets: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
-    for (variant, source, python, archs), names in sorted(projects.items()):
+    for (variant, source, python, archs, whose), names in sorted(projects.items()):
         if names >= set(recipe.PROJECTS):
-            sets[variant, source] += (f"py{python}: {archs}",)
+            sets[variant, source] += (f"py{python}: {archs}{whose}",)
     return sets
 
 

@@ -313,9 +313,10 @@ def _names(work: Plan) -> str:
 
 def _announce(work: Plan) -> None:
     facts = work.as_dict()
+    whose = "upstream's " if work.kernels == "upstream" else ""
     described = (
         f": CUDA {work.variant.cuda}, torch {work.variant.torch}, "
-        f"Python {facts['python']}, kernels for {work.archs}, from {work.variant.source}"
+        f"Python {facts['python']}, {whose}kernels for {work.archs}, from {work.variant.source}"
     )
     say(Text.assemble("Variant ", (work.variant.name, "bold"), described))
     if waits := flow_needs.jit_note(work):

@@ -33,6 +33,7 @@ from ssm_forge.manifest import source_workspace
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.package import installed as package_installed
+from ssm_forge.package import kernels as package_kernels
 from ssm_forge.solve import lock, source_packages
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.lock_sources import SourcePackage
@@ -114,12 +115,8 @@ def choose(options: Options, choice: Choice, workspace: Workspace) -> Kept | Non
 def _asks_for_nothing_else(options: Options, workspace: Workspace) -> bool:
     """Whether the wishes are such that the lock can hold what comes of them, and pixi is there."""
     wishes = (options.prefix, options.cuda_arch, options.channels, policy.find(options.trust, workspace))
-    return (
-        bool(os.environ.get("PIXI_EXE"))
-        and options.source != "bridge"
-        and options.host_compiler == "auto"
-        and not any(wishes)
-    )
+    as_locked = options.host_compiler == "auto" and options.kernels == package_kernels.DEFAULT
+    return bool(os.environ.get("PIXI_EXE")) and options.source != "bridge" and as_locked and not any(wishes)
 
 
 def _require_in_step(variant: str, workspace: Workspace) -> None:

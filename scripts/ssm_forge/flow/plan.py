@@ -12,6 +12,8 @@ from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import policy
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.variants import Variant
+from ssm_forge.package import kernels as package_kernels
+from ssm_forge.package.kernels import Kernels
 from ssm_forge.solve.lock import LockedEnvironment
 
 State = Literal["installed", "in channel", "to build"]
@@ -31,6 +33,7 @@ class Options:
         channels: folders, URLs or names of channels to take built packages from, the first that has one wins.
         trust: policy file on signed statements.
         for_this_machine: whether the packages are to run here, and not only to be built here.
+        kernels: ours, or upstream's as they are.
     """
 
     variant: str = variants.DEFAULT_VARIANT
@@ -43,6 +46,7 @@ class Options:
     channels: tuple[str, ...] = ()
     trust: Path | None = None
     for_this_machine: bool = True
+    kernels: Kernels = package_kernels.DEFAULT
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,11 @@ class Plan:
     locked: LockedEnvironment | None = None
 
     @property
+    def kernels(self) -> Kernels:
+        """Whose kernels the packages have."""
+        return next((package.request.key.kernels for package in self.packages), package_kernels.DEFAULT)
+
+    @property
     def nothing_to_do(self) -> bool:
         """Whether all packages are installed already."""
         return all(package.state == "installed" for package in self.packages)
@@ -134,6 +143,7 @@ class Plan:
             "torch": self.variant.torch,
             "host_compiler": f"{self.parts.compiler.origin} {self.parts.compiler.version}" if self.parts else None,
             "cuda_arch": str(self.archs),
+            "kernels": self.kernels,
             "prefix": str(self.prefix),
             "channels": list(self.channels),
             "packages": [

@@ -26,7 +26,9 @@ from ssm_forge.manifest import recipe, source_workspace, variants
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.package import installed as package_installed
+from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package import read as inspection
+from ssm_forge.package.kernels import Kernels
 from ssm_forge.solve import lock
 from ssm_forge.solve.lock import LockedEnvironment
 from ssm_forge.solve.lock_sources import SourcePackage
@@ -74,7 +76,8 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
         if options.for_this_machine
         else None,
     )
-    prefix = (options.prefix or default_prefix(variant.name, python, workspace)).expanduser().absolute()
+    own = default_prefix(variant.name, python, workspace, options.kernels)
+    prefix = (options.prefix or own).expanduser().absolute()
     install_marker.check_target(prefix)
     pixi.check_not_its_own(prefix, workspace)
     locked = locked_environment(variant, python, workspace)
@@ -83,7 +86,8 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
     rules = policy.find(options.trust, workspace)
     variant_origin = build_origin.origin(variant, python, options.host_compiler, workspace)
     parts, channel_list = variant_origin.parts, tuple(dict.fromkeys((*offered, *variant_origin.channels)))
-    key = variant.key(python, archs, compiler=None if parts is None else str(parts.compiler.major))
+    major = None if parts is None else str(parts.compiler.major)
+    key = variant.key(python, archs, compiler=major, kernels=options.kernels)
     compiler = compiler_of(variant, parts, workspace)
     sources = locked_sources(variant, key, workspace) if locked is not None else {}
     beside = locked.records if locked is not None and sources else ()
@@ -117,12 +121,15 @@ def origin(options: Options, workspace: Workspace) -> Origin:
     return build_origin.origin(choice.variant, choice.python, options.host_compiler, workspace)
 
 
-def default_prefix(variant: str, python: str, workspace: Workspace) -> Path:
+def default_prefix(variant: str, python: str, workspace: Workspace, kernels: Kernels = package_kernels.DEFAULT) -> Path:
     """The prefix of a variant where nobody names one: ``.pixi/envs/cu130``, with ``-py311`` for another Python.
+
+    Upstream's kernels have ``-upstream`` after that.
 
     Where that is an environment of pixi's, which knows nothing of the kernels, they get one beside it.
     """
     suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
+    suffix += "" if kernels == package_kernels.DEFAULT else f"-{kernels}"
     return pixi.prefix_for_kernels(workspace.envs / f"{variant}{suffix}", workspace)
 
 
@@ -153,8 +160,8 @@ def locked_environment(variant: Variant, python: str, workspace: Workspace) -> L
 def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dict[str, SourcePackage]:
     """What recipes/pixi.lock says that the kernels are built with: package name -> its entry.
 
-    The compilers are the same for every GPU. Empty where the lock has not this build, for another Python for example,
-    or is out of step, which is said.
+    The compilers are the same for every GPU and for upstream's kernels. Empty where the lock has not this build, for
+    another Python for example, or is out of step, which is said.
     """
     if not workspace.source_manifest.exists() or not workspace.source_lock.exists():
         return {}
@@ -163,7 +170,7 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
     if environment is None:
         return {}
     locked_key = source_workspace.key(workspace_of_recipes, environment)
-    if locked_key is None or _for_any_gpu(locked_key) != _for_any_gpu(key):
+    if locked_key is None or locked_key.toolchain != key.toolchain:
         return {}
     # Of the others each recipe would be rendered too.
     asked = replace(workspace_of_recipes, environments=(environment,))
@@ -172,10 +179,6 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
         note(f"recipes/pixi.lock is out of step ({problems[0]}): the builds are solved anew. See '{launcher()} lock'.")
         return {}
     return {source.name: source for source in lock.environment(workspace.source_lock, variant.name).sources}
-
-
-def _for_any_gpu(key: BuildKey) -> dict[str, str]:
-    return {name: value for name, value in key.settings.items() if name != "cuda_arch_list"}
 
 
 def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:

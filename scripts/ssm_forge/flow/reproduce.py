@@ -251,7 +251,8 @@ def _other_values(recorded: Recorded, workspace: Workspace) -> list[str]:
     row = next((v for v in matrix.variants if (v.name, v.source) == (key.variant, key.source)), None)
     if row is None or key.python not in row.pythons:
         return [f"recipes/variants.yaml has no {key.variant} ({key.source}) for Python {key.python}"]
-    own_key = row.key(key.python, key.archs, compiler=key.compiler if key.source == "bridge" else None)
+    compiler = key.compiler if key.source == "bridge" else None
+    own_key = row.key(key.python, key.archs, compiler=compiler, kernels=key.kernels)
     if own_key == key:
         return []
     return [
@@ -284,7 +285,7 @@ def _where_they_are(recorded: Recorded, workspace: Workspace) -> str:
 def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, workspace: Workspace, log: Log) -> None:
     """The bridge, and what the recipe's tests install beside the package: built as by the build task if missing."""
     needed = tuple(p for p in work.packages if p.name in recorded.requires)
-    costs = compile_costs.load(workspace, [p.name for p in needed] or [recorded.project])
+    costs = compile_costs.load(workspace, [p.name for p in needed] or [recorded.project], recorded.key.kernels)
     chosen = build_jobs.choose_jobs(jobs, costs)
     memory = build_jobs.memory_needed(chosen, costs)
     pipeline.make_packages(replace(work, packages=needed, jobs=chosen, memory_bytes=memory), workspace, log)
@@ -296,7 +297,7 @@ def _rebuild(
     if request.locked is None or offline.lacking([request], workspace):
         solver.require_reachable(request.channels)
     # Counted anew: what is needed has been built, and memory is what it was.
-    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(workspace, [request.project]))
+    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(workspace, [request.project], request.key.kernels))
     say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")
     with _compile_cache(on=cache):
         return builds.build(request, channel=channel, jobs=chosen, workspace=workspace, log=log)
@@ -311,6 +312,7 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, workspace: Work
         prefix=prefix,
         jobs=jobs,
         for_this_machine=False,
+        kernels=recorded.key.kernels,
     )
     if options.source == "conda":
         return options

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ssm_forge.kernels import bench as benchmarks
 from ssm_forge.kernels import (
+    as_upstream,
     blocks,
     checks,
     extensions,
@@ -32,6 +32,7 @@ from ssm_forge.kernels import (
     tolerance,
     usage,
 )
+from ssm_forge.kernels import bench as benchmarks
 from ssm_forge.kernels import selftest as selftests
 from ssm_forge.kernels import upstream as upstream_tests
 from ssm_forge.kernels.backends import installed
@@ -92,7 +93,8 @@ def check(options: argparse.Namespace) -> Document:
         results = [checks.Check(p.name, status, reason) for p in chosen]
     else:
         backend = installed()
-        chosen = plans.with_kernels(chosen, along=bool(backend.calls()))
+        document["kernels"] = "upstream" if as_upstream.is_upstreams(backend) else "forge"
+        chosen = as_upstream.applicable(chosen) if as_upstream.is_upstreams(backend) else chosen
         _say(f"seed {seed}")
         # The kernels are run on the current GPU, whatever others there are.
         usable = [
@@ -184,6 +186,9 @@ def sanitize(options: argparse.Namespace) -> Document:
         results = [Check(f"compute-sanitizer {tool}", status, reason) for tool in sanitizer.TOOLS]
     else:
         results = sanitizer.run_all(limit=(options.limit or 900.0) / len(sanitizer.TOOLS))
+        if as_upstream.is_upstreams(installed()):
+            what = "compute-sanitizer, a complex A with two groups"
+            results.append(Check(what, NOT_RUN, f"not applicable: {as_upstream.TWO_GROUPS}"))
     for result in results:
         _tell(result)
     return {**machine.header(), "checks": [c.as_dict() for c in results]}

@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ssm_forge.kernels import backends, machine
+from ssm_forge.kernels.as_upstream import NOTHING_TO_SWITCH
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 from ssm_forge.kernels.draws import DTYPES, environment
 from ssm_forge.kernels.extensions import Build, ConvInputs, ScanInputs
@@ -303,7 +304,10 @@ def run(
     document["rows"] = [row.as_dict() for row in rows]
     document["builds"] = [v.as_dict() for v in versus]
     document["not_run"] = not_run
-    document["checks"] = [c.as_dict() for c in targets(rows, versus)]
+    checks = targets(rows, versus)
+    if not hasattr(installed.modules["selective_scan"], "calls"):
+        checks.append(Check(NOTHING_TO_SWITCH.name, NOT_RUN, NOTHING_TO_SWITCH.skipped))
+    document["checks"] = [c.as_dict() for c in checks]
     return document
 
 

@@ -71,12 +71,6 @@ def full() -> list[Plan]:
     return plans + upstream_limits()
 
 
-def with_kernels(plans: list[Plan], *, along: bool) -> list[Plan]:
-    """``plans``, with those of the scan along the sequence not run where a build has upstream's kernels only."""
-    reason = "this build has upstream's kernels only"
-    return [replace(p, cases=(), skipped=reason) if not along and "along the sequence" in p.name else p for p in plans]
-
-
 def supported(plans: list[Plan], capability: str | None) -> list[Plan]:
     """``plans``, with those of bfloat16 said to be unsupported on a GPU below 8.0, which has no such numbers.
 

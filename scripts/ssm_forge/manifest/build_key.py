@@ -11,6 +11,12 @@ from typing import Any
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
+from ssm_forge.package import kernels as package_kernels
+from ssm_forge.package.kernels import Kernels
+
+# The variant key that asks for upstream's kernels. Where it is missing they are ours, so that no build string and no
+# package of ours tells of it.
+_KERNELS = "forge_kernels"
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class BuildKey:
         archs: the GPUs that the kernels are for.
         cuda: toolkit release, ``13.0``.
         compiler: major of g++, ``14``.
+        kernels: ours, ``forge``, or ``upstream``: none of our patches that change what runs.
         settings: every key of the matrix with its value as text, in the matrix's order; equality ignores the order.
     """
 
@@ -33,6 +40,7 @@ class BuildKey:
     archs: ArchList
     cuda: str
     compiler: str
+    kernels: Kernels
     settings: Mapping[str, str] = field(hash=False, repr=False)
 
     @classmethod
@@ -60,6 +68,7 @@ class BuildKey:
             archs=archs,
             cuda=settings["cuda_compiler_version"],
             compiler=settings["cxx_compiler_version"],
+            kernels=_kernels(settings),
             settings=settings,
         )
 
@@ -87,6 +96,18 @@ class BuildKey:
             raise ValueError("it has no variant")
         return cls.from_settings(settings)
 
+    def with_kernels(self, kernels: Kernels) -> BuildKey:
+        """The same build with these kernels."""
+        settings = {name: value for name, value in self.settings.items() if name != _KERNELS}
+        if kernels != package_kernels.DEFAULT:
+            settings[_KERNELS] = kernels
+        return BuildKey.from_settings(settings)
+
+    @property
+    def toolchain(self) -> dict[str, str]:
+        """The settings that decide what it is compiled with: the same for every GPU, and for upstream's kernels."""
+        return {name: value for name, value in self.settings.items() if name not in ("cuda_arch_list", _KERNELS)}
+
     def to_renderer(self) -> dict[str, list[str]]:
         """What the recipe renderer takes: one value a key, in the matrix's order."""
         return {name: [value] for name, value in self.settings.items()}
@@ -104,3 +125,11 @@ _NEEDED = (
     "cuda_compiler_version",
     "cxx_compiler_version",
 )
+
+
+def _kernels(settings: Mapping[str, str]) -> Kernels:
+    named = settings.get(_KERNELS, package_kernels.DEFAULT)
+    for kernels in package_kernels.KERNELS:
+        if kernels == named:
+            return kernels
+    raise ValueError(f"its {_KERNELS} is {named!r:.80}")

@@ -14,6 +14,8 @@ from ssm_forge.base.arch import ArchList, Capability, code_for
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.paths import launcher
 from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.package import kernels as package_kernels
+from ssm_forge.package.kernels import Kernels
 
 Source = Literal["conda", "bridge"]
 SOURCES: tuple[Source, ...] = ("conda", "bridge")
@@ -121,17 +123,25 @@ class Variant:
             fix=fix,
         )
 
-    def key(self, python: str, archs: ArchList, *, compiler: str | None = None) -> BuildKey:
+    def key(
+        self,
+        python: str,
+        archs: ArchList,
+        *,
+        compiler: str | None = None,
+        kernels: Kernels = package_kernels.DEFAULT,
+    ) -> BuildKey:
         """What a build of this row is made for.
 
         Args:
             compiler: major of the machine's g++, where that is not the row's.
+            kernels: ours, or upstream's as they are.
         """
         settings = {**self.common, **self.row, "python": self.python_specs[python], "cuda_arch_list": str(archs)}
         settings["build_source"] = self.source
         if compiler is not None:
             settings.update(dict.fromkeys(COMPILER_KEYS, compiler))
-        return BuildKey.from_settings(settings)
+        return BuildKey.from_settings(settings).with_kernels(kernels)
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.package import wheel
-from ssm_forge.package.pip_torch import Torch, page
+from ssm_forge.package.pip_torch import Torch, page, page_of
 from ssm_forge.package.write import ZIP_DAMAGE
 
 # Where a channel has its wheels.
 FOLDER = "simple"
 # A leading dot or a slash never occurs.
 FILENAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*-[A-Za-z0-9_.!+]+(-[0-9]+_[a-z0-9_]+)?-cp\d+-cp\d+-[a-z0-9_]+\.whl")
-PAGE = re.compile(r"cu\d{2,4}-torch\d{2,4}(-trees)?")
+PAGE = re.compile(r"cu\d{2,4}-torch\d{2,4}(-trees|-upstream)?")
 
 _MOST_METADATA_BYTES = 4 << 20
 _BLOCK = 1 << 20
@@ -165,8 +165,7 @@ def _page(told: dict[str, Any], filename: str, named: Name) -> str:
         raise IntegrityError(f"{filename} does not say what it was made from ({error}).") from error
     torch = Torch(told["torch"], told["cuda"])
     where = str(told["page"])
-    of_tree = where.endswith("-trees")
-    fits = PAGE.fullmatch(where) and where == page(torch, tree=of_tree)
+    fits = PAGE.fullmatch(where) and where == page(torch, page_of(where))
     if not fits or f".{torch.local}." not in f".{named.version.local}.":
         raise IntegrityError(f"{filename} says that it is for {where}, and its version says {named.version.local}.")
     return where

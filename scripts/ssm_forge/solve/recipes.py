@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from rattler import MatchSpec, RepoDataRecord
 
-from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
 from ssm_forge.manifest import environments as manifests
+from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import PROJECTS, Rendered, render, requirements
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.manifest.virtual import VirtualPackage
@@ -44,7 +44,7 @@ class SolvedEnvironment:
 
 
 def solve_recipes(
-    variant: Variant, python: str, archs: ArchList, *, workspace: Workspace, snapshot: Path | None
+    variant: Variant, key: BuildKey, *, workspace: Workspace, snapshot: Path | None
 ) -> list[SolvedEnvironment]:
     """Render both recipes for a conda variant and solve their build, host and run environments.
 
@@ -57,10 +57,9 @@ def solve_recipes(
     """
     target = manifests.load(workspace.manifest).environment(variant.name)
     platform = target.platforms[0]
-    key = variant.key(python, archs)
     rendered = [render(project, key, workspace) for project in PROJECTS]
     return solve_builds(
-        rendered, target.channels, platform.virtual, f"for {variant.name} with Python {python}", snapshot=snapshot
+        rendered, target.channels, platform.virtual, f"for {variant.name} with Python {key.python}", snapshot=snapshot
     )
 
 

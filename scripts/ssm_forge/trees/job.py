@@ -21,7 +21,7 @@ from ssm_forge.flow import planning
 from ssm_forge.flow.pipeline import build_packages
 from ssm_forge.flow.plan import Options, Plan
 from ssm_forge.manifest import variants
-from ssm_forge.package.pip_torch import torch_of
+from ssm_forge.package.pip_torch import pages, torch_of
 from ssm_forge.package.read_wheel import FOLDER, origin_of
 from ssm_forge.package.write import read_json
 from ssm_forge.trees.build import build as build_tree
@@ -102,9 +102,8 @@ def _plan(options: Options, kind: Kind, env: Path | None, place: Workspace) -> P
 def _there(package: Path, channel: Path) -> Path | None:
     """The wheel of this very package, where the index has it."""
     name = read_json(package, "index.json")
-    page = torch_of(name).page
     digest = sha256_of(package)
-    for where in (page, f"{page}-trees"):
+    for where in pages(torch_of(name)):
         for filename in index.entries(channel, where, str(name["name"])):
             path = channel / FOLDER / where / filename
             if path.is_file() and origin_of(path).get("sha256") == digest:

@@ -20,6 +20,7 @@ from ssm_forge.base.paths import launcher, workspace
 from ssm_forge.install import marker as install_marker
 from ssm_forge.install import registry
 from ssm_forge.manifest.recipe import EXTENSIONS
+from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath, InstalledRecord
 from ssm_forge.package.installed import records as installed_records
@@ -169,6 +170,7 @@ def _library_checks(extension: str, path: Path, record: InstalledRecord, prefix:
         checked(f"{extension}: libraries and symbols", lambda: _links(path, prefix)),
         checked(f"{extension}: GPU code", lambda: gpu_code(path, record.build)),
         checked(f"{extension}: glibc", lambda: glibc(path, record.depends)),
+        checked(f"{extension}: kernels", lambda: whose_kernels(extension, path, record.build)),
     ]
 
 
@@ -211,6 +213,15 @@ def glibc(path: Path, depends: Sequence[str]) -> Answer:
         return Answer(False, f"needs {needed}, and the package declares nothing")
     good = Version(needed) <= Version(declared)
     return Answer(good, f"needs {needed}, declares {declared}, this machine has {machine.glibc()}")
+
+
+def whose_kernels(extension: str, path: Path, build: str) -> Answer:
+    """Whether a package with upstream's kernels by its build string has none of ours, and whose it has in words."""
+    claimed, there = package_kernels.claimed(build), package_kernels.found(path, extension)
+    names = {"forge": "this project's", "upstream": "upstream's"}
+    if claimed == "upstream":
+        return Answer(there == claimed, f"claimed upstream's as they are, found {names[there]}")
+    return Answer(True, names[there])
 
 
 def gpu_checks(python: Path, activated: dict[str, str]) -> list[Check]:

@@ -39,13 +39,19 @@ def _gpu_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(
-    folder: Path, *, when: int, where: str, extension: str = "causal_conv1d_cuda", flags: tuple[str, ...] = ()
+    folder: Path,
+    *,
+    when: int,
+    where: str,
+    extension: str = "causal_conv1d_cuda",
+    flags: tuple[str, ...] = (),
+    more: bytes = b"",
 ) -> Path:
     """A package as the engine leaves it: with the time, the channel and the recipe's folder in it."""
     out = folder / "out"
     content = folder / "content"
     (content / SITE).mkdir(parents=True)
-    code = b'#include <stdlib.h>\nint f(void) { return atoi(getenv("X")); }'
+    code = b'#include <stdlib.h>\nint f(void) { return atoi(getenv("X")); }' + more
     library = content / SITE / f"{extension}.so.x.so"
     subprocess.run(["gcc", "-shared", "-fPIC", *flags, "-x", "c", "-", "-o", library], input=code, check=True)
     from rattler_build import assemble_package
@@ -129,6 +135,27 @@ def test_other_gpu_code_than_asked_for_is_refused(
     package = built(tmp_path / "a", when=1, where="x")
     with pytest.raises(BuildError, match=f"holds {found.tag}, but sm80_sm90ptx was asked for"):
         finalize(package, RENDERED, KEY, place)
+
+
+@pytest.mark.parametrize("words", ["sequences shorter than 2^31 - 1025", "something else"])
+def test_upstreams_kernels_are_recorded_and_ours_under_their_name_are_refused(
+    words: str, tmp_path: Path, place: Workspace
+) -> None:
+    key = KEY.with_kernels("upstream")
+    rendered = recipe.render("causal-conv1d", key, workspace())
+    said = f'const char *said = "only supports {words}";'.encode()
+    package = built(tmp_path, when=1, where="x", more=said)
+    if "2^31" in words:
+        with pytest.raises(BuildError, match="holds kernels of this project, but upstream's were asked for"):
+            finalize(package, rendered, key, place)
+        return
+    told = provenance(finalize(package, rendered, key, place))
+    assert (told["kernels"], told["variant"]["forge_kernels"]) == ("upstream", "upstream")
+    patches = [item["uri"].rpartition("/")[2] for item in told["materials"] if item["role"] == "patch"]
+    assert "0008-64-bit-offsets.patch" not in patches
+    assert "0001-always-build.patch" in patches
+    ours = provenance(finalize(built(tmp_path / "ours", when=1, where="x"), RENDERED, KEY, place))
+    assert "kernels" not in ours
 
 
 def test_an_extension_that_looks_for_libraries_in_the_build_is_refused(tmp_path: Path, place: Workspace) -> None:

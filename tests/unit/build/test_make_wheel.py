@@ -12,6 +12,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from installer.sources import WheelFile
 from packaging.metadata import Metadata
+from packaging.requirements import Requirement
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
 
@@ -115,6 +116,20 @@ def test_a_source_tree_has_an_index_of_its_own_and_its_hash_in_the_version(tmp_p
     made = make(kernels(tmp_path, version="1.1.1", tree="1234567890" * 6 + "abcd"), tmp_path / "out")
     found = read.inspect(made)
     assert (found.version, found.page) == ("1.1.1+cu130torch2.11.tree12345678", "cu130-torch211-trees")
+
+
+def test_upstreams_kernels_have_an_index_of_their_own_and_ask_for_each_other(tmp_path: Path) -> None:
+    depends = ("causal-conv1d ==1.7.0 upstream_*",)
+    made = make(kernels(tmp_path, whose="upstream_", depends=depends, number=5), tmp_path / "out")
+    found = read.inspect(made)
+    assert (found.version, found.page) == (f"{VERSION}.upstream", "cu130-torch211-upstream")
+    assert read.parse(made.name).order[1] == (5, "_sm90")
+    named = [
+        Requirement(text) for text in HeaderParser().parsestr(found.metadata.decode()).get_all("Requires-Dist", [])
+    ]
+    beside = next(one.specifier for one in named if one.name == "causal-conv1d")
+    assert beside.contains("1.7.0+cu130torch2.11.upstream")
+    assert not beside.contains("1.7.0+cu130torch2.11")
 
 
 @pytest.mark.parametrize("build", ["cuda130*", "py3*_cuda11*8_*"])

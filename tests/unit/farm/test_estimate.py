@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_what_waits_starts_when_what_it_needs_has_ended() -> None:
     assert result.wall == 15
     assert result.cpu == 22
     assert result.disk == 20
+
+
+def test_what_is_made_of_a_torch_stays_on_the_disk() -> None:
+    torches = [replace(job(f"torch {python}", 5), kind="torch") for python in ("3.11", "3.12")]
+    packages = [job(f"package {n}", 10, torch.name) for n, torch in enumerate(torches)]
+    assert estimate([*torches, *packages], machines("1:64")).disk == 30
+    assert estimate([*torches, *packages], machines("2:64")).disk == 40
 
 
 def test_the_longest_chain_goes_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -111,6 +112,59 @@ def test_a_killed_controller_leaves_nothing_half_made_and_the_next_one_goes_on(m
             os.kill(process.pid, signal.SIGKILL)
     assert set(results(made.run(*_ONE)).values()) == {"built"}
     require_sound(made, len(done) + 2)
+
+
+def processes_of(made: Toy) -> list[psutil.Process]:
+    """All that run for the toy: they have its channel among their variables."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SSM_FORGE_CHANNEL") == str(made.channel):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stop", "ignored", "code"),
+    [
+        (signal.SIGINT, False, 130),
+        (signal.SIGTERM, False, 143),
+        (signal.SIGTERM, True, 143),
+        (signal.SIGHUP, False, 129),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM in the background of a script", "lost terminal"],
+)
+def test_a_stopped_farm_leaves_no_job_and_nothing_half_made_and_the_next_one_completes(
+    made: Toy, stop: signal.Signals, ignored: bool, code: int
+) -> None:
+    for package in made.channel.glob("linux-64/*_py314_*.conda"):
+        package.unlink()
+    before, begun = made.packages(), len(made.begun())
+    (made.recipes / "seconds").write_text("600")
+
+    def dispositions() -> None:
+        # Whatever the tests were started with.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    environment = made.environment
+    farm = subprocess.Popen(
+        made.command(*_ONE), env=environment, cwd=made.folder, stderr=subprocess.DEVNULL, preexec_fn=dispositions
+    )
+    while len(made.begun()) == begun:
+        assert farm.poll() is None
+        time.sleep(0.1)
+    # The controller alone: as a scheduler, or whoever knows only its number, does it.
+    farm.send_signal(stop)
+    assert farm.wait(300) == code
+    assert processes_of(made) == []
+    assert made.packages() == before
+    assert not list((made.folder / "cache/build").glob("*/")), "a build's folder is left"
+    assert [path for path in made.channel.rglob("*") if path.name.endswith(".part")] == []
+    (made.recipes / "seconds").unlink()
+    assert set(results(made.run(*_ONE)).values()) == {"built"}
+    assert len(made.begun()) == begun + 3, "the one that was stopped is begun again, and each other one once"
+    require_sound(made, len(before) + 2)
 
 
 def test_a_package_that_a_shared_channel_has_is_copied(made: Toy, tmp_path: Path) -> None:

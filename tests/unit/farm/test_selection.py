@@ -18,9 +18,23 @@ def cells() -> list[Cell]:
 
 
 def test_without_an_expression_it_is_the_whole_matrix(cells: list[Cell]) -> None:
-    assert select(cells, "") == cells
-    assert len(cells) == 2 * sum(len(variant.pythons) for variant in MATRIX.variants)
+    found = select(cells, "")
+    assert len(found) == 2 * sum(len(variant.pythons) for variant in MATRIX.variants)
     assert len({cell.name for cell in cells}) == len(cells)
+
+
+def test_upstreams_kernels_are_selected_by_name_only(cells: list[Cell]) -> None:
+    assert {cell.kernels for cell in select(cells, "variant=cu130")} == {"forge"}
+    assert {cell.kernels for cell in select(cells, "variant=cu130 kernels=upstream")} == {"upstream"}
+    both = select(cells, "variant=cu130 source=bridge python=3.12 project=mamba-ssm kernels=*")
+    assert [cell.name.rpartition("-")[2] for cell in both] == ["sm80_sm90ptx", "upstream"]
+    assert len({cell.objects for cell in both}) == 2
+
+
+def test_what_a_package_with_upstreams_kernels_needs_has_them_too(cells: list[Cell]) -> None:
+    picked = select(cells, "variant=cu130 source=bridge python=3.12 project=mamba-ssm kernels=upstream")
+    found = with_needed(picked, recipe.PROJECTS)
+    assert [(cell.project, cell.kernels) for cell in found] == [(name, "upstream") for name in recipe.PROJECTS]
 
 
 def test_terms_hold_together_and_values_are_alternatives(cells: list[Cell]) -> None:
@@ -42,6 +56,7 @@ def test_each_list_of_capabilities_is_a_package_where_the_toolkit_has_it() -> No
         ("variant=cu119", "no variant is 'cu119'", "cu118, cu124, cu129, cu130"),
         ("variants=cu118", "'variants=cu118' is no term", "variant=cu118,cu124,cu129,cu130"),
         ("cu118", "'cu118' is no term", "KEY=VALUE"),
+        ("kernels=theirs", "no kernels is 'theirs'", "There is forge, upstream."),
         ("variant=cu118 python=3.14", "selects nothing", "variant=cu118 source=conda python=3.10;"),
     ],
 )

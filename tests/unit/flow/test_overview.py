@@ -55,16 +55,19 @@ def test_only_whole_sets_of_packages_count_as_built(place: Workspace, monkeypatc
     folder.mkdir(parents=True)
     row = variants.load(place.variants).get("cu124", "bridge")
     one, other = (row.key("3.12", ArchList.parse(archs)).to_provenance() for archs in ("8.0", "9.0"))
+    theirs = row.key("3.12", ArchList.parse("8.0"), kernels="upstream").to_provenance()
     made = {
         "a.conda": {"name": "causal-conv1d", "variant": one},
         "b.conda": {"name": "mamba-ssm", "variant": one},
         "c.conda": {"name": "mamba-ssm", "variant": other},
         "d.conda": {},
+        "e.conda": {"name": "causal-conv1d", "variant": theirs},
+        "f.conda": {"name": "mamba-ssm", "variant": theirs},
     }
     for name in made:
         (folder / name).touch()
     monkeypatch.setattr(inspection, "provenance", lambda package: made[package.name])
-    assert rows(place)["cu124", "bridge"].built == ("py3.12: 8.0",)
+    assert rows(place)["cu124", "bridge"].built == ("py3.12: 8.0", "py3.12: 8.0 upstream")
 
 
 def test_installed_prefixes_are_listed(place: Workspace) -> None:

@@ -126,6 +126,13 @@ def test_the_default_prefix_is_the_variants_and_other_pythons_do_not_collide(mon
     assert planning.default_prefix("cu130", "3.12", place) == place.envs / "cu130"
 
 
+def test_upstreams_kernels_are_installed_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIXI_EXE", raising=False)
+    place = workspace()
+    assert planning.default_prefix("cu130", "3.12", place, "upstream") == place.envs / "cu130-upstream"
+    assert planning.default_prefix("cu130", "3.11", place, "upstream") == place.envs / "cu130-py311-upstream"
+
+
 def test_beside_pixis_environments_and_never_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(workspace().manifest, tmp_path)
     place = Workspace(tmp_path, tmp_path)
@@ -213,6 +220,24 @@ def test_architectures_and_jobs_reach_the_plan(tmp_path: Path) -> None:
     found = dry_run(tmp_path, "--cuda-arch", "families", "--jobs", "1")
     assert found["cuda_arch"] == "7.5;8.0;9.0;10.0;11.0;12.0"
     assert found["jobs"] == 1
+    assert found["kernels"] == "forge"
+
+
+def test_upstreams_kernels_are_planned_under_their_name(tmp_path: Path) -> None:
+    found = dry_run(tmp_path, "--cuda-arch", "9.0", "--kernels", "upstream", "--jobs", "1")
+    assert found["kernels"] == "upstream"
+    packages: list[dict[str, str]] = found["packages"]  # type: ignore[assignment]
+    assert all(package["build"].startswith("upstream_cuda") for package in packages)
+    # The backward is one file of theirs, which takes more than any of ours.
+    assert found["memory_bytes"] > 4_000_000_000  # type: ignore[operator]
+
+
+def test_kernels_that_there_are_not_and_those_of_a_source_tree_are_refused(tmp_path: Path) -> None:
+    wrong = run_here("build", "--kernels", "theirs")
+    assert_one_line_error(wrong, 2, "'theirs' is not one of 'forge', 'upstream'", "build --help")
+    for task in ("build", "install-mamba"):
+        done = run_here(task, "--kernels", "upstream", "--source-tree", str(tmp_path))
+        assert_one_line_error(done, 2, "--kernels upstream is about the patches", "Leave --kernels out")
 
 
 def planned(archs: str) -> plan.Plan:

@@ -38,8 +38,9 @@ def test_a_package_and_the_engine_give_it_back() -> None:
         ROW.key("3.12", KEY.archs, compiler="11"),
         variants.load(workspace().variants).get("cu130", "conda").key("3.12", KEY.archs),
         BuildKey.from_settings({**KEY.settings, "libxyz": "1"}),
+        KEY.with_kernels("upstream"),
     ],
-    ids=["python", "GPUs", "compiler", "source", "one key more"],
+    ids=["python", "GPUs", "compiler", "source", "one key more", "kernels"],
 )
 def test_another_build_has_another_key(other: BuildKey) -> None:
     assert other != KEY
@@ -51,6 +52,7 @@ def test_another_build_has_another_key(other: BuildKey) -> None:
         ({"forge_variant": None}, "its forge_variant is None"),
         ({"cuda_arch_list": "sm"}, "its cuda_arch_list is 'sm'"),
         ({"pytorch": 2}, "its pytorch is 2"),
+        ({"forge_kernels": "theirs"}, "its forge_kernels is 'theirs'"),
     ],
 )
 def test_what_is_no_key_is_refused_with_the_field(change: dict[str, Any], why: str) -> None:
@@ -71,3 +73,14 @@ def test_what_is_missing_is_named() -> None:
 def test_two_values_of_a_key_are_two_builds() -> None:
     with pytest.raises(ValueError, match="its python has 2 values"):
         BuildKey.from_renderer({**KEY.to_renderer(), "python": ["3.11.*", "3.12.*"]})
+
+
+def test_whose_kernels_are_told_by_a_key_that_ours_have_not() -> None:
+    theirs = KEY.with_kernels("upstream")
+    assert (KEY.kernels, theirs.kernels) == ("forge", "upstream")
+    assert theirs == ROW.key("3.12", KEY.archs, kernels="upstream")
+    assert theirs.settings == {**KEY.settings, "forge_kernels": "upstream"}
+    assert "forge_kernels" not in KEY.settings
+    assert theirs.with_kernels("forge") == KEY
+    assert theirs.toolchain == KEY.toolchain
+    assert BuildKey.from_provenance({"variant": theirs.to_provenance()}) == theirs

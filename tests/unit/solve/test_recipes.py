@@ -32,7 +32,8 @@ def solved(variant: str, snapshot: Path = SNAPSHOT, python: str | None = None) -
     place = workspace()
     row = variants.load(place.variants).get(variant, "conda")
     archs = ArchList.parse(row.default_archs)
-    return solve_recipes(row, python or PYTHONS[variant], archs, workspace=place, snapshot=snapshot)
+    key = row.key(python or PYTHONS[variant], archs)
+    return solve_recipes(row, key, workspace=place, snapshot=snapshot)
 
 
 def versions(environment: SolvedEnvironment) -> dict[str, str]:

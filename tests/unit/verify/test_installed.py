@@ -117,7 +117,7 @@ def failures(prefix: Path) -> dict[str, str]:
 def test_a_sound_environment_passes_and_the_gpu_is_not_run(prefix: Path) -> None:
     report = verify.verify(prefix)
     assert report.failed == ()
-    assert report.as_dict()["counts"] == {"pass": 12, "fail": 0, "not-run": 1}
+    assert report.as_dict()["counts"] == {"pass": 14, "fail": 0, "not-run": 1}
     (gpu,) = [check for check in report.checks if check.status == "not-run"]
     assert gpu.name == "kernels on the GPU"
     assert "no NVIDIA GPU" in gpu.detail
@@ -220,6 +220,29 @@ def test_other_gpu_code_than_claimed_fails(prefix: Path, tmp_path: Path, monkeyp
         "causal_conv1d_cuda: GPU code": "claimed sm90, found sm80",
         "selective_scan_cuda: GPU code": "claimed sm90, found sm80",
     }
+
+
+@pytest.mark.parametrize(
+    ("build", "ours", "status", "detail"),
+    [
+        ("cuda130_py312_sm90_h0000000_5", True, "pass", "this project's"),
+        ("cuda130_py312_sm90_h0000000_5", False, "pass", "upstream's"),
+        ("upstream_cuda130_py312_sm90_h0000000_5", False, "pass", "claimed upstream's as they are, found upstream's"),
+        (
+            "upstream_cuda130_py312_sm90_h0000000_5",
+            True,
+            "fail",
+            "claimed upstream's as they are, found this project's",
+        ),
+    ],
+)
+def test_whose_kernels_a_package_has_is_shown_and_compared_with_its_name(
+    prefix: Path, build: str, ours: bool, status: str, detail: str
+) -> None:
+    compile_extension(prefix, "selective_scan_cuda", 'const char *name = "SSM_FORGE_KERNELS";' if ours else "")
+    record_all(prefix, build=build)
+    found = next(check for check in verify.verify(prefix).checks if check.name == "selective_scan_cuda: kernels")
+    assert (found.status, found.detail) == (status, detail)
 
 
 def test_a_build_string_that_claims_nothing_fails(prefix: Path) -> None:
