@@ -134,6 +134,11 @@ def install_mamba(
     if trees and wishes.releases:
         name = next(iter(wishes.releases))
         raise UsageError(f"--source-tree is built instead of {name}.", fix=f"Leave --{name} out.")
+    if trees and with_deps:
+        raise UsageError(
+            "--with-deps installs what causal-conv1d and mamba-ssm import, and --source-tree is built instead of them.",
+            fix="Leave --with-deps out; what a tree requires beyond torch, a note names.",
+        )
     options = Options(
         variant=variant,
         python=python,
@@ -154,7 +159,7 @@ def install_mamba(
         else:
             options = _fitting(options, named=named)
         if trees:
-            installing.install(trees, options, existing, dry_run=dry_run)
+            installing.install(trees, options, existing, dry_run=dry_run, as_json=as_json)
         elif existing is not None:
             job.install_mamba(existing, options, wishes, dry_run=dry_run, as_json=as_json)
         else:

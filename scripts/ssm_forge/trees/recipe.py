@@ -20,9 +20,9 @@ CARRIED = ("einops", "packaging", "transformers", "triton", "numpy")
 # Loads every library of the package as Python would, without the modules around them and what those import.
 _LOADS = """\
 import importlib.machinery as machinery, importlib.metadata as metadata, importlib.util as util, torch
-found = [f for f in metadata.distribution("NAME").files if f.name.endswith(".so")]
-assert found, "the package has no library"
-for file in found:
+libraries = [f for f in metadata.distribution("NAME").files if f.name.endswith(".so")]
+assert libraries, "the package has no library"
+for file in libraries:
     name = file.name.split(".")[0]
     loader = machinery.ExtensionFileLoader(name, str(file.locate()))
     util.module_from_spec(util.spec_from_file_location(name, file.locate(), loader=loader))
@@ -31,7 +31,7 @@ for file in found:
 
 
 def write(tree: Tree, workspace: Workspace, root: Path) -> None:
-    """Make the checkout that the tree is built from: its recipe beside what all recipes share."""
+    """Make a checkout at ``root`` that the tree is built from: its recipe beside what all recipes share."""
     recipes = root / "recipes"
     shutil.copytree(workspace.recipes / "common", recipes / "common")
     # In the recipe's own folder, so that its digest is of them, too.
@@ -45,16 +45,15 @@ def write(tree: Tree, workspace: Workspace, root: Path) -> None:
 
 
 def _recipe(base: dict[str, Any], tree: Tree) -> dict[str, Any]:
-    short = f"tree{tree.sha256[:8]}"
     context = {**base["context"], "name": tree.name, "version": tree.version, "build_number": 0}
     build = {
         **base["build"],
         "script": {"file": "build.sh", "env": dict(base["build"]["script"]["env"])},
     }
-    build["string"] = build["string"].replace("_h${{ hash }}", f"_{short}_h${{{{ hash }}}}")
+    build["string"] = build["string"].replace("_h${{ hash }}", f"_tree{tree.sha256[:8]}_h${{{{ hash }}}}")
     build["script"]["env"]["EXTENSION"] = "none"
-    wanted = {requirement.name.lower() for requirement in tree.requires}
-    run = [spec for spec in base["requirements"]["run"] if _is_kept(spec, wanted)]
+    required = {requirement.name.lower() for requirement in tree.requires}
+    run = [spec for spec in base["requirements"]["run"] if _is_kept(spec, required)]
     return {
         "schema_version": 1,
         "context": context,
@@ -72,13 +71,13 @@ def loads(name: str) -> str:
     return _LOADS.replace("NAME", name)
 
 
-def _is_kept(spec: Any, wanted: set[str]) -> bool:
+def _is_kept(spec: Any, required: set[str]) -> bool:
     """Whether a requirement of mamba-ssm is one of every extension for torch, or of this tree, too."""
     if isinstance(spec, dict):
         words = str(spec)
-        return not any(name in words for name in CARRIED) or any(n in words for n in wanted & {*CARRIED})
+        return not any(name in words for name in CARRIED) or any(n in words for n in required & {*CARRIED})
     name = spec.split()[0]
-    return name in ("cuda-version", "python", "python_abi", "pytorch") or (name in CARRIED and name in wanted)
+    return name in ("cuda-version", "python", "python_abi", "pytorch") or (name in CARRIED and name in required)
 
 
 def apply_known_patches(tree: Tree, workspace: Workspace) -> list[str]:

@@ -346,7 +346,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: str) -> tup
     built = kernels(tmp_path / "out" / "linux-64", version="1.1.1")
     tree = source.get(str(make_tree(tmp_path / "Vim")), tmp_path / "work" / "tree")
     key = variants.load(place.variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
-    told = {"recipe_sha256": "ab" * 32, "tree": trees._told(tree, ["2.3.1/0001-fits.patch"])}
+    told = {"recipe_sha256": "ab" * 32, "tree": trees.as_record(tree, ["2.3.1/0001-fits.patch"])}
     write(tree, place, tmp_path / "work")
     rendered = recipe.render(tree.name, key, replace(place, root=tmp_path / "work"))
     request = BuildRequest(rendered, key, ())
@@ -363,8 +363,8 @@ def test_a_finished_package_says_which_tree_it_is_from_and_its_wheel_too(
     assert told["cuda_arch_list"] == "9.0"
     assert {"uri": "Vim", "sha256": tree.sha256, "role": "source tree"} in told["materials"]
     assert "toolchain lock" in {item["role"] for item in told["materials"]}
-    assert trees._is_from(package, {"recipe_sha256": "ab" * 32, "tree": told["tree"]})
-    assert not trees._is_from(package, {"recipe_sha256": "cd" * 32, "tree": told["tree"]})
+    assert trees._is_made_from(package, {"recipe_sha256": "ab" * 32, "tree": told["tree"]})
+    assert not trees._is_made_from(package, {"recipe_sha256": "cd" * 32, "tree": told["tree"]})
     made = make(package, tmp_path / "wheels")
     assert read.inspect(made).page == "cu130-torch211-trees"
     assert f"+cu130torch2.11.tree{tree.sha256[:8]}-" in made.name
@@ -378,7 +378,7 @@ def test_kernels_for_another_gpu_than_asked_for_are_no_package(tmp_path: Path, m
 
 def test_a_library_without_gpu_code_is_no_kernel(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="was built without any GPU code"):
-        trees._facts([Path(sys.executable).resolve()], "scan", ArchList.parse("9.0"))
+        trees._check_libraries([Path(sys.executable).resolve()], "scan", ArchList.parse("9.0"))
 
 
 def test_the_check_after_the_build_loads_every_library(tmp_path: Path) -> None:
