@@ -78,7 +78,7 @@ def build(address: str, target: Plan, jobs: int | None, workspace: Workspace) ->
     """
     with _unpacked(address, workspace) as (tree, patches):
         root = tree.folder.parent
-        write(tree, workspace, root)
+        write(tree, patches, workspace, root)
         request = _request(tree, root, target, workspace)
         facts = {
             "recipe_sha256": recipe.digest(tree.name, replace(workspace, root=root)),

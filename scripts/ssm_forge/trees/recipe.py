@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
@@ -30,14 +32,23 @@ for file in libraries:
 """
 
 
-def write(tree: Tree, workspace: Workspace, root: Path) -> None:
-    """Make a checkout at ``root`` that the tree is built from: its recipe beside what all recipes share."""
+def write(tree: Tree, patches: Sequence[str], workspace: Workspace, root: Path) -> None:
+    """Make a checkout at ``root`` that the tree is built from: its recipe beside what all recipes share.
+
+    Args:
+        patches: those that were applied to the tree, by their path below ``patches/``.
+    """
     recipes = root / "recipes"
     shutil.copytree(workspace.recipes / "common", recipes / "common")
     # In the recipe's own folder, so that its digest is of them, too.
     shutil.copytree(workspace.recipes / "source-tree", recipes / tree.name)
     shutil.copy(workspace.recipes / "compile-costs.txt", recipes)
     shutil.copytree(workspace.patches / "torch", root / "patches" / "torch")
+    for name in patches:
+        # Where the recipe's digest looks for them.
+        copy = root / "patches" / tree.name / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(workspace.patches / name, copy)
     base = yaml.safe_load((workspace.recipes / "mamba-ssm" / "recipe.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump(_recipe(base, tree), sort_keys=False, width=10**9)
     (recipes / tree.name / "recipe.yaml").write_text(text, encoding="utf-8")
@@ -81,17 +92,19 @@ def _is_kept(spec: Any, required: set[str]) -> bool:
 
 
 def apply_known_patches(tree: Tree, workspace: Workspace) -> list[str]:
-    """Apply those of our patches that fit the tree whole, each on top of those before; returns their names.
+    """Apply those of our patches that fit the tree whole, each on top of those before; returns their paths.
 
-    Only for a tree with the name of a project that there are patches for: its version's, else those of each version.
+    Those of ``patches/source-tree`` are for any tree. Those of a project are for a tree with its name: its version's,
+    else those of each version, the newest first.
     """
-    if tree.name not in PROJECTS:
-        return []
-    folder = workspace.patches / tree.name
-    versions = [folder / tree.version] if (folder / tree.version).is_dir() else sorted(folder.iterdir(), reverse=True)
-    applied: list[str] = []
-    for patch in (path for version in versions for path in sorted(version.glob("*.patch"))):
-        if any(name.partition("/")[2][5:] == patch.name[5:] for name in applied):
+    folders = [workspace.patches / "source-tree"]
+    if tree.name in PROJECTS:
+        own = workspace.patches / tree.name
+        versions = sorted(own.iterdir(), key=lambda folder: Version(folder.name), reverse=True)
+        folders += [own / tree.version] if (own / tree.version).is_dir() else versions
+    applied: list[Path] = []
+    for patch in (path for folder in folders for path in sorted(folder.glob("*.patch"))):
+        if any(other.name[5:] == patch.name[5:] for other in applied):
             continue  # The same change for another version.
         try:
             changed, results = patched([patch], tree.folder)
@@ -101,5 +114,5 @@ def apply_known_patches(tree: Tree, workspace: Workspace) -> list[str]:
             for name, text in changed.items():
                 (tree.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (tree.folder / name).write_text(text, encoding="utf-8")
-            applied.append(f"{patch.parent.name}/{patch.name}")
-    return applied
+            applied.append(patch)
+    return [patch.relative_to(workspace.patches).as_posix() for patch in applied]

@@ -233,7 +233,11 @@ def _check(root: Path, shown: str) -> None:
                 "of a repository leave submodules out.",
             )
     if not any(path.suffix in _CUDA for path in files(root)):
-        raise UsageError(f"{shown} has no CUDA sources (.cu), so there are no kernels to compile.")
+        raise UsageError(
+            f"{shown} has no CUDA sources (.cu), so there are no kernels to compile.",
+            fix="Source archives on PyPI may leave them out, as those of causal-conv1d 1.0 and 1.1 do: name the "
+            "repository, git+URL@TAG.",
+        )
     if "CUDAExtension" not in setup.read_text(encoding="utf-8", errors="replace"):
         raise UsageError(
             f"the setup.py of {shown} builds no CUDAExtension, the only kind of extension that is built here."

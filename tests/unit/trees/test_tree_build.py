@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from test_trees import make_tree
+from test_trees import MODULES, SETUP, make_tree
 
+from front_door import assert_one_line_error, run_here
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import run as building
@@ -168,3 +170,41 @@ def test_what_the_two_projects_import_is_not_installed_with_a_tree(tmp_path: Pat
     done = CliRunner().invoke(install_mamba, ["--source-tree", tree, "--with-deps", "--dry-run"])
     assert isinstance(done.exception, UsageError)
     assert done.exception.what.startswith("--with-deps installs what causal-conv1d and mamba-ssm import")
+
+
+@pytest.mark.parametrize("task", ["build", "install-mamba"])
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"setup_dot_py": "", "kernels__setup_dot_py": SETUP}, ["has no setup.py", "It has one in kernels"]),
+        ({"csrc__scan_kernel_dot_cu": ""}, ["has no CUDA sources"]),
+        ({"setup_dot_py": "from setuptools import setup\nsetup(name='x')\n"}, ["builds no CUDAExtension"]),
+        (
+            {"_dot_gitmodules": MODULES, "setup_dot_py": SETUP + "'3rdparty/cutlass/include'\n"},
+            ["needs the git submodule 3rdparty/cutlass", "git submodule update --init --recursive"],
+        ),
+    ],
+)
+def test_a_tree_that_cant_be_built_is_one_error_of_the_command_and_leaves_nothing(
+    checkout: Workspace, compiled: list[str], tmp_path: Path, task: str, files: dict[str, str], words: list[str]
+) -> None:
+    tree = str(make_tree(tmp_path / "Vim", **files))
+    where = ["--prefix", str(tmp_path / "prefix")] if task == "install-mamba" else []
+    done = run_here(task, "--source-tree", tree, "--source", "conda", "--variant", "cu130", *where)
+    assert_one_line_error(done, 2, *words)
+    assert not compiled
+    assert not list((tmp_path / "cache" / "build").iterdir())
+    assert not (tmp_path / "channel").exists()
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_an_archive_without_its_submodules_says_what_they_are_left_out_of(
+    checkout: Workspace, compiled: list[str], tmp_path: Path
+) -> None:
+    files = {"_dot_gitmodules": MODULES, "setup_dot_py": SETUP + "'3rdparty/cutlass/include'\n"}
+    folder = make_tree(tmp_path / "Vim", **files)
+    with zipfile.ZipFile(tmp_path / "Vim.zip", "w") as archive:
+        for path in folder.rglob("*.*"):
+            archive.write(path, f"Vim-main/{path.relative_to(folder)}")
+    done = run_here("build", "--source-tree", str(tmp_path / "Vim.zip"), "--source", "conda", "--variant", "cu130")
+    assert_one_line_error(done, 2, "archives of a repository leave submodules out")

@@ -199,6 +199,7 @@ OURS = [
         ["-gencode", "arch=compute_70,code=sm_70", "-gencode=arch=compute_75,code=sm_75", "--threads", "4"],
         ["--generate-code=arch=compute_75,code=[compute_75,sm_75]", "--threads=4", "-lineinfo", "-t", "8"],
         ["-arch=sm_86", "-code", "sm_86", "--gpu-architecture", "sm_86", "--generate-line-info", "-t=2"],
+        ["--std=c++14", "-arch=native", "--std", "gnu++11", "-split-compile=0", "-code=sm_80"],
     ],
 )
 def test_capabilities_threads_and_line_information_are_ours_whatever_setup_py_says(theirs: list[str]) -> None:
@@ -209,6 +210,13 @@ def test_capabilities_threads_and_line_information_are_ours_whatever_setup_py_sa
 def test_of_the_cpp_compiler_only_a_too_old_standard_changes() -> None:
     found = passed_on("g++", "-c", "a.cpp", "-std=c++14", "-lineinfo", "-std=c++20")
     assert found == ["-c", "a.cpp", "-std=c++17", "-lineinfo", "-std=c++20"]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("c++20", "c++20"), ("gnu++14", "c++17"), ("c++17", "c++17")])
+def test_a_standard_that_is_newer_than_what_torch_needs_stays(theirs: str, ours: str) -> None:
+    assert passed_on("nvcc", "-c", "a.cu", f"-std={theirs}") == ["-c", "a.cu", f"-std={ours}", *OURS]
+    assert passed_on("nvcc", "-c", "a.cu") == ["-c", "a.cu", *OURS]
+    assert passed_on("g++", "-c", "a.cpp", f"-std={theirs}") == ["-c", "a.cpp", f"-std={ours}"]
 
 
 def test_the_script_takes_the_set_up_of_the_toolchain_from_the_recipes_own() -> None:
@@ -308,7 +316,7 @@ def test_the_words_of_a_build_that_was_stopped_reach_the_user() -> None:
 def test_the_recipe_names_the_tree_and_asks_for_the_same_toolchain(tmp_path: Path) -> None:
     place = workspace()
     tree = source.get(str(make_tree(tmp_path / "Vim")), tmp_path / "root" / "tree")
-    write(tree, place, tmp_path / "root")
+    write(tree, [], place, tmp_path / "root")
     variant = variants.load(place.variants).get("cu130", "bridge")
     key = variant.key("3.12", ArchList.parse("9.0"))
     made = recipe.render("mamba-ssm", key, replace(place, root=tmp_path / "root"))
@@ -319,8 +327,10 @@ def test_the_recipe_names_the_tree_and_asks_for_the_same_toolchain(tmp_path: Pat
     assert set(needs["run"]) < set(usual["run"])
     assert "einops" in needs["run"]
     assert not [spec for spec in needs["run"] if spec.startswith(("causal-conv1d", "transformers", "triton"))]
-    other = recipe.digest("mamba-ssm", replace(place, root=tmp_path / "root"))
-    assert other != recipe.digest("mamba-ssm", place)
+    digest = recipe.digest("mamba-ssm", replace(place, root=tmp_path / "root"))
+    assert digest != recipe.digest("mamba-ssm", place)
+    write(tree, ["source-tree/0001-cub-of-cuda-13.patch"], place, tmp_path / "patched")
+    assert recipe.digest("mamba-ssm", replace(place, root=tmp_path / "patched")) != digest
 
 
 def test_our_patches_are_applied_where_they_fit_whole(tmp_path: Path) -> None:
@@ -333,9 +343,34 @@ def test_our_patches_are_applied_where_they_fit_whole(tmp_path: Path) -> None:
     half = fits.replace("// bimamba_type", "// mended").replace("+// mended", "+// half")
     (patches / "0003-half.patch").write_text(half + "--- a/gone.py\n+++ b/gone.py\n@@ -1 +1 @@\n-a\n+b\n")
     place = replace(workspace(), root=tmp_path)
-    assert apply_known_patches(tree, place) == ["2.3.1/0001-fits.patch"]
+    assert apply_known_patches(tree, place) == ["mamba-ssm/2.3.1/0001-fits.patch"]
     assert (tree.folder / "csrc/scan_kernel.cu").read_text() == "// mended\n"
     assert apply_known_patches(replace(tree, name="selective-scan"), place) == []
+
+
+SCAN = """\
+template <int LOGICAL_WARP_THREADS> struct WarpReverseScan {
+    WarpReverseScan()
+        : lane_id(cub::LaneId())
+        , warp_id(IS_ARCH_WARP ? 0 : (lane_id / LOGICAL_WARP_THREADS))
+            detail::uninitialized_copy(placement_ptr, input);
+            cub::CTA_SYNC();
+            // Reduce parallelism down to just raking threads
+            }
+            cub::CTA_SYNC();
+            // Grab thread postfix from shared memory
+"""
+
+
+def test_forks_of_old_releases_are_mended_for_cuda_13_whatever_their_name(tmp_path: Path) -> None:
+    setup = SETUP.replace('NAME = "mamba_ssm"', 'NAME = "selective_scan"')
+    folder = make_tree(tmp_path / "VMamba", setup_dot_py=setup, csrc__selective_scan__reverse_scan_dot_cuh=SCAN)
+    tree = source.get(str(folder), tmp_path / "work" / "tree")
+    assert tree.name == "selective-scan"
+    assert apply_known_patches(tree, workspace()) == ["source-tree/0001-cub-of-cuda-13.patch"]
+    text = (tree.folder / "csrc/selective_scan/reverse_scan.cuh").read_text()
+    assert "cub::" not in text
+    assert text.count("__syncthreads();") == 2
 
 
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: str) -> tuple[Path, source.Tree]:
@@ -346,8 +381,8 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: str) -> tup
     built = kernels(tmp_path / "out" / "linux-64", version="1.1.1")
     tree = source.get(str(make_tree(tmp_path / "Vim")), tmp_path / "work" / "tree")
     key = variants.load(place.variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
-    told = {"recipe_sha256": "ab" * 32, "tree": trees.as_record(tree, ["2.3.1/0001-fits.patch"])}
-    write(tree, place, tmp_path / "work")
+    told = {"recipe_sha256": "ab" * 32, "tree": trees.as_record(tree, ["mamba-ssm/2.3.1/0001-fits.patch"])}
+    write(tree, [], place, tmp_path / "work")
     rendered = recipe.render(tree.name, key, replace(place, root=tmp_path / "work"))
     request = BuildRequest(rendered, key, ())
     return trees._finish(built, request, told, place), tree
@@ -358,7 +393,7 @@ def test_a_finished_package_says_which_tree_it_is_from_and_its_wheel_too(
 ) -> None:
     package, tree = finished(tmp_path, monkeypatch, "9.0")
     told = inspection.provenance(package)
-    patches = ["2.3.1/0001-fits.patch"]
+    patches = ["mamba-ssm/2.3.1/0001-fits.patch"]
     assert told["tree"] == {"origin": "Vim", "commit": "", "sha256": tree.sha256, "patches": patches}
     assert told["cuda_arch_list"] == "9.0"
     assert {"uri": "Vim", "sha256": tree.sha256, "role": "source tree"} in told["materials"]
