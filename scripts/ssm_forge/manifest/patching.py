@@ -170,5 +170,8 @@ def _apply(text: str, hunks: list[_Hunk], patch: str, name: str, results: list[H
 def _reason(hunk: _Hunk, lines: list[str], places: list[int]) -> str:
     if places:
         return f"it fits at {len(places)} places"
-    missing = next((line for line in hunk.before if line not in lines), None)
-    return f"'{missing.strip()}' is gone" if missing is not None else "its lines are no longer together"
+    missing = [line.strip() for line in hunk.before if line not in lines]
+    if not missing:
+        return "its lines are no longer together"
+    named = next((line for line in missing if line), "")
+    return f"'{named}' is gone" if named else "the white space of an empty line differs"

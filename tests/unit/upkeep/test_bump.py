@@ -198,6 +198,15 @@ def test_patched_tells_what_does_not_fit_and_why(tmp_path: Path) -> None:
     ]
 
 
+def test_white_space_that_differs_is_named_as_such(tmp_path: Path) -> None:
+    write(tmp_path / "tree/a.py", "def f():\n    x = 1\n    \n    return x\n")
+    (patch,) = patches(
+        tmp_path, "--- a/a.py\n+++ b/a.py\n@@ -2,3 +2,3 @@\n     x = 1\n \n-    return x\n+    return 2\n"
+    )
+    (result,) = patched([patch], tmp_path / "tree")[1]
+    assert result.reason == "the white space of an empty line differs"
+
+
 def test_lines_for_an_empty_file_fit_where_it_is_and_a_new_file_where_it_is_not(tmp_path: Path) -> None:
     lines = "@@ -0,0 +1 @@\n+import a\n"
     (into_empty, new) = patches(
