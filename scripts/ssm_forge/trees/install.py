@@ -24,7 +24,7 @@ from ssm_forge.flow.plan import Options, Plan, PlannedPackage
 from ssm_forge.package import wheel
 from ssm_forge.trees import target
 from ssm_forge.trees.build import Built, as_record, build, look
-from ssm_forge.trees.recipe import loads
+from ssm_forge.trees.recipe import imports, loads
 
 
 def install(
@@ -91,7 +91,7 @@ def _into_prefix(addresses: Sequence[str], options: Options, workspace: Workspac
 
 
 def _require_loads(name: str, python: Path, beside: Path | None) -> None:
-    """Load the libraries of a package as they are in the environment.
+    """Load the libraries of a package as they are in the environment, and say which of its modules don't import.
 
     Args:
         beside: the folder of ``--target``, which is not on Python's path by itself.
@@ -99,9 +99,16 @@ def _require_loads(name: str, python: Path, beside: Path | None) -> None:
     Raises:
         VerifyError: when a library of the package does not load beside the environment's torch.
     """
-    variables = {"PYTHONPATH": str(beside)} if beside is not None else {}
-    command = [str(python), "-c", loads(name)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
-    if done.returncode:
-        last_line = done.stderr.strip().rpartition("\n")[2]
+    loaded = _run(python, loads(name), beside)
+    if loaded.returncode:
+        last_line = loaded.stderr.strip().rpartition("\n")[2]
         raise VerifyError(f"{name} was installed, and its kernels do not load: {last_line}.")
+    # Its Python code may need a GPU, or older releases of what it imports than there are: whoever named it knows.
+    for failure in _run(python, imports(name), beside).stdout.splitlines():
+        note(f"its kernels load, and this module of {name} does not import here: {failure}")
+
+
+def _run(python: Path, program: str, beside: Path | None) -> subprocess.CompletedProcess[str]:
+    variables = {"PYTHONPATH": str(beside)} if beside is not None else {}
+    command = [str(python), "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})

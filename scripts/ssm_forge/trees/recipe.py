@@ -31,6 +31,18 @@ for file in libraries:
     print("loads:", file)
 """
 
+# Prints a line for each top-level module of the package that can't be imported, and why.
+_IMPORTS = """\
+import importlib, importlib.metadata as metadata, torch
+files = [f for f in metadata.distribution("NAME").files if f.name.endswith(".py") or f.name.endswith(".so")]
+names = {f.parts[0] if len(f.parts) > 1 else f.name.partition(".")[0] for f in files}
+for name in sorted(names):
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        print(f"{name} ({type(error).__name__}: {error})")
+"""
+
 
 def write(tree: Tree, patches: Sequence[str], workspace: Workspace, root: Path) -> None:
     """Make a checkout at ``root`` that the tree is built from: its recipe beside what all recipes share.
@@ -80,6 +92,11 @@ def _recipe(base: dict[str, Any], tree: Tree) -> dict[str, Any]:
 def loads(name: str) -> str:
     """A Python program that fails where a library of the package does not load."""
     return _LOADS.replace("NAME", name)
+
+
+def imports(name: str) -> str:
+    """A Python program that prints which modules of the package can't be imported, and why."""
+    return _IMPORTS.replace("NAME", name)
 
 
 def _is_kept(spec: Any, required: set[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,9 +27,10 @@ from ssm_forge.package import libraries as elf
 from ssm_forge.package import read as inspection
 from ssm_forge.package import read_wheel as read
 from ssm_forge.trees import build as trees
+from ssm_forge.trees import install as installing
 from ssm_forge.trees import source
 from ssm_forge.trees.recipe import apply_known_patches, loads, write
-from wheel_packages import kernels
+from wheel_packages import LIBRARY, kernels
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "recipes" / "source-tree"
@@ -419,6 +421,31 @@ def test_a_library_without_gpu_code_is_no_kernel(tmp_path: Path) -> None:
 def test_the_check_after_the_build_loads_every_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", loads("pytest")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
+
+
+def test_modules_that_do_not_import_are_named_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with transformers 5, which lacks what forks of old releases import."""
+    site = tmp_path / "site"
+    files = {
+        "torch.py": "",
+        "scan/__init__.py": "from scan.more import gone\n",
+        "scan/more.py": "",
+        "scan_extra.py": "",
+        "scan-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: scan\nVersion: 1.0\n",
+        "scan-1.0.dist-info/RECORD": "scan/__init__.py,,\nscan/more.py,,\nscan_extra.py,,\nscan_cuda.so,,\n",
+    }
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    # Some library that Python can load.
+    shutil.copy(LIBRARY, site / "scan_cuda.so")
+    monkeypatch.setattr(installing, "loads", lambda name: "")
+    installing._require_loads("scan", Path(sys.executable), site)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "this module of scan does not import here: scan (ImportError: cannot import name 'gone'" in told
+    assert "does not import here: scan_extra" not in told
 
 
 def test_a_tree_and_a_release_of_the_project_that_it_replaces_are_not_both_installed(tmp_path: Path) -> None:
