@@ -100,10 +100,13 @@ def imports(name: str) -> str:
 
 
 def _is_kept(spec: Any, required: set[str]) -> bool:
-    """Whether a requirement of mamba-ssm is one of every extension for torch, or of this tree, too."""
+    """Whether a requirement of mamba-ssm is one of every extension for torch, or of this tree, too.
+
+    A condition on numpy is about torch, and kept; one on Triton or transformers is about what the project imports.
+    """
     if isinstance(spec, dict):
-        words = str(spec)
-        return not any(name in words for name in CARRIED) or any(n in words for n in required & {*CARRIED})
+        imported = {name for name in ("triton", "transformers") if name in str(spec)}
+        return not imported or bool(imported & required)
     name = spec.split()[0]
     return name in ("cuda-version", "python", "python_abi", "pytorch") or (name in CARRIED and name in required)
 

@@ -329,6 +329,11 @@ def test_the_recipe_names_the_tree_and_asks_for_the_same_toolchain(tmp_path: Pat
     assert set(needs["run"]) < set(usual["run"])
     assert "einops" in needs["run"]
     assert not [spec for spec in needs["run"] if spec.startswith(("causal-conv1d", "transformers", "triton"))]
+    old = variants.load(place.variants).get("cu118", "bridge").key("3.10", ArchList.parse("8.0"))
+    assert (
+        "numpy <2"
+        in recipe.requirements(recipe.render("mamba-ssm", old, replace(place, root=tmp_path / "root")))["run"]
+    )
     digest = recipe.digest("mamba-ssm", replace(place, root=tmp_path / "root"))
     assert digest != recipe.digest("mamba-ssm", place)
     write(tree, ["source-tree/0001-cub-of-cuda-13.patch"], place, tmp_path / "patched")
