@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
@@ -26,6 +26,7 @@ class Origin:
     """Where the parts of a variant come from.
 
     Attributes:
+        python: its minor, such as ``3.12``.
         channels: channel URLs, ours first.
         parts: what the bridge is assembled from, None for source conda.
     """
@@ -108,20 +109,36 @@ def default_python(variant: Variant, workspace: Workspace) -> str:
     if variant.source == "conda":
         return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
     preferred = [variants.DEFAULT_PYTHON, *reversed(variant.pythons)]
-    for found in (interpreters.available, interpreters.brought):
-        here = found(workspace)
+    for pythons_of in (interpreters.available, interpreters.brought):
+        present = pythons_of(workspace)
         for python in preferred:
-            if python in variant.pythons and python in here:
+            if python in variant.pythons and python in present:
                 return python
     # interpreters.choose explains what was found and why it does not do.
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 
-def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
-    """What a package is to say of its C++ compiler, where no channel has it: its own words, or its lock."""
+class CompilerRecord(NamedTuple):
+    """What a package says of the C++ compiler that it was made with; nothing where a channel has that compiler.
+
+    Attributes:
+        version_line: what a compiler of this machine prints of itself.
+        lock: the lock of Debian packages that a compiler of the bridge is made of.
+    """
+
+    version_line: str = ""
+    lock: Path | None = None
+
+
+def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> CompilerRecord:
+    """What a package of a variant is to say of its C++ compiler.
+
+    Args:
+        parts: what the bridge is assembled from, None for source conda.
+    """
     if parts is None:
-        return "", None
+        return CompilerRecord()
     if isinstance(parts.compiler, BundledCompiler):
-        return "", workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml"
-    said = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.partition("\n")[0], None
+        return CompilerRecord(lock=workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml")
+    printed = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return CompilerRecord(printed.partition("\n")[0])

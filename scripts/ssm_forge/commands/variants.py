@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ssm_forge.base.paths import workspace
+from ssm_forge.base import paths
 from ssm_forge.base.ui import out
 from ssm_forge.flow import overview as matrix
 
@@ -16,9 +16,9 @@ from ssm_forge.flow import overview as matrix
 def variants(as_json: bool) -> None:
     """Print the build matrix: every variant, whether it can be had here, what is built and installed."""
 
-    place = workspace()
-    rows = matrix.rows(place)
+    workspace = paths.workspace()
+    rows = matrix.rows(workspace)
     if as_json:
         out.print_json(json.dumps([row.as_dict() for row in rows]))
     else:
-        matrix.show(rows, place)
+        matrix.show(rows, workspace)

@@ -44,7 +44,7 @@ def merged(plan: Plan, built: Sequence[Built]) -> Plan:
         plan,
         packages=tuple(one.package for one in built),
         jobs=max(one.plan.jobs for one in built),
-        memory=max(one.plan.memory for one in built),
-        download=max(one.plan.download for one in built),
-        disk=max(one.plan.disk for one in built),
+        memory_bytes=max(one.plan.memory_bytes for one in built),
+        download_bytes=max(one.plan.download_bytes for one in built),
+        disk_bytes=max(one.plan.disk_bytes for one in built),
     )

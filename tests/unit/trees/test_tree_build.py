@@ -16,7 +16,7 @@ from front_door import assert_one_line_error, run_here
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import run as building
-from ssm_forge.build.jobs import MEMORY_BASE
+from ssm_forge.build.jobs import MEMORY_BASE_BYTES
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import policy, statement
 from ssm_forge.commands.build import build as build_command
@@ -84,13 +84,13 @@ def test_the_plan_counts_the_tree_and_neither_of_the_two_projects(
 ) -> None:
     usual = planning.make(Options(source="conda", cuda_arch="9.0", prefix=tmp_path / "prefix", jobs=1), checkout)
     plan = planned(checkout, tmp_path)
-    assert (plan.packages, plan.memory, plan.disk, plan.jobs) == ((), 0, 0, 0)
+    assert (plan.packages, plan.memory_bytes, plan.disk_bytes, plan.jobs) == ((), 0, 0, 0)
     built = build.build(str(make_tree(tmp_path / "Vim")), plan, None, checkout)
     assert compiled == ["mamba-ssm"]
     assert [package.version for package in built.plan.packages] == ["1.1.1"]
     # One file, whatever the number of cores.
-    assert (built.plan.jobs, built.plan.memory) == (1, MEMORY_BASE + 2_500_000_000)
-    assert usual.disk - built.plan.disk == 400_000_000
+    assert (built.plan.jobs, built.plan.memory_bytes) == (1, MEMORY_BASE_BYTES + 2_500_000_000)
+    assert usual.disk_bytes - built.plan.disk_bytes == 400_000_000
 
 
 def test_a_tree_that_the_memory_is_too_small_for_is_refused_before_anything_is_made(
@@ -146,7 +146,7 @@ def test_the_json_of_a_build_names_the_trees_packages_only(
         ("mamba-ssm", "to build"),
         ("other-scan", "to build"),
     ]
-    assert printed["memory_bytes"] == MEMORY_BASE + 2_500_000_000
+    assert printed["memory_bytes"] == MEMORY_BASE_BYTES + 2_500_000_000
     assert [Path(name).name.split("-cuda130")[0] for name in printed["files"]] == ["mamba-ssm-1.1.1", "other-scan-3.1"]
 
 
