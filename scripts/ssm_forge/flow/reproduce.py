@@ -119,6 +119,12 @@ def read(package: Path) -> Recorded:
     """
     index = _json(package, "index.json")
     provenance = _json(package, PROVENANCE.removeprefix("info/"))
+    tree = provenance.get("tree")
+    if isinstance(tree, dict):
+        raise UsageError(
+            f"{package} was made from a source tree ({tree.get('origin')}), which is not kept here.",
+            fix=f"Build that tree again with '{launcher()} build --source-tree', and compare the two with 'cmp'.",
+        )
     key, listed = _key(provenance), provenance.get("materials")
     if not (
         provenance.get("name") in recipe.PROJECTS
