@@ -183,11 +183,13 @@ def _download(url: str, target: Path) -> Path:
 
 
 def _clone(url: str, scratch: Path) -> _Origin:
-    base, at, revision = url.rpartition("@")
-    # An at sign before the path belongs to the host.
-    address, revision = (base, revision) if at and "/" not in revision else (url, "HEAD")
-    commands = [["git", "clone", "--quiet", "--no-checkout", address, str(scratch)]]
-    commands += [["git", "-C", str(scratch), "checkout", "--quiet", revision]]
+    address, revision = _revision(url)
+    if revision.startswith("-"):
+        raise UsageError(f"'{revision}' is no revision of a git repository.")
+    commands = [
+        ["git", "clone", "--quiet", "--no-checkout", "--", address, str(scratch)],
+        ["git", "-C", str(scratch), "checkout", "--quiet", revision, "--"],
+    ]
     for command in commands:
         done = _git(command)
         if done.returncode:
@@ -196,6 +198,16 @@ def _clone(url: str, scratch: Path) -> _Origin:
     # One that can't be had may be for benchmarks alone; a build that needs it says so.
     _git(["git", "-C", str(scratch), "submodule", "--quiet", "update", "--init", "--recursive"])
     return _Origin(f"git+{redact(address)}", _commit(scratch))
+
+
+def _revision(url: str) -> tuple[str, str]:
+    """Address of a repository, and the branch, tag or commit after an at sign; HEAD where none is named.
+
+    An at sign before the path belongs to the host.
+    """
+    path = url.find("/", url.index("://") + 3) if "://" in url else url.find(":")
+    at = url.rfind("@")
+    return (url[:at], url[at + 1 :]) if at > path else (url, "HEAD")
 
 
 def _git(command: list[str]) -> subprocess.CompletedProcess[str]:

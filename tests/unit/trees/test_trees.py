@@ -137,6 +137,32 @@ def test_a_git_repository_gives_the_commit(tmp_path: Path) -> None:
         source.get(f"git+{(tmp_path / 'repo').as_uri()}@nowhere", tmp_path / "work" / "3")
 
 
+@pytest.mark.parametrize(
+    ("url", "address", "revision"),
+    [
+        ("https://example.org/a/b", "https://example.org/a/b", "HEAD"),
+        ("https://example.org/a/b.git@v1.1.1", "https://example.org/a/b.git", "v1.1.1"),
+        ("https://example.org/a/b@feature/scan", "https://example.org/a/b", "feature/scan"),
+        ("ssh://git@example.org/a/b", "ssh://git@example.org/a/b", "HEAD"),
+        ("ssh://git@example.org/a/b@main", "ssh://git@example.org/a/b", "main"),
+        ("git@example.org:a/b", "git@example.org:a/b", "HEAD"),
+        ("git@example.org:a/b@main", "git@example.org:a/b", "main"),
+        ("/srv/a/b@main", "/srv/a/b", "main"),
+    ],
+)
+def test_a_revision_follows_the_path_and_may_have_a_slash(url: str, address: str, revision: str) -> None:
+    assert source._revision(url) == (address, revision)
+
+
+@pytest.mark.parametrize("address", ["git+--upload-pack=touch OUT", "git+file://REPO@--detach"])
+def test_an_address_is_no_option_of_git(tmp_path: Path, address: str) -> None:
+    git(make_tree(tmp_path / "repo"), "init", "--quiet", "-b", "main")
+    words = address.replace("OUT", str(tmp_path / "ran")).replace("REPO", str(tmp_path / "repo"))
+    with pytest.raises((NetworkError, UsageError)):
+        source.get(words, tmp_path / "work" / "tree")
+    assert not (tmp_path / "ran").exists()
+
+
 MODULES = '[submodule "a"]\n\tpath = 3rdparty/cutlass\n\turl = https://example.org/a\n'
 
 
