@@ -16,6 +16,7 @@ raised() {
     esac
 }
 
+work="$(cd "${SRC_DIR}" && pwd -P)"
 args=()
 # nvcc takes it once only, and torch adds one where it sees none in the spelling that it knows.
 standard=""
@@ -38,6 +39,10 @@ while [ "$#" -gt 0 ]; do
             ;;
         *.cu)
             echo "$1" >>"${COMPILED}"
+            ;;
+        "-I${SRC_DIR}" | "-I${work}")
+            # The folder of the sources itself: its absolute path would get into the library (see compile.sh).
+            set -- -I. "${@:2}"
             ;;
     esac
     args+=("$1")

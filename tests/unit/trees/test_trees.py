@@ -211,6 +211,7 @@ def test_what_is_not_there_or_leads_out_is_refused(tmp_path: Path) -> None:
 
 def passed_on(kind: str, *arguments: str, archs: str = "8.0;9.0+PTX") -> list[str]:
     settings = {**os.environ, "TORCH_CUDA_ARCH_LIST": archs, "COMPILED": os.devnull, "CXX_STANDARD": "17"}
+    settings["SRC_DIR"] = str(ROOT)
     command = [SCRIPTS / "own_flags.sh", kind, "/usr/bin/printf", "%s\n", *arguments]
     return subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -245,6 +246,11 @@ def test_a_standard_that_is_newer_than_what_torch_needs_stays(theirs: str, ours:
     assert passed_on("nvcc", "-c", "a.cu", f"-std={theirs}") == ["-c", "a.cu", f"-std={ours}", *OURS]
     assert passed_on("nvcc", "-c", "a.cu") == ["-c", "a.cu", *OURS]
     assert passed_on("g++", "-c", "a.cpp", f"-std={theirs}") == ["-c", "a.cpp", f"-std={ours}"]
+
+
+@pytest.mark.parametrize("kind", ["nvcc", "g++"])
+def test_where_the_sources_are_does_not_get_into_a_library(kind: str) -> None:
+    assert passed_on(kind, f"-I{ROOT}", "-c", "a.cpp")[:3] == ["-I.", "-c", "a.cpp"]
 
 
 def test_the_script_takes_the_set_up_of_the_toolchain_from_the_recipes_own() -> None:
