@@ -14,11 +14,10 @@ fi
 # What its files cost is not known: what was chosen for files of average size.
 export MAX_JOBS="${CPU_COUNT}"
 
-here="${RECIPE_DIR}"
 tools="${SRC_DIR}/.tools"
 for tool in nvcc g++; do
     mv "${tools}/${tool}" "${tools}/path/forge-${tool}"
-    printf '#!/bin/sh\nexec "%s" %s "%s" "$@"\n' "${here}/own_flags.sh" "${tool}" "${tools}/path/forge-${tool}" \
+    printf '#!/bin/sh\nexec "%s" %s "%s" "$@"\n' "${RECIPE_DIR}/own_flags.sh" "${tool}" "${tools}/path/forge-${tool}" \
         >"${tools}/${tool}"
     chmod +x "${tools}/${tool}"
 done
@@ -35,7 +34,7 @@ export GUARD_CAPABILITY="${newest%+PTX}"
 mkdir -p "${HOME}" "${TMPDIR}"
 
 status=0
-PYTHONPATH="${here}/guard" "${PYTHON}" -m pip install . -vv \
+PYTHONPATH="${RECIPE_DIR}/guard" "${PYTHON}" -m pip install . -vv \
     --no-deps --no-build-isolation --no-index --no-compile --no-cache-dir --disable-pip-version-check || status=$?
 
 refused() {

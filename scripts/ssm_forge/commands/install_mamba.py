@@ -158,6 +158,11 @@ def install_mamba(
         name = next(iter(wishes.releases))
         raise UsageError(f"--source-tree is built instead of {name}.", fix=f"Leave --{name} out.")
     require_no_kernels(kernels, trees)
+    if trees and with_deps:
+        raise UsageError(
+            "--with-deps installs what causal-conv1d and mamba-ssm import, and --source-tree is built instead of them.",
+            fix="Leave --with-deps out; what a tree requires beyond torch, a note names.",
+        )
     options = Options(
         variant=variant,
         python=python,
@@ -179,7 +184,7 @@ def install_mamba(
         else:
             options = _fitting(options, named=named)
         if trees:
-            installing.install(trees, options, existing, dry_run=dry_run)
+            installing.install(trees, options, existing, dry_run=dry_run, as_json=as_json)
         elif existing is not None:
             job.install_mamba(existing, options, wishes, dry_run=dry_run, as_json=as_json)
         else:

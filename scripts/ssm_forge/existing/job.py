@@ -37,7 +37,7 @@ def install_mamba(existing: Existing, options: Options, wishes: Wishes, *, dry_r
     workspace = paths.workspace()
     if not dry_run:
         sweep(workspace)
-    _check_options(existing, options)
+    check_options(existing, options)
     work = plan.make(existing, options, wishes, workspace)
     if dry_run:
         _show(work, as_json)
@@ -95,7 +95,7 @@ def require_no_variant(existing: Existing, named: str | None) -> None:
         )
 
 
-def _check_options(existing: Existing, options: Options) -> None:
+def check_options(existing: Existing, options: Options) -> None:
     """Refuse options that ask for something else than the environment has.
 
     Raises:

@@ -75,10 +75,13 @@ class Wishes:
     Attributes:
         releases: project -> version, where another than the newest is wanted.
         with_deps: what the kernels import and is missing is installed.
+        projects: those of ours that are wanted; none where something else is built, which counts its own needs, and
+            what it imports is not known here.
     """
 
     releases: Mapping[str, str]
     with_deps: bool = False
+    projects: tuple[str, ...] = recipe.PROJECTS
 
 
 def applies(prefix: Path | None, workspace: Workspace, target: Path | None = None) -> Existing | None:
@@ -142,7 +145,7 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
     row = rows.derive(existing, env_torch, matrix, workspace, wishes.releases)
     reader.check_writable(existing)
     env_needs = needs.look(existing, row.requires)
-    if not wishes.with_deps:
+    if wishes.projects and not wishes.with_deps:
         needs.require(existing, env_needs)
     fitting.require_possible(machine.gpus())
     variant = row.variant
@@ -161,7 +164,7 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
     compiler = compiler_of(variant, parts, workspace)
     packages = tuple(
         _package(BuildRequest(recipe.render(name, key, workspace), key, channel_list, *compiler), existing, workspace)
-        for name in recipe.PROJECTS
+        for name in wishes.projects
     )
     # What is installed lies in the root; with --target that is not the environment.
     plan = Plan(variant, existing.minor, archs, existing.root, channel_list, packages, parts)

@@ -12,6 +12,7 @@ from ssm_forge.base.machine import Gpu
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build import costs as compile_costs
 from ssm_forge.build.jobs import choose_jobs, memory_needed
+from ssm_forge.build.schedule import Job
 from ssm_forge.flow import disks
 from ssm_forge.flow.plan import Plan
 from ssm_forge.manifest.variants import Variant
@@ -52,12 +53,20 @@ def choose_archs(
     return archs
 
 
-def with_needs(plan: Plan, jobs: int | None, workspace: Workspace, *, environment: bool = True) -> Plan:
+def with_needs(
+    plan: Plan,
+    jobs: int | None,
+    workspace: Workspace,
+    *,
+    environment: bool = True,
+    costs: Sequence[Job] | None = None,
+) -> Plan:
     """The plan with what it takes: compilers side by side, bytes of memory, of downloads and of disk.
 
     Args:
         jobs: compilers that were asked for; None for as many as fit.
         environment: whether packages that are built already still have to be downloaded for and linked.
+        costs: of the files that are compiled, where those are not files of our projects.
 
     Raises:
         MachineError: when the machine has too little memory or disk.
@@ -65,7 +74,8 @@ def with_needs(plan: Plan, jobs: int | None, workspace: Workspace, *, environmen
     builds = plan.to_build
     if builds:
         check_build_folder(workspace)
-        costs = compile_costs.load(workspace, [package.name for package in builds], plan.kernels)
+        if costs is None:
+            costs = compile_costs.load(workspace, [package.name for package in builds], plan.kernels)
         chosen = choose_jobs(jobs, costs)
         plan = replace(plan, jobs=chosen, memory_bytes=memory_needed(chosen, costs))
     if builds or (environment and not plan.nothing_to_do):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,11 +51,17 @@ def choose(options: Options, workspace: Workspace) -> Choice:
     return Choice(variant, python)
 
 
-def make(options: Options, workspace: Workspace, choice: Choice | None = None) -> Plan:
+def make(
+    options: Options,
+    workspace: Workspace,
+    choice: Choice | None = None,
+    projects: Sequence[str] = recipe.PROJECTS,
+) -> Plan:
     """Work out the plan of an installation, without doing anything.
 
     Args:
         choice: what ``options`` come to, where the caller knows it already.
+        projects: those of ours that are wanted; none where something else is built, which counts its own needs.
 
     Raises:
         UsageError: for a variant, Python or architecture that does not exist.
@@ -105,7 +112,7 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
             workspace,
             offered,
         )
-        for name in recipe.PROJECTS
+        for name in projects
     )
     work = Plan(variant, python, archs, prefix, channel_list, packages, parts, trust=rules, locked=locked)
     return with_needs(work, options.jobs, workspace)

@@ -119,13 +119,15 @@ def read(package: Path) -> Recorded:
     """
     index = _json(package, "index.json")
     provenance = _json(package, PROVENANCE.removeprefix("info/"))
+    tree = provenance.get("tree")
+    if isinstance(tree, dict):
+        raise UsageError(
+            f"{package} was made from a source tree ({tree.get('origin')}), which is not kept here.",
+            fix=f"Build that tree again with '{launcher()} build --source-tree', and compare the two with 'cmp'.",
+        )
     key, listed = _key(provenance), provenance.get("materials")
-    if not (
-        provenance.get("name") in recipe.PROJECTS
-        and key is not None
-        and isinstance(listed, list)
-        and all(_is_material(item) for item in listed)
-    ):
+    is_projects = provenance.get("name") in recipe.PROJECTS
+    if not is_projects or key is None or not isinstance(listed, list) or not all(map(_is_material, listed)):
         reason = f"its {PROVENANCE} is for something else" if provenance else f"it has no {PROVENANCE}"
         raise UsageError(
             f"{package} is not a package that ssm-forge made: {reason}, and it is {_name(index) or 'nameless'}.",

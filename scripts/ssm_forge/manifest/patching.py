@@ -100,18 +100,20 @@ def _apply_all(patches: Iterable[Path], tree: Path) -> _Applied:
         if not files:
             raise BuildError(f"{patch} is not a unified diff.")
         for name, (hunks, is_new) in files.items():
-            path = tree / name
-            before = "" if is_new else state.get(name, _read(path))
+            exists = name in state or (tree / name).is_file()
+            if exists == is_new:
+                reason = "a file of that name is there" if is_new else "the file is gone"
+                results += [HunkResult(patch.name, name, n, hunk.line, None, reason) for n, hunk in enumerate(hunks, 1)]
+                continue
+            if name not in state:
+                state[name] = "" if is_new else (tree / name).read_text(encoding="utf-8")
+            before = state[name]
             after = _apply(before, hunks, patch.name, name, results)
             state[name] = after
             old, new = before.splitlines(True), after.splitlines(True)
             text += "".join(difflib.unified_diff(old, new, "/dev/null" if is_new else f"a/{name}", f"b/{name}"))
         texts[patch.name] = text
     return _Applied(state, texts, results)
-
-
-def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _parse(text: str) -> dict[str, tuple[list[_Hunk], bool]]:
@@ -156,7 +158,7 @@ def _apply(text: str, hunks: list[_Hunk], patch: str, name: str, results: list[H
         expected = hunk.line - 1 + shift
         position = expected if expected in places else places[0] if len(places) == 1 else None
         if position is None:
-            reason = _reason(hunk, lines, text, places)
+            reason = _reason(hunk, lines, places)
             results.append(HunkResult(patch, name, number, hunk.line, None, reason))
             continue
         results.append(HunkResult(patch, name, number, hunk.line, position + 1 - shift))
@@ -165,10 +167,11 @@ def _apply(text: str, hunks: list[_Hunk], patch: str, name: str, results: list[H
     return "".join(f"{line}\n" for line in lines)
 
 
-def _reason(hunk: _Hunk, lines: list[str], text: str, places: list[int]) -> str:
-    if not text:
-        return "the file is gone"
+def _reason(hunk: _Hunk, lines: list[str], places: list[int]) -> str:
     if places:
         return f"it fits at {len(places)} places"
-    missing = next((line for line in hunk.before if line not in lines), None)
-    return f"'{missing.strip()}' is gone" if missing is not None else "its lines are no longer together"
+    missing = [line.strip() for line in hunk.before if line not in lines]
+    if not missing:
+        return "its lines are no longer together"
+    named = next((line for line in missing if line), "")
+    return f"'{named}' is gone" if named else "the white space of an empty line differs"

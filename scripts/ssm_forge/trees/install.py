@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -9,70 +10,88 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import VerifyError
-from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.base.ui import note, open_log, say
+from ssm_forge.base.paths import Workspace
+from ssm_forge.base.ui import note, open_log, out, say
 from ssm_forge.build.leftovers import sweep
+from ssm_forge.channel import policy
 from ssm_forge.existing import in_use
 from ssm_forge.existing import install as existing_install
-from ssm_forge.existing import plan as existing_plan
-from ssm_forge.existing.plan import Wishes
 from ssm_forge.existing.reader import Existing
-from ssm_forge.flow import planning
 from ssm_forge.flow.pipeline import base_of, install_packages
 from ssm_forge.flow.plan import Options, Plan, PlannedPackage
 from ssm_forge.package import wheel
-from ssm_forge.trees.build import Built, build, look
-from ssm_forge.trees.recipe import loads
+from ssm_forge.trees import target
+from ssm_forge.trees.build import Built, as_record, build, look
+from ssm_forge.trees.recipe import imports, loads
 
 
-def install(trees: Sequence[str], options: Options, existing: Existing | None, *, dry_run: bool) -> None:
-    """Build each tree, in this order, and put all of them into an environment.
+def install(
+    addresses: Sequence[str], options: Options, existing: Existing | None, *, dry_run: bool, as_json: bool
+) -> None:
+    """Build the tree at each address, in this order, put all of them into an environment, and load their kernels.
 
     Args:
-        existing: one with a torch of pip's; None for the one that ``options`` name.
+        existing: an environment with a torch of pip's; None for the one that ``options`` name.
+        dry_run: say what the trees are, and build nothing.
+        as_json: print what was done as JSON.
 
     Raises:
         ForgeError: whatever the step that failed says.
     """
-    place = workspace()
+    workspace = paths.workspace()
     if dry_run:
-        for where in trees:
-            look(where, place)
+        seen = [look(address, workspace) for address in addresses]
+        trees = [{"name": t.name, "version": t.version, **as_record(t, patches)} for t, patches in seen]
+        if as_json:
+            out.print_json(json.dumps({"trees": trees}))
         return
-    sweep(place)
+    sweep(workspace)
     if existing is not None:
-        work = existing_plan.make(existing, options, Wishes({}, with_deps=True), place)
-        in_use.require_idle(existing, work.torch)
-        built = [build(where, work.plan, options.jobs, place) for where in trees]
-        with existing_install.locked(existing, place), tempfile.TemporaryDirectory(prefix="ssm-forge-") as scratch:
-            in_use.require_idle(existing, work.torch)  # Minutes later.
-            for one in built:
-                file = wheel.from_conda(one.file, Path(scratch), compress=False)
-                replaced = existing_install.put(existing, one.tree.name, file)
-                note(f"{one.tree.name} {replaced} was replaced by {one.tree.version}") if replaced else None
-        python, prefix = existing.python, existing.root
+        plan, built = _into_existing(addresses, options, existing, workspace)
+        python, folder = existing.python, existing.root
     else:
-        planned = planning.make(options, place)
-        built = [build(where, planned, options.jobs, place) for where in trees]
-        _into_prefix(replace(planned, packages=tuple(_planned(one) for one in built)), place)
-        python, prefix = planned.prefix / "bin" / "python", planned.prefix
+        plan, built = _into_prefix(addresses, options, workspace)
+        python, folder = plan.prefix / "bin" / "python", plan.prefix
     for one in built:
         _require_loads(one.tree.name, python, existing.target if existing else None)
-    say(f"Done: {', '.join(f'{one.tree.name} {one.tree.version}' for one in built)} in {prefix}")
+    if as_json:
+        trees = [{"name": b.tree.name, "version": b.tree.version, **as_record(b.tree, [*b.patches])} for b in built]
+        out.print_json(json.dumps({**target.merged(plan, built).as_dict(), "changed": True, "trees": trees}))
+    say(f"Done: {', '.join(f'{one.tree.name} {one.tree.version}' for one in built)} in {folder}")
 
 
-def _planned(built: Built) -> PlannedPackage:
-    return PlannedPackage("in channel", built.request)
+def _into_existing(
+    addresses: Sequence[str], options: Options, existing: Existing, workspace: Workspace
+) -> tuple[Plan, list[Built]]:
+    """Build for the torch of an environment, and put wheels into it."""
+    plan, torch = target.of_existing(existing, options, workspace)
+    in_use.require_idle(existing, torch)
+    built = [build(address, plan, options.jobs, workspace) for address in addresses]
+    with existing_install.locked(existing, workspace), tempfile.TemporaryDirectory(prefix="ssm-forge-") as scratch:
+        in_use.require_idle(existing, torch)  # Minutes later.
+        for one in built:
+            file = wheel.from_conda(one.file, Path(scratch), compress=False)
+            replaced = existing_install.put(existing, one.tree.name, file)
+            if replaced:
+                note(f"{one.tree.name} {replaced} was replaced by {one.tree.version}")
+    return plan, built
 
 
-def _into_prefix(work: Plan, place: Workspace) -> None:
-    with open_log(place.logs, "install-tree") as log:
-        install_packages(work, base_of(work), place, log)
+def _into_prefix(addresses: Sequence[str], options: Options, workspace: Workspace) -> tuple[Plan, list[Built]]:
+    """Build for a variant, and put conda packages into a prefix."""
+    plan = target.of_variant(options, workspace)
+    policy.require_used(plan.trust, plan.channels)
+    built = [build(address, plan, options.jobs, workspace) for address in addresses]
+    packages = tuple(PlannedPackage("in channel", one.package.request) for one in built)
+    with open_log(workspace.logs, "install-tree") as log:
+        install_packages(replace(plan, packages=packages), base_of(plan), workspace, log)
+    return plan, built
 
 
 def _require_loads(name: str, python: Path, beside: Path | None) -> None:
-    """Load the libraries of a package as they are in the environment.
+    """Load the libraries of a package as they are in the environment, and say which of its modules don't import.
 
     Args:
         beside: the folder of ``--target``, which is not on Python's path by itself.
@@ -80,9 +99,16 @@ def _require_loads(name: str, python: Path, beside: Path | None) -> None:
     Raises:
         VerifyError: when a library of the package does not load beside the environment's torch.
     """
-    more = {"PYTHONPATH": str(beside)} if beside is not None else {}
-    command = [str(python), "-c", loads(name)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **more})
-    if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2]
-        raise VerifyError(f"{name} was installed, and its kernels do not load: {said}.")
+    loaded = _run(python, loads(name), beside)
+    if loaded.returncode:
+        last_line = loaded.stderr.strip().rpartition("\n")[2]
+        raise VerifyError(f"{name} was installed, and its kernels do not load: {last_line}.")
+    # Its Python code may need a GPU, or older releases of what it imports than there are: whoever named it knows.
+    for failure in _run(python, imports(name), beside).stdout.splitlines():
+        note(f"its kernels load, and this module of {name} does not import here: {failure}")
+
+
+def _run(python: Path, program: str, beside: Path | None) -> subprocess.CompletedProcess[str]:
+    variables = {"PYTHONPATH": str(beside)} if beside is not None else {}
+    command = [str(python), "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})

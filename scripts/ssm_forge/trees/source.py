@@ -9,10 +9,11 @@ import re
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -59,12 +60,28 @@ class Tree:
     sources: tuple[str, ...]
 
 
-def get(where: str, target: Path) -> Tree:
-    """Copy, download or clone a source tree to ``target``.
+class _Origin(NamedTuple):
+    """Where a tree was taken from, fit to be shown, and the commit of git, empty where it is not known."""
+
+    shown: str
+    commit: str = ""
+
+
+class _Metadata(NamedTuple):
+    """What one file of a tree says of the project; empty what it does not say."""
+
+    name: str = ""
+    version: str = ""
+    requires: Sequence[str] = ()
+
+
+def get(address: str, target: Path) -> Tree:
+    """Copy, download or clone the source tree at an address to ``target``, and read what it says of itself.
 
     Args:
-        where: a folder, an archive (.tar.gz, .zip), the URL of one, or ``git+URL@REVISION``; ``#subdirectory=a/b`` and
-            ``#sha256=...`` may follow an URL or a file.
+        address: a folder, an archive (.tar.gz, .zip), the URL of one, or ``git+URL@REVISION``; ``#subdirectory=a/b``
+            and ``#sha256=...`` may follow an URL or a file.
+        target: a folder that is not there yet.
 
     Raises:
         UsageError: when it is not there, or is none that can be built: no setup.py, no CUDA sources, a missing
@@ -72,20 +89,22 @@ def get(where: str, target: Path) -> Tree:
         IntegrityError: for another sha256 than the one named, or a damaged archive.
         NetworkError: when it can't be downloaded.
     """
-    require_clean(where)
-    path, _, fragment = where.partition("#")
-    wanted = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
-    if unknown := set(wanted) - {"subdirectory", "sha256", "egg"}:
+    require_clean(address)
+    shown = redact(address)
+    path, _, fragment = address.partition("#")
+    settings = dict(part.partition("=")[::2] for part in fragment.split("&") if part)
+    if unknown := set(settings) - {"subdirectory", "sha256", "egg"}:
         raise UsageError(f"'#{sorted(unknown)[0]}=' after {redact(path)} means nothing here.")
+    subdirectory = settings.get("subdirectory", "")
     scratch = target.with_name(f"{target.name}.got")
-    origin, commit = _fetch(path, wanted.get("sha256", ""), scratch)
-    root = _root(scratch / wanted.get("subdirectory", "")) if not commit else scratch / wanted.get("subdirectory", "")
-    if not foreign.is_inside(wanted.get("subdirectory", ".")) or not root.is_dir():
-        raise UsageError(f"{redact(where)} has no folder '{wanted.get('subdirectory')}'.")
-    _check(root, redact(where))
+    origin, commit = _fetch(path, settings.get("sha256", ""), scratch)
+    root = _root(scratch / subdirectory) if not commit else scratch / subdirectory
+    if not foreign.is_inside(subdirectory or ".") or not root.is_dir():
+        raise UsageError(f"{shown} has no folder '{subdirectory}'.")
+    _check(root, shown)
     shutil.copytree(root, target, symlinks=True, ignore=_LEFT_OUT)
     shutil.rmtree(scratch)
-    name, version, requires = _describe(target, redact(where))
+    name, version, requires = _describe(target, shown)
     sources = tuple(p.relative_to(target).as_posix() for p in files(target) if p.suffix == ".cu")
     return Tree(target, name, version, digest(target), origin, commit, requires, sources)
 
@@ -103,12 +122,12 @@ def digest(folder: Path) -> str:
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """All files and links below a folder, in order of their names."""
+    """All files and links below a folder, in the order of their names."""
     return (path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file())
 
 
-def _fetch(path: str, sha256: str, scratch: Path) -> tuple[str, str]:
-    """Bring the tree to ``scratch``; returns where it is from, and the commit."""
+def _fetch(path: str, sha256: str, scratch: Path) -> _Origin:
+    """Bring the tree at ``path`` to ``scratch``."""
     if path.startswith("git+"):
         return _clone(path.removeprefix("git+"), scratch)
     if urlsplit(path).scheme in ("http", "https"):
@@ -119,17 +138,17 @@ def _fetch(path: str, sha256: str, scratch: Path) -> tuple[str, str]:
             commit = _commit(archive)
             # Their symbolic links are looked at before anything is followed.
             shutil.copytree(archive, scratch, symlinks=True, ignore=_LEFT_OUT)
-            return archive.name, commit
+            return _Origin(archive.name, commit)
         if not archive.is_file():
             raise UsageError(f"{archive} is neither a folder nor an archive.", fix="Name the folder with setup.py.")
-    found = sha256_of(archive)
-    if sha256 and sha256 != found:
-        raise IntegrityError(f"{redact(path)} has sha256 {found}, not {sha256}.")
+    archive_sha256 = sha256_of(archive)
+    if sha256 and sha256 != archive_sha256:
+        raise IntegrityError(f"{redact(path)} has sha256 {archive_sha256}, not {sha256}.")
     _unpack(archive, scratch)
     is_web = urlsplit(path).scheme in ("http", "https")
     if is_web:
         archive.unlink()
-    return f"{redact(path) if is_web else archive.name}#sha256={found}", ""
+    return _Origin(f"{redact(path) if is_web else archive.name}#sha256={archive_sha256}")
 
 
 def _unpack(archive: Path, scratch: Path) -> None:
@@ -163,20 +182,32 @@ def _download(url: str, target: Path) -> Path:
     return target
 
 
-def _clone(url: str, scratch: Path) -> tuple[str, str]:
-    base, at, revision = url.rpartition("@")
-    # An at sign before the path belongs to the host.
-    address, wanted = (base, revision) if at and "/" not in revision else (url, "")
-    commands = [["git", "clone", "--quiet", "--no-checkout", address, str(scratch)]]
-    commands += [["git", "-C", str(scratch), "checkout", "--quiet", wanted or "HEAD"]]
+def _clone(url: str, scratch: Path) -> _Origin:
+    address, revision = _revision(url)
+    if revision.startswith("-"):
+        raise UsageError(f"'{revision}' is no revision of a git repository.")
+    commands = [
+        ["git", "clone", "--quiet", "--no-checkout", "--", address, str(scratch)],
+        ["git", "-C", str(scratch), "checkout", "--quiet", revision, "--"],
+    ]
     for command in commands:
         done = _git(command)
         if done.returncode:
-            said = redact(" ".join(done.stderr.split())[-300:])
-            raise NetworkError(f"{redact(url)} can't be cloned: {said}.")
+            reason = redact(" ".join(done.stderr.split())[-300:])
+            raise NetworkError(f"{redact(url)} can't be cloned: {reason}.")
     # One that can't be had may be for benchmarks alone; a build that needs it says so.
     _git(["git", "-C", str(scratch), "submodule", "--quiet", "update", "--init", "--recursive"])
-    return f"git+{redact(address)}", _commit(scratch)
+    return _Origin(f"git+{redact(address)}", _commit(scratch))
+
+
+def _revision(url: str) -> tuple[str, str]:
+    """Address of a repository, and the branch, tag or commit after an at sign; HEAD where none is named.
+
+    An at sign before the path belongs to the host.
+    """
+    path = url.find("/", url.index("://") + 3) if "://" in url else url.find(":")
+    at = url.rfind("@")
+    return (url[:at], url[at + 1 :]) if at > path else (url, "HEAD")
 
 
 def _git(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -196,28 +227,32 @@ def _commit(folder: Path) -> str:
     return head.stdout.strip() + ("-dirty" if changed else "")
 
 
-def _check(root: Path, where: str) -> None:
+def _check(root: Path, shown: str) -> None:
     setup = root / "setup.py"
     if not setup.is_file():
         below = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/**/setup.py"))
         hint = f"It has one in {', '.join(below[:3])}: name that folder." if below else ""
-        raise UsageError(f"{where} has no setup.py, so nothing says how it is compiled.", fix=hint)
+        raise UsageError(f"{shown} has no setup.py, so nothing says how it is compiled.", fix=hint)
     for path in files(root):
         if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise UsageError(f"{where} has a link {path.relative_to(root)} that leads out of it.")
+            raise UsageError(f"{shown} has a link {path.relative_to(root)} that leads out of it.")
     for submodule in missing_submodules(root):
         # Many are for benchmarks alone, and the kernels compile without them.
         if submodule in setup.read_text(encoding="utf-8", errors="replace"):
             raise UsageError(
-                f"{where} needs the git submodule {submodule}, which is not there.",
+                f"{shown} needs the git submodule {submodule}, which is not there.",
                 fix="Get it with 'git submodule update --init --recursive' in a clone, and name that folder; archives "
                 "of a repository leave submodules out.",
             )
     if not any(path.suffix in _CUDA for path in files(root)):
-        raise UsageError(f"{where} has no CUDA sources (.cu), so there are no kernels to compile.")
+        raise UsageError(
+            f"{shown} has no CUDA sources (.cu), so there are no kernels to compile.",
+            fix="Source archives on PyPI may leave them out, as those of causal-conv1d 1.0 and 1.1 do: name the "
+            "repository, git+URL@TAG.",
+        )
     if "CUDAExtension" not in setup.read_text(encoding="utf-8", errors="replace"):
         raise UsageError(
-            f"the setup.py of {where} builds no CUDAExtension, the only kind of extension that is built here."
+            f"the setup.py of {shown} builds no CUDAExtension, the only kind of extension that is built here."
         )
 
 
@@ -232,29 +267,25 @@ def _submodules(root: Path) -> list[str]:
     return [path for path in re.findall(r"^\s*path\s*=\s*(.+?)\s*$", text, re.MULTILINE) if foreign.is_inside(path)]
 
 
-def _describe(root: Path, where: str) -> tuple[str, str, tuple[Requirement, ...]]:
+def _describe(root: Path, shown: str) -> tuple[str, str, tuple[Requirement, ...]]:
     """Name, version and requirements, by the first of its files that says them."""
-    told: dict[str, str] = {}
-    requires: list[str] = []
-    for name, version, needs in (_of_pkg_info(root), _of_pyproject(root), _of_setup(root)):
-        told.setdefault("name", name) if name else None
-        told.setdefault("version", version) if version else None
-        requires = requires or needs
-    if "version" not in told and (found := _of_init(root, told.get("name", ""))):
-        told["version"] = found
-    if "name" not in told:
-        raise UsageError(f"{where} does not say its name where that can be read without running it (setup(name=...)).")
+    files_metadata = [_of_pkg_info(root), _of_pyproject(root), _of_setup(root)]
+    stated_name = next((m.name for m in files_metadata if m.name), "")
+    stated_version = next((m.version for m in files_metadata if m.version), "") or _of_init(root, stated_name) or "0"
+    requires = next((m.requires for m in files_metadata if m.requires), ())
+    if not stated_name:
+        raise UsageError(f"{shown} does not say its name where that can be read without running it (setup(name=...)).")
     try:
-        version = Version(told.get("version", "0")).public
+        version = Version(stated_version).public
     except InvalidVersion:
-        raise UsageError(f"{where} says that its version is '{told['version']}', which is none.") from None
-    name = canonicalize_name(told["name"])
+        raise UsageError(f"{shown} says that its version is '{stated_version}', which is none.") from None
+    name = canonicalize_name(stated_name)
     if not re.fullmatch(r"[a-z0-9-]+", name):
-        raise UsageError(f"{where} says that its name is '{told['name']}', which is none.")
+        raise UsageError(f"{shown} says that its name is '{stated_name}', which is none.")
     return name, version, tuple(_requirements(requires))
 
 
-def _requirements(texts: list[str]) -> Iterator[Requirement]:
+def _requirements(texts: Sequence[str]) -> Iterator[Requirement]:
     for text in texts:
         try:
             requirement = Requirement(text)
@@ -264,26 +295,26 @@ def _requirements(texts: list[str]) -> Iterator[Requirement]:
             yield requirement
 
 
-def _of_pkg_info(root: Path) -> tuple[str, str, list[str]]:
+def _of_pkg_info(root: Path) -> _Metadata:
     file = root / "PKG-INFO"
     headers = HeaderParser().parsestr(file.read_text(encoding="utf-8", errors="replace") if file.is_file() else "")
-    return headers.get("Name", ""), headers.get("Version", ""), headers.get_all("Requires-Dist", [])
+    return _Metadata(headers.get("Name", ""), headers.get("Version", ""), headers.get_all("Requires-Dist", []))
 
 
-def _of_pyproject(root: Path) -> tuple[str, str, list[str]]:
+def _of_pyproject(root: Path) -> _Metadata:
     file = root / "pyproject.toml"
     try:
         project = foreign.toml_from(foreign.read_bytes(file)).get("project", {}) if file.is_file() else {}
     except ValueError:
         project = {}
-    return project.get("name", ""), project.get("version", ""), list(project.get("dependencies", []))
+    return _Metadata(project.get("name", ""), project.get("version", ""), project.get("dependencies", []))
 
 
-def _of_setup(root: Path) -> tuple[str, str, list[str]]:
+def _of_setup(root: Path) -> _Metadata:
     try:
         module = ast.parse((root / "setup.py").read_text(encoding="utf-8", errors="replace"))
     except SyntaxError:
-        return "", "", []
+        return _Metadata()
     constants = {
         target.id: node.value.value
         for node in ast.walk(module)
@@ -301,14 +332,14 @@ def _of_setup(root: Path) -> tuple[str, str, list[str]]:
             given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
             needs = given.get("install_requires")
             listed = [text(item) for item in needs.elts] if isinstance(needs, (ast.List, ast.Tuple)) else []
-            return text(given.get("name")), text(given.get("version")), [item for item in listed if item]
-    return "", "", []
+            return _Metadata(text(given.get("name")), text(given.get("version")), [item for item in listed if item])
+    return _Metadata()
 
 
 def _of_init(root: Path, name: str) -> str:
     for file in (root / name.replace("-", "_") / "__init__.py", *sorted(root.glob("*/__init__.py"))):
         if file.is_file():
-            said = re.search(r"^__version__\s*=\s*[\"']([^\"']+)", file.read_text("utf-8", "replace"), re.MULTILINE)
-            if said:
-                return said.group(1)
+            match = re.search(r"^__version__\s*=\s*[\"']([^\"']+)", file.read_text("utf-8", "replace"), re.MULTILINE)
+            if match:
+                return match.group(1)
     return ""

@@ -326,6 +326,12 @@ def test_metadata_of_another_shape_is_refused(place: Workspace, tmp_path: Path, 
         reproduce.read(packed(tmp_path / "odd", place, **said))
 
 
+def test_a_package_of_a_source_tree_is_refused_by_its_tree(place: Workspace, tmp_path: Path) -> None:
+    tree = {"origin": "Vim", "commit": "", "sha256": "ab" * 32, "patches": []}
+    with pytest.raises(UsageError, match=r"was made from a source tree \(Vim\), which is not kept here"):
+        reproduce.read(packed(tmp_path, place, tree=tree))
+
+
 def test_a_damaged_package_is_refused(place: Workspace, package: Path) -> None:
     package.write_bytes(package.read_bytes()[:-100])
     with pytest.raises(IntegrityError, match="is not a whole"):

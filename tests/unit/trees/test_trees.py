@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,9 +27,10 @@ from ssm_forge.package import libraries as elf
 from ssm_forge.package import read as inspection
 from ssm_forge.package import read_wheel as read
 from ssm_forge.trees import build as trees
+from ssm_forge.trees import install as installing
 from ssm_forge.trees import source
 from ssm_forge.trees.recipe import apply_known_patches, loads, write
-from wheel_packages import kernels
+from wheel_packages import LIBRARY, kernels
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "recipes" / "source-tree"
@@ -135,6 +137,32 @@ def test_a_git_repository_gives_the_commit(tmp_path: Path) -> None:
         source.get(f"git+{(tmp_path / 'repo').as_uri()}@nowhere", tmp_path / "work" / "3")
 
 
+@pytest.mark.parametrize(
+    ("url", "address", "revision"),
+    [
+        ("https://example.org/a/b", "https://example.org/a/b", "HEAD"),
+        ("https://example.org/a/b.git@v1.1.1", "https://example.org/a/b.git", "v1.1.1"),
+        ("https://example.org/a/b@feature/scan", "https://example.org/a/b", "feature/scan"),
+        ("ssh://git@example.org/a/b", "ssh://git@example.org/a/b", "HEAD"),
+        ("ssh://git@example.org/a/b@main", "ssh://git@example.org/a/b", "main"),
+        ("git@example.org:a/b", "git@example.org:a/b", "HEAD"),
+        ("git@example.org:a/b@main", "git@example.org:a/b", "main"),
+        ("/srv/a/b@main", "/srv/a/b", "main"),
+    ],
+)
+def test_a_revision_follows_the_path_and_may_have_a_slash(url: str, address: str, revision: str) -> None:
+    assert source._revision(url) == (address, revision)
+
+
+@pytest.mark.parametrize("address", ["git+--upload-pack=touch OUT", "git+file://REPO@--detach"])
+def test_an_address_is_no_option_of_git(tmp_path: Path, address: str) -> None:
+    git(make_tree(tmp_path / "repo"), "init", "--quiet", "-b", "main")
+    words = address.replace("OUT", str(tmp_path / "ran")).replace("REPO", str(tmp_path / "repo"))
+    with pytest.raises((NetworkError, UsageError)):
+        source.get(words, tmp_path / "work" / "tree")
+    assert not (tmp_path / "ran").exists()
+
+
 MODULES = '[submodule "a"]\n\tpath = 3rdparty/cutlass\n\turl = https://example.org/a\n'
 
 
@@ -183,6 +211,7 @@ def test_what_is_not_there_or_leads_out_is_refused(tmp_path: Path) -> None:
 
 def passed_on(kind: str, *arguments: str, archs: str = "8.0;9.0+PTX") -> list[str]:
     settings = {**os.environ, "TORCH_CUDA_ARCH_LIST": archs, "COMPILED": os.devnull, "CXX_STANDARD": "17"}
+    settings["SRC_DIR"] = str(ROOT)
     command = [SCRIPTS / "own_flags.sh", kind, "/usr/bin/printf", "%s\n", *arguments]
     return subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout.splitlines()
 
@@ -199,6 +228,7 @@ OURS = [
         ["-gencode", "arch=compute_70,code=sm_70", "-gencode=arch=compute_75,code=sm_75", "--threads", "4"],
         ["--generate-code=arch=compute_75,code=[compute_75,sm_75]", "--threads=4", "-lineinfo", "-t", "8"],
         ["-arch=sm_86", "-code", "sm_86", "--gpu-architecture", "sm_86", "--generate-line-info", "-t=2"],
+        ["--std=c++14", "-arch=native", "--std", "gnu++11", "-split-compile=0", "-code=sm_80"],
     ],
 )
 def test_capabilities_threads_and_line_information_are_ours_whatever_setup_py_says(theirs: list[str]) -> None:
@@ -209,6 +239,18 @@ def test_capabilities_threads_and_line_information_are_ours_whatever_setup_py_sa
 def test_of_the_cpp_compiler_only_a_too_old_standard_changes() -> None:
     found = passed_on("g++", "-c", "a.cpp", "-std=c++14", "-lineinfo", "-std=c++20")
     assert found == ["-c", "a.cpp", "-std=c++17", "-lineinfo", "-std=c++20"]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("c++20", "c++20"), ("gnu++14", "c++17"), ("c++17", "c++17")])
+def test_a_standard_that_is_newer_than_what_torch_needs_stays(theirs: str, ours: str) -> None:
+    assert passed_on("nvcc", "-c", "a.cu", f"-std={theirs}") == ["-c", "a.cu", f"-std={ours}", *OURS]
+    assert passed_on("nvcc", "-c", "a.cu") == ["-c", "a.cu", *OURS]
+    assert passed_on("g++", "-c", "a.cpp", f"-std={theirs}") == ["-c", "a.cpp", f"-std={ours}"]
+
+
+@pytest.mark.parametrize("kind", ["nvcc", "g++"])
+def test_where_the_sources_are_does_not_get_into_a_library(kind: str) -> None:
+    assert passed_on(kind, f"-I{ROOT}", "-c", "a.cpp")[:3] == ["-I.", "-c", "a.cpp"]
 
 
 def test_the_script_takes_the_set_up_of_the_toolchain_from_the_recipes_own() -> None:
@@ -308,7 +350,7 @@ def test_the_words_of_a_build_that_was_stopped_reach_the_user() -> None:
 def test_the_recipe_names_the_tree_and_asks_for_the_same_toolchain(tmp_path: Path) -> None:
     place = workspace()
     tree = source.get(str(make_tree(tmp_path / "Vim")), tmp_path / "root" / "tree")
-    write(tree, place, tmp_path / "root")
+    write(tree, [], place, tmp_path / "root")
     variant = variants.load(place.variants).get("cu130", "bridge")
     key = variant.key("3.12", ArchList.parse("9.0"))
     made = recipe.render("mamba-ssm", key, replace(place, root=tmp_path / "root"))
@@ -319,8 +361,15 @@ def test_the_recipe_names_the_tree_and_asks_for_the_same_toolchain(tmp_path: Pat
     assert set(needs["run"]) < set(usual["run"])
     assert "einops" in needs["run"]
     assert not [spec for spec in needs["run"] if spec.startswith(("causal-conv1d", "transformers", "triton"))]
-    other = recipe.digest("mamba-ssm", replace(place, root=tmp_path / "root"))
-    assert other != recipe.digest("mamba-ssm", place)
+    old = variants.load(place.variants).get("cu118", "bridge").key("3.10", ArchList.parse("8.0"))
+    assert (
+        "numpy <2"
+        in recipe.requirements(recipe.render("mamba-ssm", old, replace(place, root=tmp_path / "root")))["run"]
+    )
+    digest = recipe.digest("mamba-ssm", replace(place, root=tmp_path / "root"))
+    assert digest != recipe.digest("mamba-ssm", place)
+    write(tree, ["source-tree/0001-cub-of-cuda-13.patch"], place, tmp_path / "patched")
+    assert recipe.digest("mamba-ssm", replace(place, root=tmp_path / "patched")) != digest
 
 
 def test_our_patches_are_applied_where_they_fit_whole(tmp_path: Path) -> None:
@@ -333,7 +382,7 @@ def test_our_patches_are_applied_where_they_fit_whole(tmp_path: Path) -> None:
     half = fits.replace("// bimamba_type", "// mended").replace("+// mended", "+// half")
     (patches / "0003-half.patch").write_text(half + "--- a/gone.py\n+++ b/gone.py\n@@ -1 +1 @@\n-a\n+b\n")
     place = replace(workspace(), root=tmp_path)
-    assert apply_known_patches(tree, place) == ["2.3.1/0001-fits.patch"]
+    assert apply_known_patches(tree, place) == ["mamba-ssm/2.3.1/0001-fits.patch"]
     assert (tree.folder / "csrc/scan_kernel.cu").read_text() == "// mended\n"
     assert apply_known_patches(replace(tree, name="selective-scan"), place) == []
 
@@ -349,8 +398,33 @@ def test_a_release_with_some_patches_of_its_own_gets_those_of_others_too(tmp_pat
         (tmp_path / "patches/mamba-ssm" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "patches/mamba-ssm" / name).write_text(what)
     applied = apply_known_patches(tree, replace(workspace(), root=tmp_path))
-    assert applied == [f"{tree.version}/0002-scan.patch", "2.3.1/0003-more.patch"]
+    assert applied == [f"mamba-ssm/{tree.version}/0002-scan.patch", "mamba-ssm/2.3.1/0003-more.patch"]
     assert (tree.folder / "csrc/scan_kernel.cu").read_text() == "// both\n"
+
+
+SCAN = """\
+template <int LOGICAL_WARP_THREADS> struct WarpReverseScan {
+    WarpReverseScan()
+        : lane_id(cub::LaneId())
+        , warp_id(IS_ARCH_WARP ? 0 : (lane_id / LOGICAL_WARP_THREADS))
+            detail::uninitialized_copy(placement_ptr, input);
+            cub::CTA_SYNC();
+            // Reduce parallelism down to just raking threads
+            }
+            cub::CTA_SYNC();
+            // Grab thread postfix from shared memory
+"""
+
+
+def test_forks_of_old_releases_are_mended_for_cuda_13_whatever_their_name(tmp_path: Path) -> None:
+    setup = SETUP.replace('NAME = "mamba_ssm"', 'NAME = "selective_scan"')
+    folder = make_tree(tmp_path / "VMamba", setup_dot_py=setup, csrc__selective_scan__reverse_scan_dot_cuh=SCAN)
+    tree = source.get(str(folder), tmp_path / "work" / "tree")
+    assert tree.name == "selective-scan"
+    assert apply_known_patches(tree, workspace()) == ["source-tree/0001-cub-of-cuda-13.patch"]
+    text = (tree.folder / "csrc/selective_scan/reverse_scan.cuh").read_text()
+    assert "cub::" not in text
+    assert text.count("__syncthreads();") == 2
 
 
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: str) -> tuple[Path, source.Tree]:
@@ -361,8 +435,8 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archs: str) -> tup
     built = kernels(tmp_path / "out" / "linux-64", version="1.1.1")
     tree = source.get(str(make_tree(tmp_path / "Vim")), tmp_path / "work" / "tree")
     key = variants.load(place.variants).get("cu130", "bridge").key("3.12", ArchList.parse("9.0"))
-    told = {"recipe_sha256": "ab" * 32, "tree": trees._told(tree, ["2.3.1/0001-fits.patch"])}
-    write(tree, place, tmp_path / "work")
+    told = {"recipe_sha256": "ab" * 32, "tree": trees.as_record(tree, ["mamba-ssm/2.3.1/0001-fits.patch"])}
+    write(tree, [], place, tmp_path / "work")
     rendered = recipe.render(tree.name, key, replace(place, root=tmp_path / "work"))
     request = BuildRequest(rendered, key, ())
     return trees._finish(built, request, told, place), tree
@@ -373,13 +447,13 @@ def test_a_finished_package_says_which_tree_it_is_from_and_its_wheel_too(
 ) -> None:
     package, tree = finished(tmp_path, monkeypatch, "9.0")
     told = inspection.provenance(package)
-    patches = ["2.3.1/0001-fits.patch"]
+    patches = ["mamba-ssm/2.3.1/0001-fits.patch"]
     assert told["tree"] == {"origin": "Vim", "commit": "", "sha256": tree.sha256, "patches": patches}
     assert told["cuda_arch_list"] == "9.0"
     assert {"uri": "Vim", "sha256": tree.sha256, "role": "source tree"} in told["materials"]
     assert "toolchain lock" in {item["role"] for item in told["materials"]}
-    assert trees._is_from(package, {"recipe_sha256": "ab" * 32, "tree": told["tree"]})
-    assert not trees._is_from(package, {"recipe_sha256": "cd" * 32, "tree": told["tree"]})
+    assert trees._is_made_from(package, {"recipe_sha256": "ab" * 32, "tree": told["tree"]})
+    assert not trees._is_made_from(package, {"recipe_sha256": "cd" * 32, "tree": told["tree"]})
     made = make(package, tmp_path / "wheels")
     assert read.inspect(made).page == "cu130-torch211-trees"
     assert f"+cu130torch2.11.tree{tree.sha256[:8]}-" in made.name
@@ -393,12 +467,37 @@ def test_kernels_for_another_gpu_than_asked_for_are_no_package(tmp_path: Path, m
 
 def test_a_library_without_gpu_code_is_no_kernel(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="was built without any GPU code"):
-        trees._facts([Path(sys.executable).resolve()], "scan", ArchList.parse("9.0"))
+        trees._check_libraries([Path(sys.executable).resolve()], "scan", ArchList.parse("9.0"))
 
 
 def test_the_check_after_the_build_loads_every_library(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", loads("pytest")], capture_output=True, text=True, check=False)
     assert done.returncode != 0
+
+
+def test_modules_that_do_not_import_are_named_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with transformers 5, which lacks what forks of old releases import."""
+    site = tmp_path / "site"
+    files = {
+        "torch.py": "",
+        "scan/__init__.py": "from scan.more import gone\n",
+        "scan/more.py": "",
+        "scan_extra.py": "",
+        "scan-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: scan\nVersion: 1.0\n",
+        "scan-1.0.dist-info/RECORD": "scan/__init__.py,,\nscan/more.py,,\nscan_extra.py,,\nscan_cuda.so,,\n",
+    }
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    # Some library that Python can load.
+    shutil.copy(LIBRARY, site / "scan_cuda.so")
+    monkeypatch.setattr(installing, "loads", lambda name: "")
+    installing._require_loads("scan", Path(sys.executable), site)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "this module of scan does not import here: scan (ImportError: cannot import name 'gone'" in told
+    assert "does not import here: scan_extra" not in told
 
 
 def test_a_tree_and_a_release_of_the_project_that_it_replaces_are_not_both_installed(tmp_path: Path) -> None:

@@ -208,6 +208,34 @@ def test_patched_tells_what_does_not_fit_and_why(tmp_path: Path) -> None:
     ]
 
 
+def test_white_space_that_differs_is_named_as_such(tmp_path: Path) -> None:
+    write(tmp_path / "tree/a.py", "def f():\n    x = 1\n    \n    return x\n")
+    (patch,) = patches(
+        tmp_path, "--- a/a.py\n+++ b/a.py\n@@ -2,3 +2,3 @@\n     x = 1\n \n-    return x\n+    return 2\n"
+    )
+    (result,) = patched([patch], tmp_path / "tree")[1]
+    assert result.reason == "the white space of an empty line differs"
+
+
+def test_lines_for_an_empty_file_fit_where_it_is_and_a_new_file_where_it_is_not(tmp_path: Path) -> None:
+    lines = "@@ -0,0 +1 @@\n+import a\n"
+    (into_empty, new) = patches(
+        tmp_path, f"--- a/p/__init__.py\n+++ b/p/__init__.py\n{lines}", f"--- /dev/null\n+++ b/q.py\n{lines}"
+    )
+    write(tmp_path / "tree/p/__init__.py", "")
+    files, results = patched([into_empty, new], tmp_path / "tree")
+    assert files == {"p/__init__.py": "import a\n", "q.py": "import a\n"}
+    assert all(result.found for result in results)
+    (tmp_path / "tree/p/__init__.py").unlink()
+    write(tmp_path / "tree/q.py", "theirs\n")
+    files, results = patched([into_empty, new], tmp_path / "tree")
+    assert files == {}
+    assert results == [
+        HunkResult(into_empty.name, "p/__init__.py", 1, 1, None, "the file is gone"),
+        HunkResult(new.name, "q.py", 1, 1, None, "a file of that name is there"),
+    ]
+
+
 def test_what_is_no_patch_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"0001-x\.patch is not a unified diff"):
         patched(patches(tmp_path, "Why this is.\n"), tmp_path)
