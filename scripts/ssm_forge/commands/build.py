@@ -13,7 +13,7 @@ from ssm_forge.base import arch
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
-from ssm_forge.commands.install_mamba import target_options, tree_option
+from ssm_forge.commands.install_mamba import platform_option, target_options, tree_option
 from ssm_forge.flow import fitting
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
@@ -24,6 +24,7 @@ from ssm_forge.trees import job
 
 @click.command()
 @target_options
+@platform_option
 @click.option("--solve-only", is_flag=True, help="Render the recipes and solve their environments, build nothing.")
 @click.option(
     "--snapshot",
@@ -55,6 +56,7 @@ def build(
     python: str | None,
     cuda_arch: str | None,
     source: str,
+    platform: str | None,
     jobs: int | None,
     host_compiler: str,
     solve_only: bool,
@@ -66,6 +68,7 @@ def build(
     as_json: bool,
 ) -> None:
     """Build what the channel lacks of a variant, for any GPU, and install nothing; or only solve what it needs."""
+    # Long: its arguments are the options, and each is handed on once.
     if solve_only:
         if source == "bridge":
             raise UsageError(
@@ -76,6 +79,8 @@ def build(
         return
 
     fitting.require_architecture()
+    if trees or env is not None:
+        fitting.require_own(platform, "--source-tree" if trees else "--for")
     options = Options(
         variant=variant,
         python=python,
@@ -84,6 +89,7 @@ def build(
         jobs=jobs,
         host_compiler=host_compiler,
         for_this_machine=False,
+        platform=platform,
     )
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     if env is not None and (named or source != "auto"):

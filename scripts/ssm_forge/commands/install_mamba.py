@@ -56,6 +56,15 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
+def platform_option(command: click.decorators.FC) -> click.decorators.FC:
+    """What packages are for, where that is not this machine's platform."""
+    return click.option(
+        "--platform",
+        metavar="linux-64|linux-aarch64",
+        help="What the packages are for; cross-compiled where it is not this machine's.  [default: this machine's]",
+    )(command)
+
+
 def tree_option(command: click.decorators.FC) -> click.decorators.FC:
     """The source trees that are built instead of the two projects."""
     return click.option(
@@ -78,6 +87,7 @@ def trust_option(command: click.decorators.FC) -> click.decorators.FC:
 
 @click.command("install-mamba")
 @target_options
+@platform_option
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to install into.")
 @click.option(
     "--channel",
@@ -110,6 +120,7 @@ def install_mamba(
     python: str | None,
     cuda_arch: str | None,
     source: str,
+    platform: str | None,
     jobs: int | None,
     host_compiler: str,
     prefix: Path | None,
@@ -144,9 +155,12 @@ def install_mamba(
         host_compiler=host_compiler,
         channels=channels,
         trust=trust,
+        platform=platform,
     )
     existing = applies(prefix, workspace(), target)
     require_existing(existing, {"--target": target, "--mamba-ssm": mamba_ssm, "--causal-conv1d": causal_conv1d})
+    if trees or existing is not None:
+        fitting.require_own(platform, "--source-tree" if trees else "--prefix")
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     try:
         if existing is not None:

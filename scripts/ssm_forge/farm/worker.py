@@ -196,7 +196,7 @@ def _package(work: Work) -> Outcome:
     mine = next(package for package in planned.packages if package.name == request.project)
     mine = replace(mine, state="to build")
     pipeline.make_packages(replace(planned, packages=(mine,), jobs=work.cores), place, work.log)
-    return Outcome("built", place.channel / channels.SUBDIR / request.filename)
+    return Outcome("built", place.channel / request.key.platform.subdir / request.filename)
 
 
 def _check_room(place: Workspace) -> None:

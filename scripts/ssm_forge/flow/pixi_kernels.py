@@ -211,7 +211,7 @@ def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace
     place.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.cache, prefix="take-") as scratch:
         # It is finished into the folder above its subdir's.
-        copy = Path(scratch) / channel.SUBDIR / artifact.name
+        copy = Path(scratch) / kept.key.platform.subdir / artifact.name
         copy.parent.mkdir()
         shutil.copyfile(artifact, copy)
         finished = finalize(copy, package, kept.key, place, solved=materials.locked(source))

@@ -310,6 +310,7 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspac
         prefix=prefix,
         jobs=jobs,
         for_this_machine=False,
+        platform=recorded.key.platform.subdir,
     )
     if options.source == "conda":
         return options

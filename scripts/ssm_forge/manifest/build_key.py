@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
+from ssm_forge.base.platforms import LINUX_64, Platform
+
+# conda's name of it. Packages were made for one platform first, and those say nothing of it.
+PLATFORM_KEY = "target_platform"
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class BuildKey:
         archs: the GPUs that the kernels are for.
         cuda: toolkit release, ``13.0``.
         compiler: major of g++, ``14``.
+        platform: what the package runs on.
         settings: every key of the matrix with its value as text, in the matrix's order; equality ignores the order.
     """
 
@@ -33,6 +39,7 @@ class BuildKey:
     archs: ArchList
     cuda: str
     compiler: str
+    platform: Platform
     settings: Mapping[str, str] = field(hash=False, repr=False)
 
     @classmethod
@@ -53,6 +60,10 @@ class BuildKey:
             archs = ArchList.parse(settings["cuda_arch_list"])
         except UsageError as error:
             raise ValueError(f"its cuda_arch_list is {settings['cuda_arch_list']!r:.80}") from error
+        try:
+            platform = platforms.of(settings.get(PLATFORM_KEY, LINUX_64.subdir))
+        except UsageError as error:
+            raise ValueError(f"its {PLATFORM_KEY} is {settings[PLATFORM_KEY]!r:.80}") from error
         return cls(
             variant=settings["forge_variant"],
             source=settings["forge_source"],
@@ -60,6 +71,7 @@ class BuildKey:
             archs=archs,
             cuda=settings["cuda_compiler_version"],
             compiler=settings["cxx_compiler_version"],
+            platform=platform,
             settings=settings,
         )
 

@@ -99,7 +99,7 @@ def _moved(source: SourcePackage, where: str, place: Workspace) -> SourcePackage
         version=made.version,
         build=made.build,
         build_number=made.build_number,
-        subdir="linux-64",
+        subdir=made.subdir,
         depends=source.depends,
         constrains=source.constrains,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rattler import MatchSpec, RepoDataRecord
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
 from ssm_forge.manifest import environments as manifests
@@ -74,6 +75,8 @@ def solve_builds(
 ) -> list[SolvedEnvironment]:
     """Solve the build, host and run environments of builds that are about to be made, in their order.
 
+    What a build runs is of this machine's platform; the rest is of the package's.
+
     Args:
         channels: URLs to take build and host packages from, first wins.
         virtual: the machine to solve for.
@@ -94,6 +97,7 @@ def solve_builds(
                 specs=specs[kind],
                 channels=channels,
                 virtual=virtual,
+                subdir=platforms.here().subdir if kind == "build" else rendered.subdir,
                 snapshot=snapshot,
                 offers_snapshot=True,
                 extra=made if kind == "run" else {},
@@ -117,5 +121,5 @@ def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:
         "build": rendered.build,
         "build_number": rendered.build_number,
         "depends": list(run),
-        "subdir": "linux-64",
+        "subdir": rendered.subdir,
     }
