@@ -65,9 +65,11 @@ class Tasks(click.Group):
     """Loads a task's module when the task is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all tasks, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a task, None for a name that no task has; its module is imported now."""
         if cmd_name not in COMMANDS:
             return None
         require(*_LIBRARIES.get(cmd_name, ()))
@@ -76,6 +78,7 @@ class Tasks(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the tasks with their lines of help, without importing their modules."""
         with formatter.section("Tasks"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
@@ -110,7 +113,7 @@ def _go_to_caller() -> None:
 
 
 def run() -> int:
-    """Run a task; every outcome is an exit code and at most one clear message."""
+    """Run the task that the command line names; every outcome is an exit code and at most one clear message."""
     try:
         _go_to_caller()
         code = tasks.main(prog_name=launcher(), standalone_mode=False)
@@ -158,20 +161,20 @@ def _nearest(error: click.ClickException) -> str:
     """The task, subcommand or choice that a mistyped one is near to; click itself does it for options."""
     message = error.format_message()
     context, kind = getattr(error, "ctx", None), getattr(getattr(error, "param", None), "type", None)
-    known: Sequence[str] = ()
+    names: Sequence[str] = ()
     if "No such command" in message and context and isinstance(context.command, click.Group):
-        known = context.command.list_commands(context)
+        names = context.command.list_commands(context)
     elif "is not one of" in message and isinstance(kind, click.Choice):
-        known = [str(choice) for choice in kind.choices]
+        names = [str(choice) for choice in kind.choices]
     word = re.search(r"'([^']+)'(?:\.| is not one of)", message)
     # Newer releases of click name the nearest subcommand themselves.
-    return did_you_mean(word.group(1), known) if word and "Did you mean" not in message else ""
+    return did_you_mean(word.group(1), names) if word and "Did you mean" not in message else ""
 
 
 def _crash(error: Exception) -> int:
     path = _save_traceback()
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return _fail(f"{what} This is a bug in ssm-forge; please report it with {path}.", 70)
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return _fail(f"{message} This is a bug in ssm-forge; please report it with {path}.", 70)
 
 
 def main() -> None:

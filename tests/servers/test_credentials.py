@@ -113,6 +113,17 @@ def test_a_token_without_a_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["lab.example:8400", "https://lab.example:8400", "https://lab.example/conda"])
+def test_a_token_for_more_than_a_host_is_refused_instead_of_never_shown(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", f"{host}=secret")
+    with pytest.raises(UsageError, match="belongs to a host") as caught:
+        find("https://lab.example:8400")
+    assert "SSM_FORGE_CHANNEL_TOKEN=lab.example=TOKEN" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_secret_is_not_part_of_a_representation() -> None:
     assert "hunter2" not in repr(credentials.Credential("me", "hunter2", "basic", "netrc"))
 

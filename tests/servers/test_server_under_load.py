@@ -200,7 +200,7 @@ def receive(uploads: Uploads, data: bytes, stream: AsyncIterator[bytes], first: 
 
 def test_a_client_that_falls_silent_does_not_keep_the_file_from_its_next_attempt(tmp_path: Path) -> None:
     data = make_package(tmp_path / "made").read_bytes()
-    uploads = Uploads(tmp_path / "channel", print, patience=0.01)
+    uploads = Uploads(tmp_path / "channel", print, patience_seconds=0.01)
     with pytest.raises(HTTPException) as caught:
         receive(uploads, data, body(data[:100], then_silent=True))
     assert (caught.value.status_code, caught.value.detail) == (

@@ -27,7 +27,7 @@ ATTEMPTS = 5
 _T = TypeVar("_T")
 _PASSING = (408, 423, 425, 429, 500, 502, 503, 504)
 
-HOW_TO_LOG_IN = "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN."
+HOW_TO_LOG_IN = "Put a token for it into RATTLER_AUTH_FILE, netrc, the keyring or SSM_FORGE_CHANNEL_TOKEN=HOST=TOKEN."
 
 
 class TransientError(NetworkError):
@@ -182,7 +182,7 @@ class Client:
             raise NetworkError(
                 redact(f"{self.url} refused {method} ({answer.status_code}): {reason(answer)}"),
                 fix="Put a token with this right into RATTLER_AUTH_FILE, netrc, the keyring or "
-                "SSM_FORGE_CHANNEL_TOKEN.",
+                "SSM_FORGE_CHANNEL_TOKEN=HOST=TOKEN.",
             )
 
 

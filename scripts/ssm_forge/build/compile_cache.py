@@ -58,14 +58,14 @@ def _from_debian(workspace: Workspace) -> Path | None:
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=".ccache-") as scratch:
-            made = Path(scratch) / "made"
+            unpacked = Path(scratch) / "made"
             for path in debian.fetch_debs(debian.read_lock(lock), workspace).values():
-                deb_file.unpack(path, made)
+                deb_file.unpack(path, unpacked)
             patchelf = shutil.which("patchelf") or "patchelf"
             library_path = f"$ORIGIN/../lib/{own.multiarch}"
-            subprocess.run([patchelf, "--set-rpath", library_path, made / "usr/bin/ccache"], check=True)
-            subprocess.run([made / "usr/bin/ccache", "--version"], check=True, capture_output=True)
-            give_place(made, root)
+            subprocess.run([patchelf, "--set-rpath", library_path, unpacked / "usr/bin/ccache"], check=True)
+            subprocess.run([unpacked / "usr/bin/ccache", "--version"], check=True, capture_output=True)
+            give_place(unpacked, root)
     except (ForgeError, OSError, subprocess.SubprocessError) as error:
         note(f"no compile cache, so nothing compiled is kept for the next build: {error}")
         return None

@@ -45,7 +45,7 @@ def finalize(
     compiler_lock: Path | None = None,
     solved: Sequence[inspection.Material] | None = None,
 ) -> Path:
-    """Rewrite ``package`` and return the finished file, beside it.
+    """Write the finished package, into the folder above that of ``package``, and return its path.
 
     Args:
         rendered: the recipe that it was built from.
@@ -53,7 +53,8 @@ def finalize(
         solved: what it was built with from channels, where the engine that built it does not say so in the package.
 
     Raises:
-        BuildError: when the extension is missing, or holds other GPU code than asked for.
+        BuildError: when the extension is missing, or holds other GPU code than asked for; when the engine does not say
+            what it built with, or a library looks for others in a folder of the build.
     """
     from rattler.package_streaming import extract
 
@@ -101,32 +102,32 @@ def _check_machine(libraries: Sequence[Path], platform: Platform) -> None:
 
 def _facts(libraries: list[Path], project: str, wanted: ArchList) -> dict[str, Any]:
     extension = recipe.EXTENSIONS[project]
-    mine = [path for path in libraries if path.name.startswith(f"{extension}.")]
-    if not mine:
+    built = [path for path in libraries if path.name.startswith(f"{extension}.")]
+    if not built:
         raise BuildError(f"{project} was built without {extension}.")
-    found = elf.gpu_code(mine[0])
-    if found != wanted:
+    archs = elf.gpu_code(built[0])
+    if archs != wanted:
         raise BuildError(
-            f"{extension} holds {found.tag}, but {wanted.tag} was asked for.",
+            f"{extension} holds {archs.tag}, but {wanted.tag} was asked for.",
             fix="The recipe's patches no longer set the compute capabilities; please report this.",
         )
-    return {"cuda_arch_list": str(found), "glibc": checked_glibc(libraries)}
+    return {"cuda_arch_list": str(archs), "glibc": checked_glibc(libraries)}
 
 
 def checked_glibc(libraries: Sequence[Path]) -> str:
-    """The glibc that libraries need together.
+    """The glibc that libraries need together, such as ``2.17``.
 
     Raises:
         BuildError: when one looks for others in a folder of this build.
     """
-    read = [elf.read(path) for path in libraries]
-    for library in read:
+    checked = [elf.read(path) for path in libraries]
+    for library in checked:
         if library.foreign_rpaths:
             raise BuildError(
                 f"{library.path.name} would look for libraries in {library.foreign_rpaths[0]}, a folder of this build.",
                 fix="A flag of the compiler got past recipes/common/compile.sh; please report this.",
             )
-    return max((library.glibc for library in read), key=Version)
+    return max((library.glibc for library in checked), key=Version)
 
 
 def edited(files: InfoFiles, provenance: dict[str, Any]) -> InfoFiles:
@@ -152,6 +153,10 @@ def tell_the_solver(index: dict[str, Any], archs: ArchList) -> None:
 
     A package for one generation requires a known GPU of that generation. A portable one refuses only a known GPU
     that it has no code for, and gives way to any other (``track_features`` is conda's word for that).
+
+    Args:
+        index: the content of info/index.json, which is changed in place.
+        archs: what GPUs the package has code for.
     """
     spec = f"__cuda_arch {archs.gpu_range}"
     if archs.is_portable:

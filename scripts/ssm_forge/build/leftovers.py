@@ -32,27 +32,27 @@ def sweep(workspace: Workspace) -> None:
 def _kill_leftover(group: int, staging: Path) -> None:
     """Stop a worker's processes, unless the number belongs to someone else by now."""
     try:
-        ours = str(staging / "spec.json") in psutil.Process(group).cmdline()
+        is_ours = str(staging / "spec.json") in psutil.Process(group).cmdline()
     except psutil.NoSuchProcess:
-        ours = True  # As long as one of its processes is left, a session's number is not used again.
+        is_ours = True  # As long as one of its processes is left, a session's number is not used again.
     except psutil.Error:
-        ours = False
-    if ours:
+        is_ours = False
+    if is_ours:
         kill_session(group)
 
 
 def staging_folder(workspace: Workspace) -> Path:
-    """Where each build has a folder of its own while it runs."""
+    """The folder in which each build has one of its own while it runs."""
     return workspace.cache / "build"
 
 
 def kill_session(leader: int) -> None:
     """Stop every process of the session that a worker leads: ninja puts each compiler in a group of its own."""
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+    for signal_number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         members = [pid for pid in psutil.pids() if _session(pid) == leader]
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signal_number)
         if not members:
             return
         time.sleep(0.2)

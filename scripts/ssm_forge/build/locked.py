@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from rattler import RepoDataRecord
@@ -26,22 +26,31 @@ from ssm_forge.solve.lock_sources import KINDS, SourcePackage
 _PINS = "ssm-forge-locked-"
 
 
+class Prepared(NamedTuple):
+    """What the engine builds from, so that it can only come to what is locked.
+
+    Attributes:
+        root: the copy of the checkout.
+        channels: URLs of channels in order of priority.
+    """
+
+    root: Path
+    channels: tuple[str, ...]
+
+
 def prepare(
     source: SourcePackage,
     beside: Sequence[RepoDataRecord],
     workspace: Workspace,
     folder: Path,
     archives: Sequence[Artifact] = (),
-) -> tuple[Path, tuple[str, ...]]:
+) -> Prepared:
     """Make the copy of the checkout that is built, and the channels it is built from.
 
     Args:
         beside: the packages of the environment that the package is for; its own tests run with them.
         folder: where to put it all.
         archives: what the recipe downloads, which it gets from the download cache.
-
-    Returns:
-        The checkout, and URLs of channels in order of priority.
 
     Raises:
         NetworkError, IntegrityError: when an archive can't be had, or is not what the recipe says.
@@ -54,7 +63,7 @@ def prepare(
         _pin(f"{_PINS}{kind}", source.built_with(kind), folder, pins)
     channels.index(pins)
     records = {r.url: r for r in (*source.build, *source.host, *beside)}
-    return root, (pins.as_uri(), *indexes(list(records.values()), folder / "locked"))
+    return Prepared(root, (pins.as_uri(), *indexes(list(records.values()), folder / "locked")))
 
 
 def _copy_recipe(project: str, workspace: Workspace, root: Path, archives: Mapping[str, str]) -> None:
@@ -67,8 +76,8 @@ def _copy_recipe(project: str, workspace: Workspace, root: Path, archives: Mappi
     for kind in KINDS:
         recipe["requirements"][kind].append(f"{_PINS}{kind}")
     text = yaml.safe_dump(recipe, sort_keys=False, width=10**9)
-    for there, here in archives.items():
-        text = text.replace(f"url: {there}\n", f"url: {here}\n")
+    for url, file_url in archives.items():
+        text = text.replace(f"url: {url}\n", f"url: {file_url}\n")
     path.write_text(text, encoding="utf-8")
 
 
@@ -88,13 +97,16 @@ def _pin(name: str, records: Sequence[RepoDataRecord], folder: Path, channel: Pa
 
 
 def indexes(records: Sequence[RepoDataRecord], folder: Path) -> list[str]:
-    """URLs of folders, one a channel of the records, whose indexes name the place of the packages: CEP-15."""
+    """Write an index of just these packages into ``folder``, one subfolder a channel of theirs, and return their URLs.
+
+    The packages stay where they are: an index names their place (CEP-15).
+    """
     by_channel: dict[str, list[RepoDataRecord]] = {}
     for record in records:
         by_channel.setdefault(record.url.rsplit("/", 2)[0], []).append(record)
-    found = []
-    for number, (base, mine) in enumerate(by_channel.items()):
-        place = folder / str(number)
+    urls = []
+    for number, (base, records_there) in enumerate(by_channel.items()):
+        channel = folder / str(number)
         for subdir in (*(known.subdir for known in PLATFORMS), "noarch"):
             content: dict[str, Any] = {
                 "info": {"subdir": subdir, "base_url": mirrors.mirrored(f"{base}/{subdir}/")},
@@ -102,10 +114,10 @@ def indexes(records: Sequence[RepoDataRecord], folder: Path) -> list[str]:
                 "packages.conda": {},
                 "repodata_version": 2,
             }
-            for record in (r for r in mine if r.url.rsplit("/", 2)[1] == subdir):
-                part = "packages.conda" if record.file_name.endswith(".conda") else "packages"
-                content[part][record.file_name] = json.loads(record.to_json())
-            (place / subdir).mkdir(parents=True)
-            (place / subdir / "repodata.json").write_text(json.dumps(content), encoding="utf-8")
-        found.append(place.as_uri())
-    return found
+            for record in (r for r in records_there if r.url.rsplit("/", 2)[1] == subdir):
+                section = "packages.conda" if record.file_name.endswith(".conda") else "packages"
+                content[section][record.file_name] = json.loads(record.to_json())
+            (channel / subdir).mkdir(parents=True)
+            (channel / subdir / "repodata.json").write_text(json.dumps(content), encoding="utf-8")
+        urls.append(channel.as_uri())
+    return urls

@@ -51,9 +51,9 @@ def make(package: Path, folder: Path) -> Path:
     """
     index = read_json(package, "index.json")
     torch, machine = torch_of(index), wheel.platform_of(index).machine
-    told = wheel.origin(package, index)
-    archs = ArchList.parse(told["made_from"]["cuda_arch_list"])
-    tree = told["made_from"].get("tree")
+    origin = wheel.origin(package, index)
+    archs = ArchList.parse(origin["made_from"]["cuda_arch_list"])
+    tree = origin["made_from"].get("tree")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="wheel-", dir=folder) as scratch:
         extract(package, Path(scratch))
@@ -70,22 +70,22 @@ def make(package: Path, folder: Path) -> Path:
     contents = {re.sub(f"^{re.escape(old_info)}/", f"{info}/", name): data for name, data in contents.items()}
     contents[f"{info}/METADATA"] = _metadata(old_metadata, version, requires)
     tag = f"{wheel.python_tag(index)}-manylinux_{glibc[0]}_{glibc[1]}_{machine}"
-    number = int(index["build_number"]) + (_PORTABLE if archs.is_portable else 0)
-    build_tag = f"{number}_{archs.tag}"
+    build_number = int(index["build_number"]) + (_PORTABLE if archs.is_portable else 0)
+    build_tag = f"{build_number}_{archs.tag}"
     contents[f"{info}/WHEEL"] = wheel.about(tag, build_tag)
     made_for = {"torch": torch.version, "cuda": torch.cuda, "page": page(torch, tree=bool(tree))}
-    contents[f"{info}/{wheel.ORIGIN}"] = dump_json({**told, **made_for})
-    contents[f"{info}/{SBOM}"] = dump_json(_sbom(index, version, requires, told["made_from"].get("materials") or []))
+    contents[f"{info}/{wheel.ORIGIN}"] = dump_json({**origin, **made_for})
+    contents[f"{info}/{SBOM}"] = dump_json(_sbom(index, version, requires, origin["made_from"].get("materials") or []))
     target = folder / f"{distribution}-{version}-{build_tag}-{tag}.whl"
     wheel.write(target, contents, info, compress=True)
     return target
 
 
 def _glibc(libraries: Iterable[Path], machine: str) -> tuple[int, int]:
-    found = [tuple(int(part) for part in elf.read(path).glibc.split(".")[:2]) for path in libraries]
-    if not found:
+    versions = [tuple(int(part) for part in elf.read(path).glibc.split(".")[:2]) for path in libraries]
+    if not versions:
         raise BuildError("there is no compiled library in the package, so there is nothing that is for one torch.")
-    major, minor = max([*found, _OLDEST_GLIBC[machine]])
+    major, minor = max([*versions, _OLDEST_GLIBC[machine]])
     return major, minor
 
 

@@ -27,7 +27,7 @@ from ssm_forge.solve import lock, solver
 
 _COUNTER, _SHA256 = 8, 32
 # More than that is not downloaded only to see what is wrong.
-_MOST = 200_000_000
+_MOST_BYTES = 200_000_000
 
 
 def missing(records: Iterable[RepoDataRecord], workspace: Workspace) -> list[RepoDataRecord]:
@@ -42,23 +42,26 @@ def _is_cached(record: RepoDataRecord, cache: Path) -> bool:
         return False
     # Beside each package the engine keeps what it was unpacked from: how often it was, and the archive's sha256.
     try:
-        told = (cache / f"{stem}.lock").read_bytes()[_COUNTER:]
+        unpacked_from = (cache / f"{stem}.lock").read_bytes()[_COUNTER:]
     except OSError:
         return True
-    return len(told) != _SHA256 or not record.sha256 or told == bytes(record.sha256)
+    return len(unpacked_from) != _SHA256 or not record.sha256 or unpacked_from == bytes(record.sha256)
 
 
 def blame(records: Iterable[RepoDataRecord], workspace: Workspace) -> ForgeError | None:
-    """Which of the locked packages can't be had as it is locked, and why: the engine says neither.
+    """Find the locked package that can't be had as it is locked, and why: the engine says neither.
 
     The smallest is asked for first; of those that are left when much was downloaded only the size is compared.
+
+    Returns:
+        The error to raise; None where every package is as it is locked, or there is no network.
     """
-    left = _MOST
+    bytes_left = _MOST_BYTES
     for record in sorted(missing(records, workspace), key=lambda r: r.size or 0):
-        left -= record.size or 0
+        bytes_left -= record.size or 0
         try:
             with session() as client, client.stream("GET", mirrors.mirrored(record.url)) as answer:
-                error = _refusal(record, answer, whole=left > 0)
+                error = _refusal(record, answer, whole=bytes_left > 0)
         except httpx.HTTPError:
             # Without a network no package is to blame.
             return None
@@ -74,20 +77,20 @@ def _lock_anew() -> str:
 def _refusal(record: RepoDataRecord, answer: httpx.Response, *, whole: bool) -> ForgeError | None:
     url = redact(str(answer.url))
     if answer.status_code >= 400:
-        what = f"{record.file_name}, which is locked, can't be had: {url} answered {answer.status_code}."
+        message = f"{record.file_name}, which is locked, can't be had: {url} answered {answer.status_code}."
         gone = answer.status_code in (httpx.codes.NOT_FOUND, httpx.codes.GONE)
         return NetworkError(
-            what, fix=_lock_anew() if gone else HOW_TO_LOG_IN if answer.status_code in (401, 403) else ""
+            message, fix=_lock_anew() if gone else HOW_TO_LOG_IN if answer.status_code in (401, 403) else ""
         )
     locked, size = digest(record), int(answer.headers.get("Content-Length") or 0)
     found, expected = f"{size} bytes", f"{record.size} bytes"
     if not (record.size and size and record.size != size):
-        if not whole or not locked[0]:
+        if not whole or not locked.algorithm:
             return None
-        state = hashlib.new(locked[0])
+        state = hashlib.new(locked.algorithm)
         for chunk in answer.iter_raw(1 << 20):
             state.update(chunk)
-        found, expected = f"{locked[0]} {state.hexdigest()}", " ".join(locked)
+        found, expected = f"{locked.algorithm} {state.hexdigest()}", " ".join(locked)
     if found == expected:
         return None
     return IntegrityError(
@@ -97,9 +100,9 @@ def _refusal(record: RepoDataRecord, answer: httpx.Response, *, whole: bool) -> 
 
 
 def sources(rendered: Rendered) -> list[Artifact]:
-    """The archives that a recipe is built from."""
-    found = [(str(source["url"]), str(source["sha256"])) for source in recipe.sources(rendered)]
-    return [Artifact(url, sha256, 0, url.rpartition("/")[2]) for url, sha256 in found]
+    """The archives that a recipe downloads, each with its sha256."""
+    listed = [(str(source["url"]), str(source["sha256"])) for source in recipe.sources(rendered)]
+    return [Artifact(url, sha256, 0, url.rpartition("/")[2]) for url, sha256 in listed]
 
 
 def has_all(variant: Variant, python: str, workspace: Workspace) -> bool:
@@ -124,7 +127,7 @@ def _archives(name: str, variant: Variant, python: str, workspace: Workspace) ->
 
 
 def lacking(requests: Sequence[BuildRequest], workspace: Workspace) -> list[str]:
-    """What builds with locked packages, and the environment that they are for, still need of the network, by name."""
+    """The names of the files that builds with locked packages, and their environment, still need of the network."""
     records = [r for request in requests for r in (*request.built_with, *request.beside)]
     archives = fetch.missing([a for request in requests for a in sources(request.rendered)], workspace)
     return sorted([*(r.file_name for r in missing(records, workspace)), *(a.name for a in archives)])
@@ -132,6 +135,10 @@ def lacking(requests: Sequence[BuildRequest], workspace: Workspace) -> list[str]
 
 def require_reachable(channels: Sequence[str], lacks: Sequence[str]) -> None:
     """Ask whether the channels that are needed answer.
+
+    Args:
+        channels: their URLs.
+        lacks: the names of the locked files that are not in the caches, at least one.
 
     Raises:
         NetworkError: when one of the channels can't be reached; says what of the locks is not in the caches.
@@ -147,9 +154,10 @@ def keep_sources(rendered: Sequence[Rendered], folder: Path, workspace: Workspac
     """Keep what pixi downloaded to build with, which it does in each checkout anew, in the download cache.
 
     Args:
+        rendered: the recipes that were built.
         folder: where pixi builds.
     """
-    for artifact in fetch.missing([a for one in rendered for a in sources(one)], workspace):
+    for artifact in fetch.missing([a for package in rendered for a in sources(package)], workspace):
         for path in folder.glob(f"*/*/output/src_cache/*_{artifact.name}"):
             if path.is_file() and sha256_of(path) == artifact.sha256:
                 fetch.adopt(artifact, path, workspace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ssm_forge.base import platforms
 from ssm_forge.base.errors import NetworkError
@@ -28,6 +28,7 @@ class Origin:
     """Where the parts of a variant come from.
 
     Attributes:
+        python: its minor, such as ``3.12``.
         channels: channel URLs, ours first.
         parts: what the bridge is assembled from, None for source conda.
     """
@@ -123,22 +124,38 @@ def default_python(variant: Variant, workspace: Workspace, platform: Platform | 
         # That of the oldest C library: it runs on the most machines, and they are not known here.
         fitting = [p for p in interpreters.brought(workspace, platform) if p in variant.pythons]
         return fitting[0] if fitting else variant.pythons[-1]
-    for found in (interpreters.available, interpreters.brought):
-        here = found(workspace)
+    for pythons_of in (interpreters.available, interpreters.brought):
+        present = pythons_of(workspace)
         for python in preferred:
-            if python in variant.pythons and python in here:
+            if python in variant.pythons and python in present:
                 return python
     # interpreters.choose explains what was found and why it does not do.
     return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
 
 
-def compiler_of(variant: Variant, parts: bridge_parts.Parts | None, workspace: Workspace) -> tuple[str, Path | None]:
-    """What a package is to say of its C++ compiler, where no channel has it: its own words, or its lock."""
+class CompilerRecord(NamedTuple):
+    """What a package says of the C++ compiler that it was made with; nothing where a channel has that compiler.
+
+    Attributes:
+        version_line: what a compiler of this machine prints of itself.
+        lock: the lock of Debian packages that a compiler of the bridge is made of.
+    """
+
+    version_line: str = ""
+    lock: Path | None = None
+
+
+def compiler_of(variant: Variant, parts: bridge_parts.Parts | None, workspace: Workspace) -> CompilerRecord:
+    """What a package of a variant is to say of its C++ compiler.
+
+    Args:
+        parts: what the bridge is assembled from, None for source conda.
+    """
     if parts is None:
-        return "", None
+        return CompilerRecord()
     if isinstance(parts.compiler, BundledCompiler):
         if parts.cross is not None:
-            return "", bridge_parts.cross_compiler_lock(variant, workspace, parts.platform)
-        return "", bridge_parts.compiler_lock(variant, workspace)
-    said = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    return said.partition("\n")[0], None
+            return CompilerRecord(lock=bridge_parts.cross_compiler_lock(variant, workspace, parts.platform))
+        return CompilerRecord(lock=bridge_parts.compiler_lock(variant, workspace))
+    printed = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    return CompilerRecord(printed.partition("\n")[0])

@@ -41,13 +41,13 @@ def collect(
         compiler_lock: of the C++ compiler, where the bridge brought it.
         packages: what the engine took from channels.
     """
-    found = list(packages)
+    items = list(packages)
     for source in recipe.sources(rendered):
-        found.append({"uri": source["url"], "sha256": source["sha256"], "role": "source"})
+        items.append({"uri": source["url"], "sha256": source["sha256"], "role": "source"})
         folder = recipe.recipe_dir(rendered.name, workspace)
-        found += [_file((folder / patch).resolve(), "patch", workspace) for patch in source.get("patches", [])]
-    found += toolchain_locks(key, workspace, compiler_lock)
-    return sorted(found, key=lambda item: (item["role"], item["uri"]))
+        items += [_file((folder / patch).resolve(), "patch", workspace) for patch in source.get("patches", [])]
+    items += toolchain_locks(key, workspace, compiler_lock)
+    return sorted(items, key=lambda item: (item["role"], item["uri"]))
 
 
 def toolchain_locks(key: BuildKey, workspace: Workspace, compiler_lock: Path | None) -> list[Material]:
@@ -63,28 +63,28 @@ def solved(package: Path) -> list[Material]:
         BuildError: when it does not say so.
     """
     try:
-        told = yaml.safe_load((package / "info/recipe/rendered_recipe.yaml").read_text(encoding="utf-8"))
-        environments = [told["finalized_dependencies"][kind] or {} for kind in ("build", "host")]
+        document = yaml.safe_load((package / "info/recipe/rendered_recipe.yaml").read_text(encoding="utf-8"))
+        environments = [document["finalized_dependencies"][kind] or {} for kind in ("build", "host")]
         records = [record for environment in environments for record in environment.get("resolved", [])]
-        found = [_solved(record["url"], record.get("sha256"), record.get("md5")) for record in records]
+        items = [_solved(record["url"], record.get("sha256"), record.get("md5")) for record in records]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise BuildError(
             f"the engine does not say which packages it built with ({type(error).__name__}: {error}).",
             fix="This rattler-build writes info/recipe/rendered_recipe.yaml otherwise; please report this.",
         ) from error
-    return _each_once(found)
+    return _each_once(items)
 
 
 def locked(source: SourcePackage) -> list[Material]:
-    """What a package is built with that pixi builds: what its lock has."""
+    """What a package that pixi builds is built with: the packages that recipes/pixi.lock has for it."""
     records = (*source.build, *source.host)
     return _each_once(
         [_solved(r.url, r.sha256 and bytes(r.sha256).hex(), r.md5 and bytes(r.md5).hex()) for r in records]
     )
 
 
-def _each_once(found: Sequence[Material]) -> list[Material]:
-    return list({item["uri"]: item for item in found}.values())
+def _each_once(items: Sequence[Material]) -> list[Material]:
+    return list({item["uri"]: item for item in items}.values())
 
 
 def _solved(url: object, sha256: object, md5: object) -> Material:
@@ -93,8 +93,8 @@ def _solved(url: object, sha256: object, md5: object) -> Material:
     Where it is to be had; of one in a folder of this machine only the name, and never a secret.
     """
     text = str(url)
-    where = text.rpartition("/")[2] if text.startswith("file:") else redact(text)
-    return {"uri": where, **({"sha256": str(sha256)} if sha256 else {"md5": str(md5)}), "role": SOLVED}
+    uri = text.rpartition("/")[2] if text.startswith("file:") else redact(text)
+    return {"uri": uri, **({"sha256": str(sha256)} if sha256 else {"md5": str(md5)}), "role": SOLVED}
 
 
 def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]:
@@ -105,19 +105,19 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
     builds has none.
     """
     name, version = index["name"], index["version"]
-    me = f"pkg:conda/{name}@{version}?build={index['build']}&subdir={index['subdir']}"
-    inside = [_component(item) for item in materials if not item["role"].startswith("toolchain")]
-    locks = [
+    purl = f"pkg:conda/{name}@{version}?build={index['build']}&subdir={index['subdir']}"
+    contents = [_component(item) for item in materials if not item["role"].startswith("toolchain")]
+    toolchain = [
         {"name": f"{item['role']} {item['uri']}", "value": ":".join(material_digest(item))}
         for item in materials
         if item["role"].startswith("toolchain")
     ]
-    needs = [
+    requirements = [
         {"type": "library", "bom-ref": f"needs:{spec}", "name": spec.split()[0], "description": f"requires {spec}"}
         for spec in sorted(index["depends"])
         if not spec.startswith("__")
     ]
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, me + "".join(material_digest(item).value for item in materials))
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, purl + "".join(material_digest(item).value for item in materials))
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -125,11 +125,11 @@ def sbom(index: dict[str, Any], materials: Sequence[Material]) -> dict[str, Any]
         "serialNumber": f"urn:uuid:{serial}",
         "version": 1,
         "metadata": {
-            "component": {"type": "library", "bom-ref": me, "name": name, "version": version, "purl": me},
-            "properties": locks,
+            "component": {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl},
+            "properties": toolchain,
         },
-        "components": [*inside, *needs],
-        "dependencies": [{"ref": me, "dependsOn": [item["bom-ref"] for item in (*inside, *needs)]}],
+        "components": [*contents, *requirements],
+        "dependencies": [{"ref": purl, "dependsOn": [item["bom-ref"] for item in (*contents, *requirements)]}],
     }
 
 

@@ -15,7 +15,7 @@ from ssm_forge.solve.lock_sources import SourcePackage
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What to build.
+    """One package that is to be built, and all that this takes.
 
     Attributes:
         rendered: the recipe, rendered for the build.
@@ -46,7 +46,7 @@ class BuildRequest:
 
     @property
     def filename(self) -> str:
-        """The package that it gives."""
+        """The file name of the package that it gives."""
         return self.rendered.filename
 
     @property

@@ -39,6 +39,10 @@ def build(request: BuildRequest, *, channel: Path, jobs: int, workspace: Workspa
 
     Nothing reaches the channel before the recipe's own tests have passed.
 
+    Args:
+        channel: a folder.
+        jobs: compilers that run side by side.
+
     Raises:
         BuildError: when compiling, packaging or a test of the recipe fails.
     """
@@ -88,13 +92,13 @@ def _share_sources(staging: Path, workspace: Workspace) -> None:
 def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Workspace, log: Log, channel: Path) -> Path:
     # Long: one life of a process, from what it is told to what it answers; a part of it alone would leave it running.
     _share_sources(staging, workspace)
-    root, sources = request.root or workspace.root, request.channels
+    root, from_channels = request.root or workspace.root, request.channels
     if request.locked is not None:
         archives = offline.sources(request.rendered)
-        root, locked = locked_build.prepare(request.locked, request.beside, workspace, staging, archives)
+        root, locked_channels = locked_build.prepare(request.locked, request.beside, workspace, staging, archives)
         # That of a rebuild is new and empty, which the engine takes for a failure.
         channels.ensure_indexed(channel)
-        sources = (*channel_urls([channel]), *locked)
+        from_channels = (*channel_urls([channel]), *locked_channels)
     spec = staging / "spec.json"
     spec.write_text(
         json.dumps(
@@ -104,7 +108,7 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
                 "values": request.key.to_renderer(),
                 "output_dir": str(staging / "out"),
                 # The build engine reads no configuration of pixi.
-                "channels": [mirrors.mirrored(url) for url in sources],
+                "channels": [mirrors.mirrored(url) for url in from_channels],
             }
         )
     )
@@ -118,17 +122,17 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         "CONDA_OVERRIDE_CUDA_ARCH": str(request.key.archs.sass[0]),
     }
     # Where the worker says what came of it: what the recipe's tools print is never taken for that.
-    answer = os.memfd_create("outcome")
+    answer_fd = os.memfd_create("outcome")
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ssm_forge.build.worker", spec, str(answer)],
+            [sys.executable, "-m", "ssm_forge.build.worker", spec, str(answer_fd)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
             env=environment,
             start_new_session=True,
-            pass_fds=(answer,),
+            pass_fds=(answer_fd,),
         )
         (staging / "worker.pgid").write_text(str(process.pid))
         try:
@@ -137,9 +141,9 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
         except BaseException:
             kill_session(process.pid)
             raise
-        outcome = _read_outcome(answer)
+        outcome = _read_outcome(answer_fd)
     finally:
-        os.close(answer)
+        os.close(answer_fd)
     if process.returncode == 0 and "error" not in outcome and "package" in outcome:
         return Path(outcome["package"])
     kill_session(process.pid)
@@ -153,9 +157,9 @@ def _run_worker(request: BuildRequest, staging: Path, jobs: int, workspace: Work
     raise BuildError(f"building {request.project} failed: {reason}", fix=hint(tail), log=log.path)
 
 
-def _read_outcome(answer: int) -> dict[str, str]:
+def _read_outcome(answer_fd: int) -> dict[str, str]:
     """What the worker said at its end; nothing when it was killed before, or in the middle of it."""
-    with os.fdopen(os.dup(answer), encoding="utf-8", errors="replace") as stream:
+    with os.fdopen(os.dup(answer_fd), encoding="utf-8", errors="replace") as stream:
         stream.seek(0)
         try:
             outcome: dict[str, str] = json.loads(stream.read())
@@ -188,9 +192,9 @@ def _follow(process: subprocess.Popen[str], project: str, log: Log) -> str:
 
 
 def hint(tail: str) -> str:
-    """What to do about a build whose last words these are; empty where they tell nothing."""
-    if told := re.search(r"^error: (setup\.py .+)$", tail, re.MULTILINE):
-        return f"Its {told.group(1)}"  # The words of recipes/source-tree/build.sh.
+    """What to do about a failed build, from the last lines that it printed; empty where they tell nothing."""
+    if refusal := re.search(r"^error: (setup\.py .+)$", tail, re.MULTILINE):
+        return f"Its {refusal.group(1)}"  # The words of recipes/source-tree/build.sh.
     if re.search(r"Killed|signal 9|out of memory|Cannot allocate", tail):
         return "The compiler ran out of memory: use --jobs 1."
     if "No space left on device" in tail:

@@ -14,12 +14,12 @@ class Job:
     Attributes:
         name: source file.
         seconds: CPU seconds; a compiler uses one core.
-        memory: bytes, the peak of its processes.
+        memory_bytes: the peak of its processes.
     """
 
     name: str
     seconds: float
-    memory: int = 0
+    memory_bytes: int = 0
 
 
 def longest_first(jobs: Iterable[Job]) -> list[Job]:

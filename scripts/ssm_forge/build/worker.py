@@ -41,13 +41,14 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-def main(spec_path: Path, answer: int) -> int:
+def main(spec_path: Path, answer_fd: int) -> int:
+    """Build what ``spec_path`` says, write what came of it to the open file ``answer_fd``, and return the exit code."""
     from rattler_build import RattlerBuildError, ToolConfiguration
 
-    os.set_inheritable(answer, False)
+    os.set_inheritable(answer_fd, False)
 
     def tell(**outcome: str) -> None:
-        os.write(answer, json.dumps(outcome).encode())
+        os.write(answer_fd, json.dumps(outcome).encode())
 
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
     rendered = render(

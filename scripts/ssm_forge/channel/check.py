@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssm_forge.base import files, foreign, owners
 from ssm_forge.base.errors import IntegrityError
@@ -29,18 +29,19 @@ from ssm_forge.package.read import Package, inspect
 ASIDE = ".damaged"
 
 # Of each record, what a solver goes by, and the hash that clients compare.
-_TOLD = ("name", "version", "build", "build_number", "subdir", "depends", "constrains")
+_SOLVER_FIELDS = ("name", "version", "build", "build_number", "subdir", "depends", "constrains")
 _HASHES = ("sha256", "md5", "size")
 _PACKAGE_ENDS = (".conda", ".tar.bz2")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One thing that is wrong in a channel.
 
     Attributes:
         kind: ``missing``, ``changed``, ``package``, ``index``, ``statement``, ``orphan`` or ``leftover``.
         file: path inside the channel.
+        what: what is wrong with the file, without its name.
     """
 
     kind: str
@@ -51,45 +52,52 @@ class Problem:
         return f"{self.kind}: {self.file}: {self.what}"
 
 
+class Checked(NamedTuple):
+    """What a check of a channel found, and how many packages (or wheels) it compared with the index."""
+
+    problems: list[Problem]
+    compared: int
+
+
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
-def check(source: ChannelSource) -> tuple[list[Problem], int]:
-    """Every listed file present, intact and what its record says, all forms of the index in step, nothing unlisted.
+def check(source: ChannelSource) -> Checked:
+    """Compare a channel's packages with its index; the problems come out, and how many packages were compared.
 
-    Returns:
-        The problems, and how many packages were compared. A server shows only what is listed, and packages are not
-        unpacked from there: what else lies in its folder, and what packages hold, is not checked.
+    Every listed file must be present, intact and what its record says, all forms of the index must be in step, and
+    nothing may be unlisted. A server shows only what is listed, and packages are not unpacked from there: what else
+    lies in its folder, and what packages hold, is not checked.
     """
     problems: list[Problem] = []
-    count = 0
+    compared = 0
     folder = source.folder if isinstance(source, FolderSource) else None
     for subdir in sorted({*source.subdirs(), "noarch"} if folder else source.subdirs()):
-        where = f"{source.name}/{subdir}/repodata.json"
+        index_path = f"{source.name}/{subdir}/repodata.json"
         try:
-            index = repodata.document(read_index(source, subdir), where)
+            index = repodata.document(read_index(source, subdir), index_path)
         except repodata.DamagedIndexError as error:
             # What it lists can't be told, so nothing can be missing or orphaned.
             problems.append(Problem("index", f"{subdir}/repodata.json", error.reason))
             continue
-        told = repodata.listed_in(index)
-        named = index.get("info", {}).get("subdir")
-        if named not in (None, subdir):
-            problems.append(Problem("index", f"{subdir}/repodata.json", f"says that it is for {named!r:.80}"))
-        count += len(told)
-        problems += _check_packages(source, subdir, told)
-        problems += _check_index(source, subdir, told)
+        listed = repodata.listed_in(index)
+        index_subdir = index.get("info", {}).get("subdir")
+        if index_subdir not in (None, subdir):
+            problems.append(Problem("index", f"{subdir}/repodata.json", f"says that it is for {index_subdir!r:.80}"))
+        compared += len(listed)
+        problems += _check_packages(source, subdir, listed)
+        problems += _check_index(source, subdir, listed)
         if folder:
-            problems += _check_folder(folder / subdir, subdir, told)
+            problems += _check_folder(folder / subdir, subdir, listed)
     if folder:
         problems += _check_leftovers(folder)
-    return problems, count
+    return Checked(problems, compared)
 
 
-def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
+def _check_packages(source: ChannelSource, subdir: str, listed: Records) -> Iterator[Problem]:
     with step_progress() as progress:
-        task = progress.add_task(f"checking {subdir}", total=len(told))
-        for name, record in told.items():
+        task = progress.add_task(f"checking {subdir}", total=len(listed))
+        for name, record in listed.items():
             yield from _check_package(source, subdir, name, record)
             yield from _check_statement(source, f"{subdir}/{name}", name, record)
             progress.advance(task)
@@ -97,14 +105,15 @@ def _check_packages(source: ChannelSource, subdir: str, told: Records) -> Iterat
 
 def _check_package(source: ChannelSource, subdir: str, name: str, record: IndexRecord) -> Iterator[Problem]:
     file = f"{subdir}/{name}"
-    found = measure(source, file)
-    if found is None:
+    measured = measure(source, file)
+    if measured is None:
         yield Problem("missing", file, "the index lists it, and it is not there as a file")
-    elif found != (record.sha256, record.size):
+    elif measured != (record.sha256, record.size):
         yield Problem(
             "changed",
             file,
-            f"the index says sha256 {record.sha256} and {record.size} bytes, found {found[0]} and {found[1]}",
+            f"the index says sha256 {record.sha256} and {record.size} bytes, "
+            f"found {measured.sha256} and {measured.size_bytes}",
         )
     elif isinstance(source, FolderSource) and name.endswith(".conda"):
         try:
@@ -112,16 +121,16 @@ def _check_package(source: ChannelSource, subdir: str, name: str, record: IndexR
         except IntegrityError as error:
             yield Problem("package", file, error.what)
             return
-        for field in _TOLD:
-            told = _plain(getattr(record, field))
-            if (told or None) != (package.index.get(field) or None):
-                what = f"its {field} is {told!r:.80} there, and {package.index.get(field)!r:.80} in {name}"
-                yield Problem("index", file, what)
+        for field in _SOLVER_FIELDS:
+            indexed = _plain(getattr(record, field))
+            if (indexed or None) != (package.index.get(field) or None):
+                difference = f"its {field} is {indexed!r:.80} there, and {package.index.get(field)!r:.80} in {name}"
+                yield Problem("index", file, difference)
 
 
-def _plain(told: object) -> object:
+def _plain(value: object) -> object:
     """A field as JSON has it, to compare with a package's own."""
-    return list(told) if isinstance(told, tuple) else told
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_statement(source: ChannelSource, file: str, name: str, record: IndexRecord) -> Iterator[Problem]:
@@ -139,7 +148,7 @@ def _check_statement(source: ChannelSource, file: str, name: str, record: IndexR
 
 
 def is_about(sidecar: bytes, name: str, sha256: str) -> bool:
-    """Whether one of the statements is about exactly this file."""
+    """Whether one of a sidecar's statements is about exactly the file of this name and hash (hex)."""
     try:
         bundles = bundles_of(sidecar, name)
     except IntegrityError:
@@ -147,11 +156,11 @@ def is_about(sidecar: bytes, name: str, sha256: str) -> bool:
     return any(about(bundle, name, sha256) for bundle in bundles)
 
 
-def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[Problem]:
+def _check_index(source: ChannelSource, subdir: str, listed: Records) -> Iterator[Problem]:
     """repodata.json.zst, shards and run_exports.json against repodata.json."""
     exact = isinstance(source, FolderSource)
-    where = f"{source.name}/{subdir}"
-    forms = channels.differing_forms(lambda name: source.read(f"{subdir}/{name}"), where, told, exact=exact)
+    folder_name = f"{source.name}/{subdir}"
+    forms = channels.differing_forms(lambda name: source.read(f"{subdir}/{name}"), folder_name, listed, exact=exact)
     for name, reason in forms.items():
         yield Problem("index", f"{subdir}/{name}", reason)
     file = f"{subdir}/repodata_shards.msgpack.zst"
@@ -160,40 +169,41 @@ def _check_index(source: ChannelSource, subdir: str, told: Records) -> Iterator[
         if shards is None:
             if exact:
                 yield Problem("index", file, "is missing")
-        elif _essence(_sharded(source, subdir, shards)) != _essence(told):
+        elif _essence(_sharded(source, subdir, shards)) != _essence(listed):
             yield Problem("index", file, "differs from repodata.json")
     except repodata.DamagedIndexError as error:
         yield Problem("index", file, error.reason)
 
 
-def _essence(told: Records) -> dict[str, tuple[Any, ...]]:
+def _essence(listed: Records) -> dict[str, tuple[Any, ...]]:
     """File name -> what all forms of the index must agree in; one form leaves out what another has as null or empty."""
     return {
-        name: tuple(getattr(record, field) or None for field in (*_TOLD, *_HASHES)) for name, record in told.items()
+        name: tuple(getattr(record, field) or None for field in (*_SOLVER_FIELDS, *_HASHES))
+        for name, record in listed.items()
     }
 
 
 def _sharded(source: ChannelSource, subdir: str, index: bytes) -> Records:
     """File name -> record, as the shards say; a shard that is missing or changed leaves its packages out."""
-    found: Records = {}
+    listed: Records = {}
     for digest in repodata.shard_digests(index, f"{source.name}/{subdir}/repodata_shards.msgpack.zst").values():
         file = f"{subdir}/shards/{digest}.msgpack.zst"
         data = source.read(file)
         if data is not None and hashlib.sha256(data).hexdigest() == digest:
-            found.update(repodata.shard(data, f"{source.name}/{file}"))
-    return found
+            listed.update(repodata.shard(data, f"{source.name}/{file}"))
+    return listed
 
 
-def _check_folder(folder: Path, subdir: str, told: Records) -> Iterator[Problem]:
+def _check_folder(folder: Path, subdir: str, listed: Records) -> Iterator[Problem]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         file = f"{subdir}/{path.name}"
-        if path.name in told or path.name in channels.INDEX_FILES:
+        if path.name in listed or path.name in channels.INDEX_FILES:
             continue  # Looked at already.
         if path.is_symlink():
             yield Problem("orphan", file, "a symbolic link; a channel consists of files")
         elif path.name.endswith(_PACKAGE_ENDS):
             yield Problem("orphan", file, "a package that the index does not list")
-        elif ".conda.sigs" in path.name and path.name.partition(".sigs")[0] not in told:
+        elif ".conda.sigs" in path.name and path.name.partition(".sigs")[0] not in listed:
             yield Problem("orphan", file, "a statement about a package that is not there")
         elif path.name.endswith(".part"):
             yield Problem("leftover", file, "a file that was never finished")
@@ -223,7 +233,7 @@ def repair(channel: Path) -> list[str]:
         IntegrityError: when the index can't be written even so.
         MachineError: when the disk is full.
     """
-    done: list[str] = []
+    actions: list[str] = []
     with channels.locked(channel):
         for path in [*channels.unfinished(channel), *channel.glob("*/.*.part")]:
             path.unlink(missing_ok=True)
@@ -233,15 +243,17 @@ def repair(channel: Path) -> list[str]:
         replaced = pending.read_text(encoding="utf-8", errors="replace").split() if pending.exists() else []
         for subdir in channels.subdirs(channel):
             hashes = _hashes(channel / subdir) if replaced or not pending.exists() else {}
-            done += _repair_folder(channel, subdir, {n: known for n, known in hashes.items() if n not in replaced})
+            actions += _repair_folder(
+                channel, subdir, {n: digests for n, digests in hashes.items() if n not in replaced}
+            )
         channels.index(channel, force=True)
         pending.unlink(missing_ok=True)
-    return done
+    return actions
 
 
 def _hashes(folder: Path) -> dict[str, set[str]]:
     """File name -> sha256 in each form of the index that can be read: one of them may be what is damaged."""
-    found: dict[str, set[str]] = {}
+    by_name: dict[str, set[str]] = {}
     source = FolderSource(folder.parent)
 
     def plain() -> Records:
@@ -256,21 +268,21 @@ def _hashes(folder: Path) -> dict[str, set[str]]:
 
     for form in (plain, packed, sharded):
         try:
-            told = form()
+            listed = form()
         except repodata.DamagedIndexError:
             continue
-        for name, record in told.items():
+        for name, record in listed.items():
             if record.sha256:
-                found.setdefault(name, set()).add(record.sha256)
-    return found
+                by_name.setdefault(name, set()).add(record.sha256)
+    return by_name
 
 
 def _repair_folder(channel: Path, subdir: str, hashes: dict[str, set[str]]) -> Iterator[str]:
     folder = channel / subdir
     for path in sorted(folder.iterdir()):
         if path.name in (*channels.INDEX_FILES, "shards"):
-            wanted = path.is_dir() if path.name == "shards" else path.is_file()
-            if path.is_symlink() or not wanted:
+            is_of_index = path.is_dir() if path.name == "shards" else path.is_file()
+            if path.is_symlink() or not is_of_index:
                 yield set_aside(channel, path, "it is not what an index consists of")
         elif path.name.endswith(_PACKAGE_ENDS):
             reason = _unfit(path, subdir, hashes.get(path.name, set()))
@@ -335,7 +347,7 @@ def _statement(path: Path) -> bytes | None:
 
 
 def set_aside(channel: Path, path: Path, why: str) -> str:
-    """Move a file out of readers' sight; returns what was done, for people."""
+    """Move a file of the channel into its hidden folder for damaged files; one line that tells people comes out."""
     folder = channel / ASIDE / path.parent.name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / path.name

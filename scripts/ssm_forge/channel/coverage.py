@@ -33,6 +33,7 @@ class Item:
         kind: whether it is a conda package or a wheel.
         cuda, torch, python: minor releases, ``13.0``, ``2.11``, ``3.12``.
         archs: compute capabilities in the binary, ``8.0;9.0+PTX``.
+        size: bytes of the file.
         signed: whether a signed statement lies beside it.
     """
 
@@ -49,7 +50,7 @@ class Item:
 
     @property
     def label(self) -> str:
-        """What a cell shows."""
+        """What a cell of the table shows: the capabilities, and whether it is a wheel."""
         return f"{self.archs} (wheel)" if self.kind == "wheel" else self.archs
 
 
@@ -72,7 +73,11 @@ class Row:
 
 
 def items(source: ChannelSource) -> list[Item]:
-    """The packages of ours that a channel lists."""
+    """The packages of ours that a channel lists.
+
+    Raises:
+        DamagedIndexError: when its index is no index.
+    """
     return [
         item
         for subdir in source.subdirs()
@@ -81,8 +86,8 @@ def items(source: ChannelSource) -> list[Item]:
     ]
 
 
-def rows(found: list[Item], matrix: Matrix) -> list[Row]:
-    """The matrix, one row a variant and project, filled with what was found.
+def rows(packages: list[Item], matrix: Matrix) -> list[Row]:
+    """The matrix, one row a variant and project, its cells filled with ``packages``.
 
     Versions that the matrix no longer has get rows of their own below.
     """
@@ -92,13 +97,13 @@ def rows(found: list[Item], matrix: Matrix) -> list[Row]:
             key = (project, version, variant.cuda, variant.torch)
             earlier = table.get(key, ("", ()))[1]
             table[key] = (variant.name, tuple(sorted({*earlier, *variant.pythons}, key=Version)))
-    for item in found:
+    for item in packages:
         table.setdefault((item.name, item.version, item.cuda, item.torch), ("", ()))
     result = []
     for (project, version, cuda, torch), (name, wanted) in table.items():
-        mine = [i for i in found if (i.name, i.version, i.cuda, i.torch) == (project, version, cuda, torch)]
-        pythons = sorted({*wanted, *(i.python for i in mine)}, key=Version)
-        cells = {python: tuple(i for i in mine if i.python == python) for python in pythons}
+        of_this_row = [i for i in packages if (i.name, i.version, i.cuda, i.torch) == (project, version, cuda, torch)]
+        pythons = sorted({*wanted, *(i.python for i in of_this_row)}, key=Version)
+        cells = {python: tuple(i for i in of_this_row if i.python == python) for python in pythons}
         result.append(Row(name or "(earlier)", cuda, torch, project, version, wanted, cells))
     return sorted(result, key=lambda r: (r.variant == "(earlier)", r.variant, r.torch, r.project))
 
@@ -109,7 +114,7 @@ def pythons(table: list[Row]) -> list[str]:
 
 
 def as_dicts(table: list[Row]) -> list[dict[str, Any]]:
-    """Plain values, for --json."""
+    """The rows as plain values, for --json."""
     return [
         {
             "variant": row.variant,
@@ -117,33 +122,33 @@ def as_dicts(table: list[Row]) -> list[dict[str, Any]]:
             "torch": row.torch,
             "project": row.project,
             "version": row.version,
-            "pythons": {python: [item.filename for item in found] for python, found in row.cells.items()},
+            "pythons": {python: [item.filename for item in packages] for python, packages in row.cells.items()},
             "missing": [python for python in row.wanted if not row.cells[python]],
         }
         for row in table
     ]
 
 
-def table(found: list[Row]) -> FoldingTable:
-    """For people in a terminal."""
-    columns = pythons(found)
+def table(matrix_rows: list[Row]) -> FoldingTable:
+    """The rows as a table for people in a terminal, a column for each Python."""
+    columns = pythons(matrix_rows)
     shown = FoldingTable("variant", "CUDA", "torch", "package", *columns)
-    for row in found:
+    for row in matrix_rows:
         cells = []
         for python in columns:
-            items_there = row.cells.get(python, ())
+            packages = row.cells.get(python, ())
             absent = "not built" if python in row.wanted else ""
-            cells.append("\n".join(item.label for item in items_there) or absent)
+            cells.append("\n".join(item.label for item in packages) or absent)
         shown.add_row(row.variant, row.cuda, row.torch, f"{row.project} {row.version}", *cells)
     return shown
 
 
 def page(table: list[Row], channel: str) -> str:
-    """A page that needs nothing but itself: no script, no font, no picture from elsewhere."""
+    """The rows as an HTML page that needs nothing but itself: no script, no font, no picture from elsewhere."""
     columns = pythons(table)
     head = "".join(f"<th scope=col>Python {python}</th>" for python in columns)
     body = "\n".join(_html_row(row, columns) for row in table)
-    have = sum(bool(found) for row in table for python, found in row.cells.items() if python in row.wanted)
+    have = sum(bool(packages) for row in table for python, packages in row.cells.items() if python in row.wanted)
     wanted = sum(len(row.wanted) for row in table)
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     # What is to be pasted into a shell is one word there, whatever the folder is called.
@@ -152,10 +157,10 @@ def page(table: list[Row], channel: str) -> str:
 
 
 def _item(filename: str, record: IndexRecord) -> Item | None:
-    found = _BUILD.search(record.build)
-    if record.name not in PROJECTS or not found:
+    build_match = _BUILD.search(record.build)
+    if record.name not in PROJECTS or not build_match:
         return None
-    major, minor, python_major, python_minor, tag = found.groups()
+    major, minor, python_major, python_minor, tag = build_match.groups()
     torch = next((m.group(1) for spec in record.depends or () if (m := _TORCH.match(spec))), "")
     return Item(
         filename=filename,
@@ -180,12 +185,12 @@ def _html_row(row: Row, columns: list[str]) -> str:
 
 
 def _html_cell(row: Row, python: str) -> str:
-    found = row.cells.get(python, ())
-    if found:
+    packages = row.cells.get(python, ())
+    if packages:
         names = "".join(
             f'<li title="{html.escape(item.filename)}">{html.escape(item.label.replace(";", " "))}'
             f"{_SIGNED if item.signed else ''}</li>"
-            for item in found
+            for item in packages
         )
         return f"<td class=yes><ul>{names}</ul></td>"
     return "<td class=no>not built</td>" if python in row.wanted else "<td class=never>–</td>"
@@ -235,7 +240,6 @@ compilation at first use. ✓ marks a signed statement of what the package was b
 
 
 def write_page(table: list[Row], channel: str, target: Path) -> None:
-    """Write the page, whole or not at all."""
-
+    """Write the HTML page of the rows to ``target``, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, page(table, channel).encode())

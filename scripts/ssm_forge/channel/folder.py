@@ -34,8 +34,8 @@ UPLOADS = ".uploads"
 
 # Held by whoever receives files for the channel: its server, a mirror.
 _IN_USE = ".in-use"
-_ELSEWHERE = "set SSM_FORGE_CHANNEL to a folder on another file system"
-_KEPT_SECONDS = 7 * 86_400
+_FIX_WITHOUT_LOCKS = "set SSM_FORGE_CHANNEL to a folder on another file system"
+_UPLOADS_KEPT_SECONDS = 7 * 86_400
 
 # Where the engine writes what it then renames into place.
 _ENGINES_OWN = ".tmp"
@@ -53,7 +53,10 @@ def _always() -> str:
 
 
 def find(channel: Path, filename: str) -> Path | None:
-    """The package file, if the channel holds it; no two platforms have packages of one name, which has a hash of it."""
+    """The path of a package file of this name, of any platform; None when the channel does not hold it.
+
+    No two platforms have packages of one name: a hash in it is of the platform, too.
+    """
     paths = (channel / known.subdir / filename for known in PLATFORMS)
     return next((path for path in paths if path.exists()), None)
 
@@ -82,13 +85,12 @@ def listed(channel: Path) -> set[str]:
 
 
 def subdirs(channel: Path) -> list[str]:
-    """The platforms that the channel has a folder for."""
-
+    """The platforms that the channel has a folder for, sorted."""
     return sorted(path.name for path in channel.iterdir() if path.name in SUBDIRS) if channel.is_dir() else []
 
 
 def add(channel: Path, package: Path) -> Path:
-    """Move a finished package into the channel and bring the index in step.
+    """Move a finished package into the channel and bring the index in step; the package's new path comes out.
 
     A run killed in between leaves a whole file that :func:`ensure_indexed` lists.
     """
@@ -140,15 +142,17 @@ def place(channel: Path, partial: Path, subdir: str, filename: str, sha256: str)
 
 
 def place_sidecar(channel: Path, subdir: str, package: str, data: bytes) -> bool:
-    """Store a package's signed statements beside it, named in the index. The caller holds the lock.
+    """Store a package's signed statements beside it, named in the index; whether they are new comes out.
+
+    The caller holds the lock.
 
     The engine's layout: ``NAME.conda.sigs.SHA256`` never changes and is what the index refers to;
     ``NAME.conda.sigs`` is the newest one.
     """
     digest = hashlib.sha256(data).hexdigest()
     folder = channel / subdir
-    known = record(channel, subdir, package)
-    fresh = known is None or known.attestations_sha256 != digest
+    indexed = record(channel, subdir, package)
+    fresh = indexed is None or indexed.attestations_sha256 != digest
     write_whole(folder / f"{package}.sigs.{digest}", data)
     write_whole(folder / f"{package}.sigs", data)
     if fresh:
@@ -156,16 +160,16 @@ def place_sidecar(channel: Path, subdir: str, package: str, data: bytes) -> bool
     return fresh
 
 
-def different(filename: str, where: str) -> IntegrityError:
-    """The refusal to replace a package: whoever has it in a lock or a cache counts on its bytes."""
+def different(filename: str, channel_name: str) -> IntegrityError:
+    """The error that refuses to replace a package: whoever has it in a lock or a cache counts on its bytes."""
     return IntegrityError(
-        f"{where} has a different file under the name {filename}; it was not replaced.",
+        f"{channel_name} has a different file under the name {filename}; it was not replaced.",
         fix="Raise the build number in the recipe and build again.",
     )
 
 
 def copy(source: Path, target: Path, advance: Callable[[int], object]) -> None:
-    """Copy a file and tell ``advance`` of the bytes as they go."""
+    """Copy a file, and call ``advance`` with the number of bytes of each chunk that was written."""
     with source.open("rb") as old, target.open("wb") as new:
         while chunk := old.read(1 << 20):
             new.write(chunk)
@@ -196,10 +200,10 @@ def in_step(channel: Path) -> bool:
         return False
     for subdir in {*subdirs(channel), _always()}:
         folder = channel / subdir
-        found = {path.name: _alias_digest(path) for path in folder.glob("*.conda")}
+        digests_beside = {path.name: _alias_digest(path) for path in folder.glob("*.conda")}
         listed = records(channel, subdir)
-        told = {name: record.attestations_sha256 for name, record in listed.items()}
-        if found != told or not all((folder / name).exists() for name in INDEX_FILES):
+        digests_listed = {name: record.attestations_sha256 for name, record in listed.items()}
+        if digests_beside != digests_listed or not all((folder / name).exists() for name in INDEX_FILES):
             return False
         # Not what is in the shards: that needs msgpack, which pixi's environment may lack.
         shards = folder / "repodata_shards.msgpack.zst"
@@ -214,14 +218,14 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def differing_forms(
-    read: Callable[[str], bytes | None], folder: str, told: repodata.Records, *, exact: bool
+    read: Callable[[str], bytes | None], folder: str, listed: repodata.Records, *, exact: bool
 ) -> dict[str, str]:
     """Which of ``repodata.json.zst`` and ``run_exports.json`` say something else than ``repodata.json``, and how.
 
     Args:
         read: gives the bytes of an index file; None when there is none.
         folder: where the files are, for messages.
-        told: what ``repodata.json`` lists.
+        listed: what ``repodata.json`` lists.
         exact: all forms must be there, and say the same of run exports: what this project writes. A hosted channel may
             have the run exports elsewhere than in ``repodata.json``, or less.
     """
@@ -230,30 +234,32 @@ def differing_forms(
         return repodata.decompress(data, f"{folder}/repodata.json.zst") == read("repodata.json")
 
     def exports_agree(data: bytes) -> bool:
-        found = repodata.published_exports(data, f"{folder}/run_exports.json")
-        return found == repodata.exports_of(told) if exact else set(found) == set(told)
+        published = repodata.published_exports(data, f"{folder}/run_exports.json")
+        return published == repodata.exports_of(listed) if exact else set(published) == set(listed)
 
-    found = {}
+    reasons = {}
     for name, agrees in (("repodata.json.zst", packed_agrees), ("run_exports.json", exports_agree)):
         data = read(name)
         try:
             if data is None:
-                found.update({name: "is missing"} if exact else {})
+                reasons.update({name: "is missing"} if exact else {})
             elif not agrees(data):
-                found[name] = "differs from repodata.json"
+                reasons[name] = "differs from repodata.json"
         except repodata.DamagedIndexError as error:
-            found[name] = error.reason
-    return found
+            reasons[name] = error.reason
+    return reasons
 
 
 def _alias_digest(package: Path) -> str | None:
-
     sidecar = package.with_name(f"{package.name}.sigs")
     return sha256_of(sidecar) if sidecar.exists() else None
 
 
 def index(channel: Path, *, force: bool = False) -> None:
-    """Write repodata.json, .zst, shards and run_exports.json; ``force`` reads every package anew.
+    """Write repodata.json, .zst, shards and run_exports.json of the packages that a channel's folder holds.
+
+    Args:
+        force: read every package anew, not only those that the index does not list yet.
 
     Raises:
         MachineError: when the disk is full; the index is then what it was.
@@ -282,7 +288,7 @@ def index(channel: Path, *, force: bool = False) -> None:
 
 
 def full(channel: Path, error: OSError) -> MachineError:
-    """The error for a disk that takes no more."""
+    """The error to raise for a disk that takes no more; ``error`` is what the system said."""
     return MachineError(
         f"{channel} can't be written ({error.strerror}); what was there is unchanged.",
         fix="Free space or correct the rights, and run the same command again.",
@@ -292,32 +298,32 @@ def full(channel: Path, error: OSError) -> MachineError:
 def _write_run_exports(folder: Path) -> None:
     index_file = folder / "repodata.json"
     if index_file.exists():
-        told = repodata.document(index_file.read_bytes(), str(index_file))
-        write_whole(folder / "run_exports.json", repodata.run_exports(told))
+        content = repodata.document(index_file.read_bytes(), str(index_file))
+        write_whole(folder / "run_exports.json", repodata.run_exports(content))
 
 
 def receiving(channel: Path) -> IO[str]:
-    """Say that unfinished files of the channel are in use, for as long as what is returned stays open."""
+    """Say that unfinished files of the channel are in use, for as long as the stream that comes out stays open."""
     folder = channel / UPLOADS
     folder.mkdir(parents=True, exist_ok=True)
     stream = (folder / _IN_USE).open("w+")  # NFS wants the right to read for a shared lock.
-    locks.acquire(stream, _ELSEWHERE, shared=True)
+    locks.acquire(stream, _FIX_WITHOUT_LOCKS, shared=True)
     return stream
 
 
 def unfinished(channel: Path) -> list[Path]:
     """Uploads that nobody will go on with: those of a week ago, and all of them where nothing receives files."""
     in_use = _is_receiving(channel)
-    found = []
+    paths = []
     for path in sorted([*(channel / UPLOADS).glob("*.part"), *(channel / UPLOADS).glob("*.lock")]):
         with contextlib.suppress(FileNotFoundError):  # It was finished in between.
-            if not in_use or time.time() - path.stat().st_mtime > _KEPT_SECONDS:
-                found.append(path)
-    return found
+            if not in_use or time.time() - path.stat().st_mtime > _UPLOADS_KEPT_SECONDS:
+                paths.append(path)
+    return paths
 
 
 def sweep_staging(channel: Path) -> None:
-    """Remove what killed runs of prune left. The caller holds the lock, so whoever made it is gone."""
+    """Remove the folders that killed runs of prune left. The caller holds the lock, so no prune is running."""
     for old in channel.glob(".prune-*"):
         if not owners.others_work(old.name):
             shutil.rmtree(old)
@@ -336,9 +342,9 @@ def _is_receiving(channel: Path) -> bool:
 
 @contextmanager
 def locked(channel: Path) -> Iterator[None]:
-    """One writer at a time; a second one waits."""
+    """Hold the channel's lock for as long as the context lasts: one writer at a time; a second one waits."""
     channel.mkdir(parents=True, exist_ok=True)
-    with locks.held(channel / ".lock", _ELSEWHERE):
+    with locks.held(channel / ".lock", _FIX_WITHOUT_LOCKS):
         yield
 
 

@@ -1,8 +1,8 @@
 """The one reader of a channel's index, in all its forms.
 
-Goes in: the bytes of ``repodata.json``, ``repodata_shards.msgpack.zst``, a shard or ``run_exports.json``, and where
-they are from. Comes out: records whose names and fields have the types that the rest of this project counts on, or
-:class:`DamagedIndexError`. Nothing here opens a file or a connection.
+Goes in: the bytes of ``repodata.json``, ``repodata_shards.msgpack.zst``, a shard or ``run_exports.json``, and their
+address (a path or URL, for messages). Comes out: records whose names and fields have the types that the rest of this
+project counts on, or :class:`DamagedIndexError`. Nothing here opens a file or a connection.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Records = dict[str, IndexRecord]
 COMPLETE = ("name", "version", "build", "build_number")
 
 _PARTS = ("packages", "packages.conda")
-_AS_THEY_ARE = (
+_FIELDS_KEPT_AS_READ = (
     *("build_number", "subdir", "size", "timestamp", "sha256", "md5", "attestations_sha256", "run_exports"),
 )
 # serde's words for a position: how the engine's errors about a damaged index end.
@@ -79,12 +79,12 @@ class DamagedIndexError(IntegrityError):
         reason: what is wrong with the file, without its name.
     """
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, address: str, reason: str) -> None:
         fix = "Tell whoever runs the channel."
-        if "://" not in where:
-            channel = shlex.quote(str(PurePosixPath(where).parent.parent))
+        if "://" not in address:
+            channel = shlex.quote(str(PurePosixPath(address).parent.parent))
             fix = f"'{launcher()} channel check --repair {channel}' makes the index anew from the packages."
-        super().__init__(f"{where} {reason}.", fix=fix)
+        super().__init__(f"{address} {reason}.", fix=fix)
         self.reason = reason
 
 
@@ -105,7 +105,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def document(data: bytes, where: str) -> dict[str, Any]:
+def document(data: bytes, address: str) -> dict[str, Any]:
     """A whole ``repodata.json`` or ``run_exports.json``, every record checked.
 
     Raises:
@@ -114,11 +114,11 @@ def document(data: bytes, where: str) -> dict[str, Any]:
     try:
         content = json_from(data)
     except ValueError as error:
-        raise DamagedIndexError(where, f"is not JSON ({error})") from error
-    return _checked(content, where)
+        raise DamagedIndexError(address, f"is not JSON ({error})") from error
+    return _checked(content, address)
 
 
-def records(data: bytes, where: str, needed: Sequence[str] = ()) -> Records:
+def records(data: bytes, address: str, needed: Sequence[str] = ()) -> Records:
     """What an index lists: file name -> record.
 
     Args:
@@ -127,12 +127,12 @@ def records(data: bytes, where: str, needed: Sequence[str] = ()) -> Records:
     Raises:
         DamagedIndexError: when it is no index.
     """
-    told = _entries(document(data, where))
-    for name, entry in told.items():
+    entries = _entries(document(data, address))
+    for name, entry in entries.items():
         for key in needed:
             if entry.get(key) is None:
-                raise DamagedIndexError(where, f"lists {name} without its {key}")
-    return {name: _record(entry) for name, entry in told.items()}
+                raise DamagedIndexError(address, f"lists {name} without its {key}")
+    return {name: _record(entry) for name, entry in entries.items()}
 
 
 def listed_in(index: Mapping[str, Any]) -> Records:
@@ -153,44 +153,44 @@ def _record(entry: Mapping[str, Any]) -> IndexRecord:
         build=entry.get("build") or "",
         depends=None if depends is None else tuple(depends),
         constrains=None if constrains is None else tuple(constrains),
-        **{key: entry.get(key) for key in _AS_THEY_ARE},
+        **{key: entry.get(key) for key in _FIELDS_KEPT_AS_READ},
     )
 
 
-def shard_digests(data: bytes, where: str) -> dict[str, str]:
+def shard_digests(data: bytes, address: str) -> dict[str, str]:
     """A ``repodata_shards.msgpack.zst``: package name -> sha256 of its shard.
 
     Raises:
         DamagedIndexError: when it is not one.
     """
-    content = _unpacked(data, where)
+    content = _unpacked(data, address)
     shards = content.get("shards") if isinstance(content, dict) else None
     if not isinstance(shards, dict):
-        raise DamagedIndexError(where, "has no table of shards")
+        raise DamagedIndexError(address, "has no table of shards")
     for name, digest in shards.items():
         if not isinstance(name, str) or not isinstance(digest, bytes) or len(digest) != 32:
-            raise DamagedIndexError(where, f"has no sha256 for the shard of {name!r}")
+            raise DamagedIndexError(address, f"has no sha256 for the shard of {name!r}")
     return {name: digest.hex() for name, digest in shards.items()}
 
 
-def shard(data: bytes, where: str) -> Records:
+def shard(data: bytes, address: str) -> Records:
     """The records of one shard, where hashes are bytes instead of text.
 
     Raises:
         DamagedIndexError: when it is no shard.
     """
 
-    content = _unpacked(data, where)
+    content = _unpacked(data, address)
     for part in _PARTS:
         listed = content.get(part) if isinstance(content, dict) else None
         for record in listed.values() if isinstance(listed, dict) else ():
             if isinstance(record, dict):
                 record.update({key: value.hex() for key, value in record.items() if isinstance(value, bytes)})
-    return listed_in(_checked(content, where))
+    return listed_in(_checked(content, address))
 
 
-def decompress(data: bytes, where: str) -> bytes:
-    """The content of a zstd file.
+def decompress(data: bytes, address: str) -> bytes:
+    """The content of a zstd file, given as bytes.
 
     Raises:
         DamagedIndexError: when it is none, an empty one, or larger than any index is.
@@ -198,32 +198,31 @@ def decompress(data: bytes, where: str) -> bytes:
     try:
         content = from_zstd(data, MOST_BYTES)
     except ValueError as error:
-        raise DamagedIndexError(where, f"is no zstd file ({error})") from error
+        raise DamagedIndexError(address, f"is no zstd file ({error})") from error
     if not content:
-        raise DamagedIndexError(where, "is empty")
+        raise DamagedIndexError(address, "is empty")
     return content
 
 
 def run_exports(repodata: Mapping[str, Any]) -> bytes:
-    """run_exports.json (CEP-12) from a repodata.json, where the engine keeps them in the records."""
-
+    """The bytes of run_exports.json (CEP-12), from a repodata.json, where the engine keeps them in the records."""
     info = {"subdir": repodata.get("info", {}).get("subdir"), "version": 1}
     parts = {part: exports_of(listed_in({part: repodata.get(part, {})})) for part in _PARTS}
     return json.dumps({"info": info, **parts}, sort_keys=True).encode()
 
 
 def exports_of(listed: Records) -> dict[str, dict[str, Any]]:
-    """What run_exports.json says of these packages."""
+    """What run_exports.json says of these packages: file name -> entry."""
     return {name: {"run_exports": record.run_exports or {}} for name, record in listed.items()}
 
 
-def published_exports(data: bytes, where: str) -> dict[str, dict[str, Any]]:
+def published_exports(data: bytes, address: str) -> dict[str, dict[str, Any]]:
     """What a ``run_exports.json`` says: file name -> its entry.
 
     Raises:
         DamagedIndexError: when it is not one.
     """
-    return _entries(document(data, where))
+    return _entries(document(data, address))
 
 
 def damage_in(message: str) -> str:
@@ -231,37 +230,37 @@ def damage_in(message: str) -> str:
     return next((line.removeprefix("Caused by: ") for line in message.splitlines() if _POSITION.search(line)), "")
 
 
-def _unpacked(data: bytes, where: str) -> Any:
+def _unpacked(data: bytes, address: str) -> Any:
     import msgpack
 
-    content = decompress(data, where)
+    content = decompress(data, address)
     try:
         return msgpack.unpackb(content)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise DamagedIndexError(where, f"is not msgpack ({error})") from error
+        raise DamagedIndexError(address, f"is not msgpack ({error})") from error
 
 
-def _checked(content: object, where: str) -> dict[str, Any]:
+def _checked(content: object, address: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise DamagedIndexError(where, f"holds a {type(content).__name__}, not an object")
+        raise DamagedIndexError(address, f"holds a {type(content).__name__}, not an object")
     if not isinstance(content.get("info", {}), dict):
-        raise DamagedIndexError(where, "has an 'info' that is no object")
+        raise DamagedIndexError(address, "has an 'info' that is no object")
     for part in _PARTS:
         listed = content.get(part, {})
         if not isinstance(listed, dict):
-            raise DamagedIndexError(where, f"has '{part}' that is no object")
+            raise DamagedIndexError(address, f"has '{part}' that is no object")
         for name, record in listed.items():
-            _check_record(name, record, where)
+            _check_record(name, record, address)
     return content
 
 
-def _check_record(name: object, record: object, where: str) -> None:
+def _check_record(name: object, record: object, address: str) -> None:
     # Names become paths: whoever wrote the index must not choose a folder with them.
     if not is_file_name(name) or not str(name).endswith((".conda", ".tar.bz2")):
-        raise DamagedIndexError(where, f"lists {name!r}, which is no name of a package")
+        raise DamagedIndexError(address, f"lists {name!r}, which is no name of a package")
     if not isinstance(record, dict):
-        raise DamagedIndexError(where, f"lists {name} with a {type(record).__name__} instead of a record")
+        raise DamagedIndexError(address, f"lists {name} with a {type(record).__name__} instead of a record")
     for key, fits in _FIELDS.items():
         value = record.get(key)
         if value is not None and not fits(value):
-            raise DamagedIndexError(where, f"lists {name} with {key} {value!r:.80}")
+            raise DamagedIndexError(address, f"lists {name} with {key} {value!r:.80}")

@@ -15,7 +15,12 @@ from ssm_forge.manifest.virtual import channel_url
 
 
 def folder_of(base: str, snapshot: Path | None) -> Path | None:
-    """Where a channel's repodata lie on this machine; None when it is only online."""
+    """The folder on this machine that has a channel's repodata; None when the channel is only online.
+
+    Args:
+        base: the channel's URL.
+        snapshot: folder of recorded channel data, if there is one.
+    """
     path = urlparse(base).path
     if base.startswith("file://"):
         return Path(unquote(path))
@@ -24,7 +29,12 @@ def folder_of(base: str, snapshot: Path | None) -> Path | None:
 
 
 def require_readable(channels: Sequence[str], subdir: str, snapshot: Path | None) -> None:
-    """Find the damage in the indexes on this machine; the engine does not say in which file it met some.
+    """Read what these channels have of indexes on this machine: the engine does not say in which file it met damage.
+
+    Args:
+        channels: names or URLs.
+        subdir: conda platform; ``noarch`` is read too.
+        snapshot: folder of recorded channel data, if there is one.
 
     Raises:
         DamagedIndexError: for the first index that can't be read.
@@ -37,7 +47,13 @@ def require_readable(channels: Sequence[str], subdir: str, snapshot: Path | None
 
 
 def repodata_file(folder: Path) -> Path | None:
-    """Uncompressed repodata of one subdir; compressed files are unpacked into the cache once."""
+    """The path of a subdir's repodata, uncompressed; None where there are none.
+
+    Compressed ones are unpacked into the cache, once.
+
+    Raises:
+        UsageError: when a compressed file is none.
+    """
     plain, packed = folder / "repodata.json", folder / "repodata.json.zst"
     if plain.exists():
         return plain

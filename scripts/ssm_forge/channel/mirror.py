@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 from ssm_forge.base import files
 from ssm_forge.base.errors import IntegrityError, NetworkError
@@ -18,25 +19,27 @@ from ssm_forge.channel.source import ChannelSource, records
 from ssm_forge.package.read import FILENAME, inspect
 
 
-def mirror(
-    source: ChannelSource, target: Path, *, only: Sequence[str] = (), log: Callable[[str], None]
-) -> tuple[int, int]:
+class Mirrored(NamedTuple):
+    """How many packages (or wheels) were copied, and how many were in the target already."""
+
+    copied: int
+    present: int
+
+
+def mirror(source: ChannelSource, target: Path, *, only: Sequence[str] = (), log: Callable[[str], None]) -> Mirrored:
     """Copy a channel's packages and their statements into a folder, each compared with the index's hash.
 
     Args:
         only: file name patterns; all packages when empty.
-
-    Returns:
-        How many were copied, and how many were there.
 
     Raises:
         IntegrityError: when the source's bytes are not what its index says, or ``target`` has another file of
             the same name. What was copied before stays, listed.
         MachineError: when the disk is full.
     """
-    copied = there = 0
+    copied = present = 0
     in_use = channels.receiving(target)
-    wanted = {
+    selected = {
         (subdir, name): record
         for subdir in source.subdirs()
         for name, record in records(source, subdir).items()
@@ -44,19 +47,19 @@ def mirror(
     }
     try:
         with step_progress() as progress:
-            task = progress.add_task("copying packages", total=len(wanted))
-            for (subdir, name), record in wanted.items():
+            task = progress.add_task("copying packages", total=len(selected))
+            for (subdir, name), record in selected.items():
                 new = _copy_package(source, target, subdir, name, record, log)
                 _copy_statement(source, target, subdir, name, record.attestations_sha256)
                 log(f"{subdir}/{name}: {'copied' if new else 'was there'}")
-                copied, there = copied + new, there + (not new)
+                copied, present = copied + new, present + (not new)
                 progress.advance(task)
     except OSError as error:
         raise channels.full(target, error) from error
     finally:
         in_use.close()
         channels.ensure_indexed(target)
-    return copied, there
+    return Mirrored(copied, present)
 
 
 def _copy_package(
@@ -76,16 +79,16 @@ def _copy_package(
     partial = target / ".uploads" / f"{sha256}.part"
     adopted = partial.exists()
     download(source, f"{subdir}/{name}", partial, log)
-    found = sha256_of(partial)
-    if found != sha256 and adopted:
+    received = sha256_of(partial)
+    if received != sha256 and adopted:
         # What an earlier run left may be what is wrong, not the source.
         partial.unlink()
         download(source, f"{subdir}/{name}", partial, log)
-        found = sha256_of(partial)
-    if found != sha256:
+        received = sha256_of(partial)
+    if received != sha256:
         partial.unlink()
         raise IntegrityError(
-            f"{source.name}/{subdir}/{name} has sha256 {found}, but is listed with {sha256}; it was not copied.",
+            f"{source.name}/{subdir}/{name} has sha256 {received}, but is listed with {sha256}; it was not copied.",
             fix=f"See what else is wrong with 'channel check {source.name}'.",
         )
     try:
@@ -98,11 +101,11 @@ def _copy_package(
 
 
 def download(source: ChannelSource, path: str, partial: Path, log: Callable[[str], None] = lambda line: None) -> None:
-    """Get a file, going on after a cut, from this run or an earlier one; it is whole afterwards.
+    """Download a channel's file into ``partial``, which is whole afterwards; what an earlier run left is gone on with.
 
     Raises:
-        NetworkError: when it isn't to be had, after some attempts.
-        IntegrityError: when the source lists it and has it not.
+        NetworkError: when the file can't be had, after some attempts.
+        IntegrityError: when the source lists the file and does not have it.
     """
 
     def attempt() -> None:

@@ -23,12 +23,12 @@ _TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Found:
-    """A package in a channel.
+class ListedPackage:
+    """A package that a channel lists.
 
     Attributes:
-        channel: its URL, ending in a slash.
-        sha256: as the channel's index says.
+        channel: the channel's URL, ending in a slash.
+        sha256: of the package file, hex, as the channel's index says.
     """
 
     channel: str
@@ -36,7 +36,7 @@ class Found:
 
 
 def channel_urls(channels: Sequence[str]) -> tuple[str, ...]:
-    """What ``--channel`` names, as URLs: folders, URLs, or names such as ``conda-forge``.
+    """The URLs of what ``--channel`` names: folders, URLs, or names such as ``conda-forge``.
 
     Raises:
         UsageError: for an URL that holds a secret.
@@ -48,7 +48,7 @@ def channel_urls(channels: Sequence[str]) -> tuple[str, ...]:
 
 
 @for_engine()
-def find(filename: str, channels: Sequence[str], subdir: str = LINUX_64.subdir) -> Found | None:
+def find(filename: str, channels: Sequence[str], subdir: str = LINUX_64.subdir) -> ListedPackage | None:
     """The first of ``channels`` that lists ``filename``, read as the solver reads them, or None.
 
     Raises:
@@ -73,7 +73,7 @@ def find(filename: str, channels: Sequence[str], subdir: str = LINUX_64.subdir) 
             raise _unreadable(url, subdir, error) from error
         for record in (record for answer in answers for record in answer):
             if record.file_name == filename and record.sha256:
-                return Found(url.rstrip("/") + "/", record.sha256.hex())
+                return ListedPackage(url.rstrip("/") + "/", record.sha256.hex())
     return None
 
 

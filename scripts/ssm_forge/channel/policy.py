@@ -64,7 +64,11 @@ class Rule:
 
 
 def find(explicit: Path | None, workspace: Workspace) -> tuple[Rule, ...]:
-    """The policy in force: ``--trust``, else ``SSM_FORGE_TRUST``, else ``recipes/trust.toml``, else none."""
+    """The rules in force: of ``--trust``, else ``SSM_FORGE_TRUST``, else ``recipes/trust.toml``, else none.
+
+    Raises:
+        UsageError: as :func:`load`.
+    """
     named = explicit or (Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None)
     if named is None:
         default = workspace.recipes / "trust.toml"
@@ -73,10 +77,10 @@ def find(explicit: Path | None, workspace: Workspace) -> tuple[Rule, ...]:
 
 
 def load(path: Path) -> tuple[Rule, ...]:
-    """Read a policy: ``[[channel]]`` tables with ``url``, ``require``, ``keys`` (files beside it), ...
+    """The rules in a policy's file: ``[[channel]]`` tables with ``url``, ``require``, ``keys`` (files beside it), ...
 
     Raises:
-        UsageError: when it is missing or not understood in full; a policy is never half obeyed.
+        UsageError: when the file is missing or not understood in full; a policy is never half obeyed.
     """
     try:
         data = foreign.toml_from(foreign.read_bytes(path))
@@ -90,10 +94,12 @@ def load(path: Path) -> tuple[Rule, ...]:
 
 def _rule(entry: Any, path: Path) -> Rule:
 
-    wanted: Requirement = "sigstore" if isinstance(entry, dict) and entry.get("require") == "sigstore" else "signature"
-    needed = {"identity", "issuer"} if wanted == "sigstore" else {"keys"}
-    known = isinstance(entry, dict) and entry.get("require", wanted) == wanted
-    if not known or set(entry) - {"require"} != {"url", *needed} or not entry["url"]:
+    requirement: Requirement = (
+        "sigstore" if isinstance(entry, dict) and entry.get("require") == "sigstore" else "signature"
+    )
+    needed_keys = {"identity", "issuer"} if requirement == "sigstore" else {"keys"}
+    is_understood = isinstance(entry, dict) and entry.get("require", requirement) == requirement
+    if not is_understood or set(entry) - {"require"} != {"url", *needed_keys} or not entry["url"]:
         raise UsageError(
             f'{path}: a [[channel]] has url and keys, or url, require = "sigstore", identity and issuer, '
             f"but this one says {entry!r:.500}."
@@ -105,9 +111,9 @@ def _rule(entry: Any, path: Path) -> Rule:
     keys = tuple(load_public(path.parent / name) for name in names)
     if not all(texts):
         raise UsageError(f"{path}: identity and issuer say whose bundles are taken, but this one says {entry!r:.500}.")
-    if wanted == "signature" and not keys:
+    if requirement == "signature" and not keys:
         raise UsageError(f"{path}: channel {entry['url']} requires a signature, but names no keys.")
-    return Rule(_rule_url(entry["url"], path), wanted, keys, entry.get("identity", ""), entry.get("issuer", ""))
+    return Rule(_rule_url(entry["url"], path), requirement, keys, entry.get("identity", ""), entry.get("issuer", ""))
 
 
 def _rule_url(text: str, path: Path) -> str:
@@ -154,7 +160,7 @@ def for_channels(explicit: Path | None, channels: Sequence[str], workspace: Work
 
 @dataclass(frozen=True)
 class Admitted:
-    """Packages that the policy in force lets in."""
+    """Packages that the policy in force lets in; only :func:`admit` makes one."""
 
     records: tuple[RepoDataRecord, ...]
 
@@ -166,7 +172,7 @@ def admit(
     log: Callable[[str], None] = _to_nobody,
     beside: Beside = _nowhere,
 ) -> Admitted:
-    """The gate in front of every installation.
+    """Let packages in that the policy allows; the gate in front of every installation.
 
     Args:
         rules: the policy; None for the one that is in force here (:func:`find`).
@@ -193,19 +199,19 @@ def enforce(
     """
     checked = 0
     for record in records:
-        found = [rule for rule in rules if is_under(record.url, rule.url)]
-        for rule in found:
+        applying = [rule for rule in rules if is_under(record.url, rule.url)]
+        for rule in applying:
             log(f"{record.file_name}: {_check(record, rule, beside(record))}")
-        checked += bool(found)
+        checked += bool(applying)
     return checked
 
 
-def _check(record: RepoDataRecord, rule: Rule, here: Path | None) -> str:
+def _check(record: RepoDataRecord, rule: Rule, local_file: Path | None) -> str:
     sha256 = record.sha256.hex() if record.sha256 else ""
     # py-rattler 0.25 (conda-forge, August 2026) does not know the digest; the signature is what counts.
     advertised = getattr(record, "attestations_sha256", None)
     digest = f".{advertised.hex()}" if advertised else ""
-    sidecar = _fetch(f"{here.absolute().as_uri() if here else record.url}.sigs{digest}") if sha256 else None
+    sidecar = _fetch(f"{local_file.absolute().as_uri() if local_file else record.url}.sigs{digest}") if sha256 else None
     if sidecar is None:
         raise IntegrityError(
             f"{record.file_name} from {redact(rule.url)} comes without a signed statement, and the "
@@ -213,16 +219,16 @@ def _check(record: RepoDataRecord, rule: Rule, here: Path | None) -> str:
             fix="Ask whoever runs the channel to publish it with --sign-key.",
         )
     if rule.require == "sigstore":
-        return _check_sigstore(record, rule, here)
+        return _check_sigstore(record, rule, local_file)
     if advertised and hashlib.sha256(sidecar).digest() != advertised:
         raise IntegrityError(f"the statement of {record.file_name} is not the one that the index names.")
 
     key, _ = verify(sidecar, record.file_name, sha256, rule.keys)
-    _require_local_intact(record, here)
+    _require_local_intact(record, local_file)
     return f"signed by {key.name}"
 
 
-def _check_sigstore(record: RepoDataRecord, rule: Rule, here: Path | None) -> str:
+def _check_sigstore(record: RepoDataRecord, rule: Rule, local_file: Path | None) -> str:
     """The engine's own verification, against sigstore's public roots."""
     from rattler import RepoDataRecord
     from rattler.sigstore import ChannelCheck, Issuer, Publisher, VerificationPolicy, verify_attestation
@@ -230,30 +236,37 @@ def _check_sigstore(record: RepoDataRecord, rule: Rule, here: Path | None) -> st
     publisher = Publisher(rule.identity, Issuer(rule.issuer))
     policy = VerificationPolicy.require(publisher, channel_check=ChannelCheck.WARN)
     try:
-        url = here.absolute().as_uri() if here else record.url
-        taken = RepoDataRecord(record, record.file_name, url, str(record.channel or ""))
-        outcome = asyncio.run(verify_attestation(taken, policy))
+        url = local_file.absolute().as_uri() if local_file else record.url
+        local_record = RepoDataRecord(record, record.file_name, url, str(record.channel or ""))
+        outcome = asyncio.run(verify_attestation(local_record, policy))
     except Exception as error:
         raise IntegrityError(
             redact(f"{record.file_name} has no valid sigstore attestation: {error} Nothing was installed.")
         ) from error
     if outcome.attestation is None:
         raise IntegrityError(f"{record.file_name} has no valid sigstore attestation. Nothing was installed.")
-    _require_local_intact(record, here)
+    _require_local_intact(record, local_file)
     return f"sigstore: {outcome.attestation.identity}"
 
 
-def _require_local_intact(record: RepoDataRecord, here: Path | None) -> None:
+def _require_local_intact(record: RepoDataRecord, local_file: Path | None) -> None:
     """The engine checks the hash of what it downloads, but not of a file:// package."""
-    if here is not None or record.url.startswith("file://"):
-        require_intact(record, here or local_path(record.url))
+    if local_file is not None or record.url.startswith("file://"):
+        require_intact(record, local_file or local_path(record.url))
 
 
-def statement_for(record: RepoDataRecord, rules: Sequence[Rule], here: Path | None) -> bytes | None:
-    """The signed statements that are to travel with a package: those that lie beside it, and what a rule asks for."""
-    where = here.absolute().as_uri() if here else record.url
-    if where.startswith("file://") or any(is_under(record.url, rule.url) for rule in rules):
-        return _fetch(f"{where}.sigs")
+def statement_for(record: RepoDataRecord, rules: Sequence[Rule], local_file: Path | None) -> bytes | None:
+    """The signed statements that are to travel with a package, or None: those beside it, and what a rule asks for.
+
+    Args:
+        local_file: the package on this machine; None when it is to be taken from its URL.
+
+    Raises:
+        IntegrityError: when there are some, and they can't be read.
+    """
+    address = local_file.absolute().as_uri() if local_file else record.url
+    if address.startswith("file://") or any(is_under(record.url, rule.url) for rule in rules):
+        return _fetch(f"{address}.sigs")
     return None
 
 

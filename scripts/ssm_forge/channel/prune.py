@@ -25,7 +25,13 @@ _BUILD_TAIL = re.compile(r"_?h?[0-9a-f]{7,8}_\d+$|_\d+$")
 
 @dataclass(frozen=True)
 class Pruned:
-    """What :func:`prune` removes: paths inside the channel."""
+    """What :func:`prune` removes.
+
+    Attributes:
+        packages: their paths inside the channel.
+        other: paths of what belongs to them or to nobody: statements, old shards, unfinished uploads.
+        size: bytes of all of these files.
+    """
 
     packages: tuple[str, ...]
     other: tuple[str, ...]
@@ -65,79 +71,81 @@ def _superseded(channel: Path, subdir: str, keep: int) -> set[str]:
     """Records that ``keep`` newer ones of the same package and variant replace, and nothing kept needs."""
     from rattler.exceptions import InvalidMatchSpecError, InvalidVersionError, InvalidVersionSpecError
 
-    told = channels.records(channel, subdir, repodata.COMPLETE)
+    listed = channels.records(channel, subdir, repodata.COMPLETE)
     try:
-        return _replaced(told, keep)
+        return _replaced(listed, keep)
     except (InvalidMatchSpecError, InvalidVersionError, InvalidVersionSpecError) as error:
         raise repodata.DamagedIndexError(
             f"{channel / subdir}/repodata.json", f"lists what is no version or no dependency ({error})"
         ) from error
 
 
-def _replaced(told: Records, keep: int) -> set[str]:
+def _replaced(listed: Records, keep: int) -> set[str]:
     from rattler.version import Version
 
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, record in told.items():
+    for name, record in listed.items():
         groups[record.name, _BUILD_TAIL.sub("", record.build)].append(name)
 
     def age(name: str) -> tuple[Any, int, int]:
-        record = told[name]
+        record = listed[name]
         return Version(record.version), record.build_number or 0, record.timestamp or 0
 
     kept = {name for names in groups.values() for name in sorted(names, key=age)[-keep:]}
-    named: dict[str, list[str]] = defaultdict(list)
-    for name, record in told.items():
-        named[record.name].append(name)
+    files_by_package: dict[str, list[str]] = defaultdict(list)
+    for name, record in listed.items():
+        files_by_package[record.name].append(name)
     # What was kept before has all that it needs: only what came in the last round may need more.
     newest = kept
     while newest:
-        newest = _needed(newest, kept, told, named)
+        newest = _needed(newest, kept, listed, files_by_package)
         kept |= newest
-    return set(told) - kept
+    return set(listed) - kept
 
 
-def _needed(newest: set[str], kept: set[str], told: Records, named: Mapping[str, Sequence[str]]) -> set[str]:
+def _needed(
+    newest: set[str], kept: set[str], listed: Records, files_by_package: Mapping[str, Sequence[str]]
+) -> set[str]:
     """What ``newest`` depends on: all that satisfies a dependency which nothing of ``kept`` does.
 
     Args:
-        named: package name -> file names.
+        files_by_package: package name -> file names.
     """
     from rattler import MatchSpec
     from rattler.version import Version, VersionSpec
 
-    texts = {text for name in newest for text in told[name].depends or () if text.split()[:1]}
-    found = set()
+    texts = {text for name in newest for text in listed[name].depends or () if text.split()[:1]}
+    required = set()
     for text in texts:
-        candidates = named.get(text.split()[0], ())
+        candidates = files_by_package.get(text.split()[0], ())
         if all(name in kept for name in candidates):
             continue
         version = MatchSpec(text).version
         spec = None if version is None else VersionSpec(str(version))
-        fitting = [n for n in candidates if spec is None or spec.matches(Version(told[n].version))]
+        fitting = [n for n in candidates if spec is None or spec.matches(Version(listed[n].version))]
         if not kept.intersection(fitting):
-            found.update(fitting)
-    return found
+            required.update(fitting)
+    return required
 
 
 def _garbage(channel: Path, doomed: dict[str, set[str]]) -> list[str]:
     """Shards that no index names, statements that no package has, unfinished uploads."""
-    found = [f".uploads/{path.name}" for path in channels.unfinished(channel)]
+    paths = [f".uploads/{path.name}" for path in channels.unfinished(channel)]
     for subdir in channels.subdirs(channel):
         folder = channel / subdir
-        told = {n: r for n, r in channels.records(channel, subdir).items() if n not in doomed.get(subdir, set())}
-        found += [f"{subdir}/{path.name}" for path in sorted(folder.glob(".*.part"))]
+        listed = {n: r for n, r in channels.records(channel, subdir).items() if n not in doomed.get(subdir, set())}
+        paths += [f"{subdir}/{path.name}" for path in sorted(folder.glob(".*.part"))]
         for path in sorted(folder.glob("*.conda.sigs*")):
             package, _, digest = path.name.partition(".sigs")
-            current = told[package].attestations_sha256 if package in told else None
-            if package not in told or (digest and digest[1:] != current):
-                found.append(f"{subdir}/{path.name}")
+            current = listed[package].attestations_sha256 if package in listed else None
+            if package not in listed or (digest and digest[1:] != current):
+                paths.append(f"{subdir}/{path.name}")
         index = folder / "repodata_shards.msgpack.zst"
         if index.exists():
-            named = set(repodata.shard_digests(index.read_bytes(), str(index)).values())
+            live_shards = set(repodata.shard_digests(index.read_bytes(), str(index)).values())
             shards = sorted((folder / "shards").glob("*.msgpack.zst"))
-            found += [f"{subdir}/shards/{p.name}" for p in shards if p.name.partition(".")[0] not in named]
-    return found
+            paths += [f"{subdir}/shards/{p.name}" for p in shards if p.name.partition(".")[0] not in live_shards]
+    return paths
 
 
 def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
@@ -160,8 +168,8 @@ def _forget(channel: Path, doomed: dict[str, set[str]]) -> None:
             (live / "shards").mkdir(exist_ok=True)
             for shard in (new / "shards").glob("*"):
                 shard.replace(live / "shards" / shard.name)
-            told = repodata.document((new / "repodata.json").read_bytes(), str(new / "repodata.json"))
-            (new / "run_exports.json").write_bytes(repodata.run_exports(told))
+            content = repodata.document((new / "repodata.json").read_bytes(), str(new / "repodata.json"))
+            (new / "run_exports.json").write_bytes(repodata.run_exports(content))
             for name in channels.INDEX_FILES:
                 files.flush(new / name)
                 (new / name).replace(live / name)

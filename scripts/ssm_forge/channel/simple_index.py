@@ -63,10 +63,10 @@ def place(channel: Path, partial: Path, wheel: Wheel) -> bool:
 
 
 def add(channel: Path, file: Path) -> Path:
-    """Move a wheel that was made here into the channel's index, in place of one of the same name.
+    """Move a wheel that was made here into the channel's index, in place of one of the same name; its new path.
 
     Raises:
-        IntegrityError: when it is none.
+        IntegrityError: when ``file`` is no wheel.
     """
     wheel = inspect(file)
     folder = channel / wheel.subdir
@@ -90,9 +90,9 @@ def place_statement(channel: Path, page: str, filename: str, data: bytes) -> Non
     files.write_whole(folder / f"{filename}.sigs.{digest}", data)
     files.write_whole(folder / f"{filename}.sigs", data)
     project = parse(filename).project
-    known = entries(channel, page, project)
-    if filename in known and known[filename].get(STATEMENT) != digest:
-        _update(channel, page, project, {filename: {**known[filename], STATEMENT: digest}})
+    listed = entries(channel, page, project)
+    if filename in listed and listed[filename].get(STATEMENT) != digest:
+        _update(channel, page, project, {filename: {**listed[filename], STATEMENT: digest}})
 
 
 def forget(channel: Path, page: str, filenames: Sequence[str]) -> None:
@@ -106,19 +106,19 @@ def forget(channel: Path, page: str, filenames: Sequence[str]) -> None:
 
 
 def beside(folder: Path, filename: str) -> list[Path]:
-    """A wheel and the files that are about it."""
+    """Paths of a wheel and of the files that are about it: its metadata, its signed statements."""
     signed = sorted(path for path in folder.iterdir() if path.name.startswith(f"{filename}.sigs"))
     return [folder / filename, folder / f"{filename}.metadata", *signed]
 
 
 def pages(channel: Path) -> list[str]:
-    """The indexes that a channel has: ``cu130-torch211``."""
+    """Names of the indexes that a channel has, such as ``cu130-torch211``, sorted."""
     folder = channel / FOLDER
     return sorted(p.name for p in folder.iterdir() if PAGE.fullmatch(p.name) and p.is_dir()) if folder.is_dir() else []
 
 
 def projects(channel: Path, page: str) -> list[str]:
-    """The projects that an index has a page of."""
+    """Names of the projects that an index has a page of, sorted."""
     folder = channel / FOLDER / page
     return sorted(path.parent.name for path in folder.glob("*/index.json")) if folder.is_dir() else []
 
@@ -133,7 +133,7 @@ def entries(channel: Path, page: str, project: str) -> dict[str, Entry]:
     return read_entries(foreign.read_bytes(path), str(path)) if path.is_file() else {}
 
 
-def read_entries(data: bytes, where: str) -> dict[str, Entry]:
+def read_entries(data: bytes, address: str) -> dict[str, Entry]:
     """The entries of a project's ``index.json``.
 
     Raises:
@@ -141,17 +141,17 @@ def read_entries(data: bytes, where: str) -> dict[str, Entry]:
     """
     try:
         content = foreign.json_from(data)
-        found = content["files"] if isinstance(content, dict) else None
-        if not isinstance(found, list):
+        listed = content["files"] if isinstance(content, dict) else None
+        if not isinstance(listed, list):
             raise ValueError("it has no list of files")
-        for entry in found:
+        for entry in listed:
             foreign.require(entry, _ENTRY)
     except (ValueError, KeyError) as error:
         raise IntegrityError(
-            f"{where} is no page of a simple index ({error}).",
+            f"{address} is no page of a simple index ({error}).",
             fix="'channel check --repair' writes it anew from the wheels that are there.",
         ) from error
-    return {entry["filename"]: entry for entry in found}
+    return {entry["filename"]: entry for entry in listed}
 
 
 def rebuild(channel: Path) -> None:
@@ -162,12 +162,12 @@ def rebuild(channel: Path) -> None:
     """
     for page in pages(channel):
         folder = channel / FOLDER / page
-        found: dict[str, dict[str, Entry]] = {project: {} for project in projects(channel, page)}
+        by_project: dict[str, dict[str, Entry]] = {project: {} for project in projects(channel, page)}
         for path in sorted(folder.glob("*.whl")):
             wheel = inspect(path)
             files.write_whole(folder / f"{path.name}.metadata", wheel.metadata)
-            found.setdefault(wheel.project, {})[path.name] = _entry(wheel, channel)
-        for project, listed in found.items():
+            by_project.setdefault(wheel.project, {})[path.name] = _entry(wheel, channel)
+        for project, listed in by_project.items():
             write_pages(channel, page, project, listed)
 
 
@@ -181,30 +181,30 @@ def write_pages(channel: Path, page: str, project: str, listed: Mapping[str, Ent
         for name in PAGE_FILES:
             (folder / project / name).unlink(missing_ok=True)
         (folder / project).rmdir()
-    known = projects(channel, page)
-    _write(folder, page_of_projects(known))
-    everything = [e for name in known for e in entries(channel, page, name).values()]
+    project_names = projects(channel, page)
+    _write(folder, page_of_projects(project_names))
+    everything = [e for name in project_names for e in entries(channel, page, name).values()]
     files.write_whole(folder / LINKS, _html(page, [_link(e, e["url"].removeprefix("../")) for e in everything]))
     _write(channel / FOLDER, page_of_pages(pages(channel)))
 
 
 def project_pages(project: str, listed: Sequence[Entry]) -> dict[str, bytes]:
-    """``index.json`` and ``index.html`` of a project: the same in both forms."""
+    """File name -> bytes of a project's ``index.json`` and ``index.html``: the same entries in both forms."""
     versions = sorted({str(parse(entry["filename"]).version) for entry in listed})
     content = {"meta": _VERSION, "name": project, "versions": versions, "files": list(listed)}
     return {"index.json": _json(content), "index.html": _html(project, [_link(e, e["url"]) for e in listed])}
 
 
-def page_of_projects(known: Sequence[str]) -> dict[str, bytes]:
-    """The list of an index's projects."""
-    content = {"meta": _VERSION, "projects": [{"name": name} for name in known]}
-    return {"index.json": _json(content), "index.html": _html("Projects", [_folder(name) for name in known])}
+def page_of_projects(names: Sequence[str]) -> dict[str, bytes]:
+    """File name -> bytes of the pages that list an index's projects."""
+    content = {"meta": _VERSION, "projects": [{"name": name} for name in names]}
+    return {"index.json": _json(content), "index.html": _html("Projects", [_folder(name) for name in names])}
 
 
-def page_of_pages(known: Sequence[str]) -> dict[str, bytes]:
-    """The list of a channel's indexes; it has no projects of its own."""
-    content = {"meta": _VERSION, "projects": [], PAGES: list(known)}
-    return {"index.json": _json(content), "index.html": _html("Indexes", [_folder(name) for name in known])}
+def page_of_pages(names: Sequence[str]) -> dict[str, bytes]:
+    """File name -> bytes of the pages that list a channel's indexes; such a page has no projects of its own."""
+    content = {"meta": _VERSION, "projects": [], PAGES: list(names)}
+    return {"index.json": _json(content), "index.html": _html("Indexes", [_folder(name) for name in names])}
 
 
 def _update(channel: Path, page: str, project: str, changed: Mapping[str, Entry]) -> None:
@@ -255,14 +255,16 @@ def _link(entry: Entry, url: str) -> str:
 
 def is_in_step(channel: Path, page: str, project: str) -> bool:
     """Whether a project's page for people says what the one for programs says."""
-    known = entries(channel, page, project)
-    told = project_pages(project, [known[name] for name in sorted(known)])
+    listed = entries(channel, page, project)
+    expected_pages = project_pages(project, [listed[name] for name in sorted(listed)])
     folder = channel / FOLDER / page / project
-    return all((folder / name).is_file() and (folder / name).read_bytes() == data for name, data in told.items())
+    return all(
+        (folder / name).is_file() and (folder / name).read_bytes() == data for name, data in expected_pages.items()
+    )
 
 
 def is_project(name: str) -> bool:
-    """Whether it can be the name of a project, as PEP 503 normalizes it."""
+    """Whether ``name`` can be that of a project, as PEP 503 normalizes names."""
     return canonicalize_name(name) == name and name.isascii() and name.replace("-", "").isalnum()
 
 

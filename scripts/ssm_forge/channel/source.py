@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -20,7 +20,7 @@ from ssm_forge.base.web import Client, whole
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import index as repodata
 
-_CHUNK = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 class ChannelSource(Protocol):
@@ -87,20 +87,27 @@ def read_index(source: ChannelSource, subdir: str) -> bytes:
     return data
 
 
-def measure(source: ChannelSource, path: str) -> tuple[str, int] | None:
-    """sha256 and size of a file; None when there is none."""
+class Measured(NamedTuple):
+    """A file's sha256 (hex) and size, compared as a tuple of both."""
+
+    sha256: str
+    size_bytes: int
+
+
+def measure(source: ChannelSource, path: str) -> Measured | None:
+    """Read a channel's file to its end: its sha256 and size in bytes; None when there is none."""
     chunks = source.chunks(path)
     if chunks is None:
         return None
-    total, size = hashlib.sha256(), 0
+    digest, size = hashlib.sha256(), 0
     for chunk in chunks:
-        total.update(chunk)
+        digest.update(chunk)
         size += len(chunk)
-    return total.hexdigest(), size
+    return Measured(digest.hexdigest(), size)
 
 
 class FolderSource:
-    """A channel in a folder."""
+    """A channel in a folder, read as :class:`ChannelSource` says; links are no files of a channel."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -134,20 +141,20 @@ class FolderSource:
 def _read_from(file: Path, first: int) -> Iterator[bytes]:
     with file.open("rb") as stream:
         stream.seek(first)
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(_CHUNK_BYTES):
             yield chunk
 
 
 class WebSource:
-    """A channel on a server."""
+    """A channel on a server, read as :class:`ChannelSource` says; its platforms are linux-64 and noarch."""
 
     def __init__(self, url: str) -> None:
         self._client = Client(url)
         self.name = redact(url.rstrip("/"))
 
     def subdirs(self) -> list[str]:
-        found = ["noarch", *(known.subdir for known in PLATFORMS)]
-        return sorted(name for name in found if self.read(f"{name}/repodata.json") is not None)
+        candidates = ["noarch", *(known.subdir for known in PLATFORMS)]
+        return sorted(name for name in candidates if self.read(f"{name}/repodata.json") is not None)
 
     def read(self, path: str) -> bytes | None:
         with self._client.stream("GET", path) as answer:
@@ -173,7 +180,7 @@ class WebSource:
 
 def _body(answer: httpx.Response, connection: ExitStack) -> Iterator[bytes]:
     with connection:
-        yield from answer.iter_bytes(_CHUNK)
+        yield from answer.iter_bytes(_CHUNK_BYTES)
 
 
 def records_at(client: Client, subdir: str) -> repodata.Records:

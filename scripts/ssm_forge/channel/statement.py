@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import IntegrityError, UsageError
@@ -45,7 +45,7 @@ Statement = dict[str, Any]
 
 
 class Subject(Protocol):
-    """A file that a statement can be about: a conda package or a wheel."""
+    """A file that a statement can be about, a conda package or a wheel: its path, name and sha256 (hex)."""
 
     @property
     def path(self) -> Path: ...
@@ -69,8 +69,15 @@ class PublicKey:
     key: Ed25519PublicKey
 
 
-def make_key(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a key pair: ``NAME.key``, readable by its owner alone, and ``NAME.pub``.
+class KeyPair(NamedTuple):
+    """Files of a key pair: the private key, and the public one."""
+
+    private: Path
+    public: Path
+
+
+def make_key(folder: Path, name: str) -> KeyPair:
+    """Make a key pair in a folder: ``NAME.key``, readable by its owner alone, and ``NAME.pub``; their paths come out.
 
     Raises:
         UsageError: when there is such a key already.
@@ -90,7 +97,7 @@ def make_key(folder: Path, name: str) -> tuple[Path, Path]:
     public.write_bytes(
         key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
-    return private, public
+    return KeyPair(private, public)
 
 
 def load_private(path: Path) -> Ed25519PrivateKey:
@@ -134,24 +141,25 @@ def load_public(path: Path) -> PublicKey:
     return PublicKey(path.name, _key_id(key), key)
 
 
-def statement(package: Subject, told: dict[str, Any] | None = None) -> Statement:
-    """What ``package`` was built from.
+def statement(package: Subject, build_record: dict[str, Any] | None = None) -> Statement:
+    """The statement, not signed yet, of what ``package`` was built from.
 
     Args:
-        told: what it says of that itself, empty where it says nothing; by default what a conda package has in it.
+        build_record: what the package says of its build, empty where it says nothing; by default what a conda package
+            has in it.
 
     Raises:
-        IntegrityError: when it holds no such file, or one that is not understood: there is nothing to sign for.
+        IntegrityError: when it says nothing, or something that is not understood: there is nothing to sign for.
     """
-    told = provenance(package.path) if told is None else told
-    _require_signable(told, package.filename)
+    build_record = provenance(package.path) if build_record is None else build_record
+    _require_signable(build_record, package.filename)
     materials = [
         {"uri": item["uri"], "digest": dict([digest_of(item)]), "annotations": {"role": item["role"]}}
-        for item in (told.get("materials") or [])
+        for item in (build_record.get("materials") or [])
     ]
     recipe = {
-        "uri": f"recipes/{told['name']}",
-        "digest": {"sha256": told["recipe_sha256"]},
+        "uri": f"recipes/{build_record['name']}",
+        "digest": {"sha256": build_record["recipe_sha256"]},
         "annotations": {"role": "recipe and patches"},
     }
     return {
@@ -161,9 +169,9 @@ def statement(package: Subject, told: dict[str, Any] | None = None) -> Statement
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": told["name"], "variant": told["variant"]},
+                "externalParameters": {"recipe": build_record["name"], "variant": build_record["variant"]},
                 "internalParameters": {
-                    key: told[key] for key in ("cuda_arch_list", "glibc", "compiler") if key in told
+                    key: build_record[key] for key in ("cuda_arch_list", "glibc", "compiler") if key in build_record
                 },
                 "resolvedDependencies": [recipe, *materials],
             },
@@ -172,16 +180,16 @@ def statement(package: Subject, told: dict[str, Any] | None = None) -> Statement
     }
 
 
-def _require_signable(told: dict[str, Any], filename: str) -> None:
+def _require_signable(build_record: dict[str, Any], filename: str) -> None:
     """Refuse what does not say its origin, or says it in a way that is not understood."""
-    if not told:
+    if not build_record:
         raise IntegrityError(
             f"{filename} does not say what it was built from, so there is nothing to sign for.",
             fix=f"Build it with '{launcher()} install-mamba', or publish it without --sign-key.",
         )
     try:
-        foreign.require(told, _PROVENANCE)
-        for item in told.get("materials") or []:
+        foreign.require(build_record, _PROVENANCE)
+        for item in build_record.get("materials") or []:
             # NVIDIA's packages for CUDA 11.8 have no sha256.
             digest = "sha256" if isinstance(item, dict) and "sha256" in item else "md5"
             foreign.require(item, dict.fromkeys(("uri", digest, "role"), foreign.is_text))
@@ -210,46 +218,55 @@ def sign(content: Statement, key: Ed25519PrivateKey) -> dict[str, Any]:
 def writer(
     sign_key: Path | None,
     attestations: Sequence[Path],
-    told: Callable[[Any], dict[str, Any] | None] = lambda package: None,
+    build_record_of: Callable[[Any], dict[str, Any] | None] = lambda package: None,
 ) -> Callable[[Subject], bytes]:
-    """What gives each package its sidecar: our statement when there is a key, and the bundles about it.
+    """A function that gives each package its sidecar: our statement when there is a key, and the bundles about it.
 
     Args:
-        told: gives what a package says of its origin, as :func:`statement` takes it.
+        build_record_of: gives what a package says of its build, as :func:`statement` takes it.
     """
     key = load_private(sign_key) if sign_key else None
     made_elsewhere = [(path, bundles_of(path.read_bytes(), str(path))) for path in attestations]
 
     def sidecar(package: Subject) -> bytes:
-        bundles = [sign(statement(package, told(package)), key)] if key else []
-        bundles += [b for _, found in made_elsewhere for b in found if about(b, package.filename, package.sha256)]
+        bundles = [sign(statement(package, build_record_of(package)), key)] if key else []
+        bundles += [
+            b
+            for _, bundles_there in made_elsewhere
+            for b in bundles_there
+            if about(b, package.filename, package.sha256)
+        ]
         return json.dumps(bundles, sort_keys=True).encode() if bundles else b""
 
     return sidecar
 
 
 def verify(sidecar: bytes, filename: str, sha256: str, keys: Sequence[PublicKey]) -> tuple[PublicKey, Statement]:
-    """The first statement about exactly this file that a trusted key signed.
+    """The first statement about exactly this file that a trusted key signed, and that key.
+
+    Args:
+        sidecar: the bytes that lie beside the file.
+        sha256: the file's, hex.
 
     Raises:
-        IntegrityError: when there is none, saying what was found instead.
+        IntegrityError: when there is no such statement; says which ones there are instead.
     """
-    found = []
+    rejected = []
     for bundle in bundles_of(sidecar, f"the statement of {filename}"):
         envelope = bundle.get("dsseEnvelope")
         envelope = envelope if isinstance(envelope, dict) else {}
         signed_by = _signer(envelope, keys)
         if signed_by is None:
             hint = _hint(bundle)
-            found.append(f"one signed by another key ({hint[:16]!r})" if hint else "one without a key of ours")
+            rejected.append(f"one signed by another key ({hint[:16]!r})" if hint else "one without a key of ours")
         elif not about(bundle, filename, sha256):
-            found.append("one about another file")
+            rejected.append("one about another file")
         else:
             content: Statement = foreign.json_from(base64.b64decode(envelope["payload"]))
             return signed_by, content
     raise IntegrityError(
         f"{filename} (sha256 {sha256}) has no statement signed by {' or '.join(k.name for k in keys)}: "
-        f"found {', '.join(found) or 'none'}. Nothing was installed.",
+        f"found {', '.join(rejected) or 'none'}. Nothing was installed.",
         fix="Ask whoever runs the channel; do not install it.",
     )
 
@@ -292,15 +309,19 @@ def about(bundle: dict[str, Any], filename: str, sha256: str) -> bool:
         return False
 
 
-def bundles_of(data: bytes, where: str) -> list[dict[str, Any]]:
-    """The bundles of a sidecar, or the single one of a ``.sigstore.json``."""
+def bundles_of(data: bytes, address: str) -> list[dict[str, Any]]:
+    """The bundles of a sidecar, or the single one of a ``.sigstore.json``.
+
+    Raises:
+        IntegrityError: when ``data`` is not JSON, or no list of objects; ``address`` names the file in the message.
+    """
     try:
         content = foreign.json_from(data)
     except ValueError as error:
-        raise IntegrityError(f"{where} is not JSON ({error}).") from error
+        raise IntegrityError(f"{address} is not JSON ({error}).") from error
     bundles = content if isinstance(content, list) else [content]
     if not all(isinstance(item, dict) for item in bundles):
-        raise IntegrityError(f"{where} is not a list of signed statements.")
+        raise IntegrityError(f"{address} is not a list of signed statements.")
     return bundles
 
 

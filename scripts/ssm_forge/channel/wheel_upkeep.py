@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from email.parser import HeaderParser
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -16,9 +17,9 @@ from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import simple_index as index
-from ssm_forge.channel.check import Problem, is_about, set_aside
+from ssm_forge.channel.check import Checked, Problem, is_about, set_aside
 from ssm_forge.channel.coverage import Item
-from ssm_forge.channel.mirror import download
+from ssm_forge.channel.mirror import Mirrored, download
 from ssm_forge.channel.prune import Pruned
 from ssm_forge.channel.simple_index import STATEMENT, Entry
 from ssm_forge.channel.source import ChannelSource, FolderSource, measure
@@ -27,13 +28,23 @@ from ssm_forge.package.read_wheel import FOLDER, PAGE, Name, inspect, parse
 _TREES = "-trees"
 
 
-def listed(source: ChannelSource) -> dict[tuple[str, str], dict[str, Entry]]:
-    """What a channel's indexes list: (index, project) -> file name -> entry.
+class ProjectPage(NamedTuple):
+    """Where a project's wheels are listed: ``cu130-torch211`` and ``mamba-ssm``."""
+
+    page: str
+    project: str
+
+
+Listing = dict[ProjectPage, dict[str, Entry]]
+
+
+def listed(source: ChannelSource) -> Listing:
+    """What a channel's indexes list: project's page -> file name -> entry.
 
     Raises:
         IntegrityError: when a page can't be read.
     """
-    found = {}
+    listing: Listing = {}
     for page in _names(source, f"{FOLDER}/index.json", index.PAGES):
         if not PAGE.fullmatch(page):
             raise IntegrityError(f"{source.name}/{FOLDER}/index.json names '{page}', which is no index of wheels.")
@@ -42,8 +53,8 @@ def listed(source: ChannelSource) -> dict[tuple[str, str], dict[str, Entry]]:
             data = source.read(path) if index.is_project(project) else None
             if data is None:
                 raise IntegrityError(f"{source.name}/{path} is missing.")
-            found[page, project] = index.read_entries(data, f"{source.name}/{path}")
-    return found
+            listing[ProjectPage(page, project)] = index.read_entries(data, f"{source.name}/{path}")
+    return listing
 
 
 def _names(source: ChannelSource, path: str, key: str) -> list[str]:
@@ -60,20 +71,24 @@ def _names(source: ChannelSource, path: str, key: str) -> list[str]:
 # --- check, repair ----------------------------------------------------------------------------------------------------
 
 
-def check(source: ChannelSource) -> tuple[list[Problem], int]:
-    """Every listed wheel present, intact and what its entry says, all pages in step, nothing unlisted in a folder.
+def check(source: ChannelSource) -> Checked:
+    """Compare a channel's wheels with its pages; the problems come out, and how many wheels were compared.
 
-    Returns:
-        The problems, and how many wheels were compared.
+    Every listed wheel must be present, intact and what its entry says, all pages must be in step, and nothing in a
+    folder may be unlisted.
     """
     try:
-        known = listed(source)
+        listing = listed(source)
     except IntegrityError as error:
-        return [Problem("index", FOLDER, error.what)], 0
-    problems = [problem for where, entries in known.items() for problem in _check_project(source, *where, entries)]
+        return Checked([Problem("index", FOLDER, error.what)], 0)
+    problems = [
+        problem
+        for (page, project), entries in listing.items()
+        for problem in _check_project(source, page, project, entries)
+    ]
     if isinstance(source, FolderSource):
-        problems += _check_folder(source.folder, known)
-    return problems, sum(map(len, known.values()))
+        problems += _check_folder(source.folder, listing)
+    return Checked(problems, sum(map(len, listing.values())))
 
 
 def _check_project(source: ChannelSource, page: str, project: str, entries: dict[str, Entry]) -> Iterator[Problem]:
@@ -88,19 +103,19 @@ def _check_project(source: ChannelSource, page: str, project: str, entries: dict
 def _check_wheel(source: ChannelSource, folder: str, name: str, entry: Entry) -> Iterator[Problem]:
     file = f"{folder}/{name}"
     sha256 = entry["hashes"]["sha256"]
-    found = measure(source, file)
-    if found is None:
+    measured = measure(source, file)
+    if measured is None:
         yield Problem("missing", file, "the index lists it, and it is not there as a file")
         return
-    if found != (sha256, entry["size"]):
-        what = f"the index says sha256 {sha256} and {entry['size']} bytes, found {found[0]} and {found[1]}"
-        yield Problem("changed", file, what)
+    if measured != (sha256, entry["size"]):
+        listed = f"the index says sha256 {sha256} and {entry['size']} bytes"
+        yield Problem("changed", file, f"{listed}, found {measured.sha256} and {measured.size_bytes}")
     elif isinstance(source, FolderSource):
         try:
             wheel = inspect(source.folder / file)
             metadata = hashlib.sha256(wheel.metadata).hexdigest()
-            told = (wheel.subdir, wheel.requires_python, metadata)
-            if told != (folder, entry["requires-python"], entry["core-metadata"]["sha256"]):
+            facts = (wheel.subdir, wheel.requires_python, metadata)
+            if facts != (folder, entry["requires-python"], entry["core-metadata"]["sha256"]):
                 yield Problem("index", file, "the index says something else of it than it holds")
         except IntegrityError as error:
             yield Problem("package", file, error.what)
@@ -115,9 +130,9 @@ def _check_wheel(source: ChannelSource, folder: str, name: str, entry: Entry) ->
             yield Problem("statement", file, "its signed statement is about something else")
 
 
-def _check_folder(channel: Path, known: dict[tuple[str, str], dict[str, Entry]]) -> Iterator[Problem]:
+def _check_folder(channel: Path, listing: Listing) -> Iterator[Problem]:
     for page in index.pages(channel):
-        names = {name for (of, _), entries in known.items() if of == page for name in entries}
+        names = {name for listed_on, entries in listing.items() if listed_on.page == page for name in entries}
         for path in sorted((channel / FOLDER / page).iterdir()):
             file = f"{FOLDER}/{page}/{path.name}"
             wheel = f"{path.name.partition('.whl')[0]}.whl"
@@ -126,8 +141,8 @@ def _check_folder(channel: Path, known: dict[tuple[str, str], dict[str, Entry]])
             elif path.name.endswith(".part"):
                 yield Problem("leftover", file, "a file that was never finished")
             elif ".whl" in path.name and wheel not in names:
-                what = "a wheel that the index does not list" if path.name == wheel else "it is about no listed wheel"
-                yield Problem("orphan", file, what)
+                reason = "a wheel that the index does not list" if path.name == wheel else "it is about no listed wheel"
+                yield Problem("orphan", file, reason)
 
 
 def repair(channel: Path) -> list[str]:
@@ -136,34 +151,34 @@ def repair(channel: Path) -> list[str]:
     Returns:
         What was done about each file that could not stay as it was, one line each, for people.
     """
-    done: list[str] = []
+    actions: list[str] = []
     with channels.locked(channel):
         for page in index.pages(channel):
             folder = channel / FOLDER / page
             hashes = _hashes(channel, page)
             for path in sorted(folder.glob("*.whl")):
-                if why := _unfit(path, page, hashes.get(path.name, "")):
-                    done.append(set_aside(channel, path, why))
+                if reason := _unfit(path, page, hashes.get(path.name, "")):
+                    actions.append(set_aside(channel, path, reason))
             for path in sorted(p for p in folder.iterdir() if ".whl." in p.name):
                 wheel = folder / f"{path.name.partition('.whl')[0]}.whl"
                 if path.name.endswith(".part") or not wheel.is_file():
                     path.unlink()
                 elif path.name.endswith(".sigs") and not is_about(path.read_bytes(), wheel.name, sha256_of(wheel)):
-                    done.append(set_aside(channel, path, "it is no statement about a wheel that is here"))
+                    actions.append(set_aside(channel, path, "it is no statement about a wheel that is here"))
         index.rebuild(channel)
-    return done
+    return actions
 
 
 def _hashes(channel: Path, page: str) -> dict[str, str]:
     """File name -> sha256, as far as the pages can be read."""
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for project in index.projects(channel, page):
         try:
             entries = index.entries(channel, page, project)
         except IntegrityError:
             continue
-        found.update({name: entry["hashes"]["sha256"] for name, entry in entries.items()})
-    return found
+        by_name.update({name: entry["hashes"]["sha256"] for name, entry in entries.items()})
+    return by_name
 
 
 def _unfit(path: Path, page: str, sha256: str) -> str:
@@ -192,10 +207,10 @@ def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
         IntegrityError: when a page can't be read; nothing is removed then.
     """
     with channels.locked(channel):
-        known = listed(FolderSource(channel))
-        doomed = {page: _superseded(channel, page, known, keep) for page in index.pages(channel)}
+        listing = listed(FolderSource(channel))
+        doomed = {page: _superseded(channel, page, listing, keep) for page in index.pages(channel)}
         packages = [f"{FOLDER}/{page}/{name}" for page, names in doomed.items() for name in names]
-        other = _garbage(channel, known, doomed)
+        other = _garbage(channel, listing, doomed)
         size = sum(index.size((channel / path).parent, Path(path).name) for path in packages)
         size += sum((channel / path).stat().st_size for path in other)
         if not dry_run:
@@ -207,69 +222,71 @@ def prune(channel: Path, *, keep: int, dry_run: bool) -> Pruned:
         return Pruned(tuple(packages), tuple(other), size)
 
 
-def _superseded(channel: Path, page: str, known: dict[tuple[str, str], dict[str, Entry]], keep: int) -> list[str]:
-    names = {name: parse(name) for (of, _), entries in known.items() if of == page for name in entries}
+def _superseded(channel: Path, page: str, listing: Listing, keep: int) -> list[str]:
+    parsed = {name: parse(name) for listed_on, entries in listing.items() if listed_on.page == page for name in entries}
     if page.endswith(_TREES):
         return []
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for name, named in names.items():
+    for name, named in parsed.items():
         groups[named.project, named.python, named.archs.tag].append(name)
-    kept = {n for group in groups.values() for n in sorted(group, key=lambda name: names[name].order)[-keep:]}
-    while needed := _needed(channel / FOLDER / page, names, kept):
+    kept = {n for group in groups.values() for n in sorted(group, key=lambda name: parsed[name].order)[-keep:]}
+    while needed := _needed(channel / FOLDER / page, parsed, kept):
         kept |= needed
-    return sorted(set(names) - kept)
+    return sorted(set(parsed) - kept)
 
 
 def _needed(folder: Path, names: dict[str, Name], kept: set[str]) -> set[str]:
     """Wheels that one which stays requires, where no other one that stays does."""
-    found = set()
+    required = set()
     for name in kept:
         headers = HeaderParser().parsestr((folder / f"{name}.metadata").read_text(encoding="utf-8"))
         for text in headers.get_all("Requires-Dist", []):
-            wanted = Requirement(text)
+            requirement = Requirement(text)
             fitting = {
                 other
                 for other, named in names.items()
-                if (named.project, named.python) == (wanted.name, names[name].python)
-                and wanted.specifier.contains(named.version, prereleases=True)
+                if (named.project, named.python) == (requirement.name, names[name].python)
+                and requirement.specifier.contains(named.version, prereleases=True)
             }
-            if wanted.marker is None and not fitting & kept:
-                found |= fitting
-    return found
+            if requirement.marker is None and not fitting & kept:
+                required |= fitting
+    return required
 
 
-def _garbage(channel: Path, known: dict[tuple[str, str], dict[str, Entry]], doomed: dict[str, list[str]]) -> list[str]:
+def _garbage(channel: Path, listing: Listing, doomed: dict[str, list[str]]) -> list[str]:
     """Statements that no page names any more, files about no wheel, unfinished files."""
-    found = []
+    paths = []
     for page in index.pages(channel):
-        current = {n: e.get(STATEMENT) for (of, _), entries in known.items() if of == page for n, e in entries.items()}
+        current = {
+            n: e.get(STATEMENT)
+            for listed_on, entries in listing.items()
+            if listed_on.page == page
+            for n, e in entries.items()
+        }
         for path in sorted((channel / FOLDER / page).iterdir()):
             wheel = f"{path.name.partition('.whl')[0]}.whl"
             digest = path.name.partition(".sigs.")[2]
             old = digest and digest != current.get(wheel)
             about_none = ".whl." in path.name and wheel not in current
             if path.name.endswith(".part") or ((old or about_none) and wheel not in doomed[page]):
-                found.append(f"{FOLDER}/{page}/{path.name}")
-    return found
+                paths.append(f"{FOLDER}/{page}/{path.name}")
+    return paths
 
 
 # --- mirror, coverage -------------------------------------------------------------------------------------------------
 
 
-def mirror(source: ChannelSource, target: Path, *, only: Sequence[str], log: Callable[[str], None]) -> tuple[int, int]:
+def mirror(source: ChannelSource, target: Path, *, only: Sequence[str], log: Callable[[str], None]) -> Mirrored:
     """Copy a channel's wheels and their statements into a folder, each compared with the hash on its page.
 
     Args:
         only: file name patterns; all wheels when empty.
 
-    Returns:
-        How many were copied, and how many were there.
-
     Raises:
         IntegrityError: when the source's bytes are not what its pages say, or ``target`` has another file of the name.
         MachineError: when the disk is full.
     """
-    copied = there = 0
+    copied = present = 0
     try:
         for (page, _), entries in listed(source).items():
             for name, entry in entries.items():
@@ -277,10 +294,10 @@ def mirror(source: ChannelSource, target: Path, *, only: Sequence[str], log: Cal
                     continue
                 new = _copy(source, target, page, name, entry, log)
                 log(f"{FOLDER}/{page}/{name}: {'copied' if new else 'was there'}")
-                copied, there = copied + new, there + (not new)
+                copied, present = copied + new, present + (not new)
     except OSError as error:
         raise channels.full(target, error) from error
-    return copied, there
+    return Mirrored(copied, present)
 
 
 def _copy(source: ChannelSource, target: Path, page: str, name: str, entry: Entry, log: Callable[[str], None]) -> bool:
@@ -321,14 +338,14 @@ def _statement(source: ChannelSource, page: str, name: str, digest: str) -> byte
 
 def items(source: ChannelSource) -> list[Item]:
     """The wheels that a channel lists, for the table of what it covers; those of source trees are on no row of it."""
-    found = []
+    wheels = []
     for (page, project), entries in sorted(listed(source).items()):
         cuda, torch = page.removesuffix(_TREES).removeprefix("cu").split("-torch")
         for name, entry in sorted(entries.items()):
             named = parse(name)
             if page.endswith(_TREES):
                 continue
-            found.append(
+            wheels.append(
                 Item(
                     filename=name,
                     name=project,
@@ -342,4 +359,4 @@ def items(source: ChannelSource) -> list[Item]:
                     kind="wheel",
                 )
             )
-    return found
+    return wheels

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import UsageError
-from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.bench import baseline as build_baseline
 from ssm_forge.bench import report as build_report
@@ -74,9 +74,9 @@ def kernels(
             arguments += [name, str(value)]
     if plot is not None:
         arguments += ["--plot", str(plot.absolute())]
-    existing = applies(prefix, workspace())
-    place = check.place(existing) if existing else gpu.of_conda(verify.choose_prefix(prefix))
-    document = gpu.kernels(place, "bench", arguments)
+    existing = applies(prefix, paths.workspace())
+    environment = check.place(existing) if existing else gpu.of_conda(verify.choose_prefix(prefix))
+    document = gpu.kernels(environment, "bench", arguments)
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:
@@ -119,14 +119,14 @@ def build(
         raise UsageError("--plot needs matplotlib.", fix="Leave --plot out, or draw it from the JSON elsewhere.")
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise UsageError(f"{keep} is not empty.", fix="Name another folder with --keep.")
-    place = workspace()
-    place.cache.mkdir(parents=True, exist_ok=True)
+    workspace = paths.workspace()
+    workspace.cache.mkdir(parents=True, exist_ok=True)
     target = build_bench.Target(
         variant, python or "3.12", second_python, cuda_arch or "9.0", source, jobs, host_compiler
     )
     kinds: list[build_baseline.Kind] = ["same capability"] if same_capability or baseline else []
     kinds += ["default"] if baseline else []
-    with open_log(place.logs, "bench-build") as log, tempfile.TemporaryDirectory(dir=place.cache) as scratch:
+    with open_log(workspace.logs, "bench-build") as log, tempfile.TemporaryDirectory(dir=workspace.cache) as scratch:
         say(f"Full log: {log.path}")
         results = log.path.with_suffix(".json")
 
@@ -135,11 +135,11 @@ def build(
 
         folder = keep.absolute() if keep is not None else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        document = build_bench.Bench(target, folder, place, log, save).run(baseline=kinds)
+        document = build_bench.Bench(target, folder, workspace, log, save).run(baseline=kinds)
         document["ratios"] = build_report.ratios(document)
         save(document)
         if record:
-            say(f"Written: {compile_costs.write(place, build_bench.costs(document))}")
+            say(f"Written: {compile_costs.write(workspace, build_bench.costs(document))}")
         if plot is not None:
             say(f"Chart: {build_report.draw(document, plot)}")
         if as_json:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from ssm_forge.base import arch
+from ssm_forge.base import arch, paths
 from ssm_forge.base.errors import UsageError
-from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.commands.install_mamba import platform_option, target_options, tree_option
 from ssm_forge.flow import fitting
@@ -93,17 +92,17 @@ def build(
     )
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     if env is not None and (named or source != "auto"):
-        said = variant if named else source
+        named_option = variant if named else source
         raise UsageError(
-            f"{env} has a torch of its own, which decides what is made; '{said}' says otherwise.",
+            f"{env} has a torch of its own, which decides what is made; '{named_option}' says otherwise.",
             fix="Leave --variant and --source out.",
         )
-    made = job.build(options, kind, env, trees)
+    built = job.build(options, kind, env, trees)
     if as_json:
-        wheels = {"wheels": list(map(str, made.wheels))} if kind != "conda" else {}
-        out.print_json(json.dumps({**made.plan, "files": list(map(str, made.packages)), **wheels}))
+        wheels = {"wheels": list(map(str, built.wheels))} if kind != "conda" else {}
+        out.print_json(json.dumps({**built.plan, "files": list(map(str, built.packages)), **wheels}))
     else:
-        shown = [*(made.packages if kind != "wheel" else ()), *made.wheels]
+        shown = [*(built.packages if kind != "wheel" else ()), *built.wheels]
         out.print("\n".join(map(str, shown)), markup=False)
 
 
@@ -117,8 +116,8 @@ def _solve_only(
     as_json: bool,
 ) -> None:
 
-    place = workspace()
-    row = variants.load(place.variants).get(variant, "conda")
+    workspace = paths.workspace()
+    row = variants.load(workspace.variants).get(variant, "conda")
     default = variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in row.pythons else row.pythons[-1]
     python = python_version or default
     row.check_python(python)
@@ -129,8 +128,8 @@ def _solve_only(
         default=row.default_archs,
         gpus=(),
     )
-    with open_log(place.logs, f"solve-{variant}") as log:
-        solved = solving.solve_recipes(row, python, archs, workspace=place, snapshot=snapshot)
+    with open_log(workspace.logs, f"solve-{variant}") as log:
+        solved = solving.solve_recipes(row, python, archs, workspace=workspace, snapshot=snapshot)
         for environment in solved:
             log(f"{environment.package}: {environment.kind}: {', '.join(environment.requested)}")
             log("\n".join(f"  {r.url}" for r in environment.records))
@@ -162,8 +161,8 @@ def _print(environment: SolvedEnvironment, show_all: bool) -> None:
         rows = [(spec, environment.answer(spec)) for spec in environment.requested]
     width = max((len(name) for name, _ in rows), default=0)
     for name, record in rows:
-        what = f"{record.version} {record.build}"
-        out.print(f"    {name:<{width}}  {what:<45}  {_channel(record)}", markup=False)
+        version = f"{record.version} {record.build}"
+        out.print(f"    {name:<{width}}  {version:<45}  {_channel(record)}", markup=False)
 
 
 def _channel(record: Any) -> str:

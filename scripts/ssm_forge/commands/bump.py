@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base import paths
+from ssm_forge.base.paths import launcher
 from ssm_forge.base.ui import out, say
 from ssm_forge.upkeep import bump_lock
 from ssm_forge.upkeep import parts as bump_parts
@@ -18,15 +19,15 @@ from ssm_forge.upkeep import symbols as bump_symbols
 def bump(what: str, check: bool) -> None:
     """For maintainers: look for newer releases, re-apply the patches, update URLs and hashes."""
 
-    place = workspace()
+    workspace = paths.workspace()
     if what == "torch":
-        update = bump_parts.bump_torch(place)
+        update = bump_parts.bump_torch(workspace)
     elif what == "bridge":
-        update = bump_parts.bump_bridge(place)
+        update = bump_parts.bump_bridge(workspace)
     elif what == "symbols":
-        update = bump_symbols.bump_symbols(place)
+        update = bump_symbols.bump_symbols(workspace)
     else:
-        update = bump_lock.carried(bumps.bump_project(what, place), place)
+        update = bump_lock.carried(bumps.bump_project(what, workspace), workspace)
     for line in update.summary:
         out.print(line, markup=False)
     if not update.files:

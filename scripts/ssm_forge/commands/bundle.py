@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ssm_forge.base.paths import workspace
+from ssm_forge.base import paths
 from ssm_forge.base.ui import human_bytes, out
 from ssm_forge.bundle import write as bundles
 from ssm_forge.verify import installed as verify
@@ -37,11 +37,11 @@ from ssm_forge.verify import installed as verify
 def bundle(prefix: Path | None, packages: tuple[Path, ...], also: tuple[str, ...], output: Path) -> None:
     """Pack packages and their checks into one file for a machine with only Python, torch and a GPU."""
 
-    place = workspace()
-    files = list(packages) or bundles.installed_packages(verify.choose_prefix(prefix), place)
+    workspace = paths.workspace()
+    files = list(packages) or bundles.installed_packages(verify.choose_prefix(prefix), workspace)
     others = bundles.parse_others(also)
     if output.suffix != ".pyz":
         output.mkdir(parents=True, exist_ok=True)
-    made = bundles.make(files, others, output, place)
-    out.print(f"{made} ({human_bytes(made.stat().st_size)})", markup=False)
-    out.print(f"There: python3 {made.name} --output RESULTS", markup=False)
+    written = bundles.make(files, others, output, workspace)
+    out.print(f"{written} ({human_bytes(written.stat().st_size)})", markup=False)
+    out.print(f"There: python3 {written.name} --output RESULTS", markup=False)

@@ -56,11 +56,11 @@ def check(channel: str | None, repair: bool, as_json: bool) -> None:
         for line in (*channel_check.repair(source.folder), *upkeep.repair(source.folder)):
             note(line)
     problems, count = channel_check.check(source)
-    more, wheels = upkeep.check(source)
-    problems += more
+    wheel_problems, wheels = upkeep.check(source)
+    problems += wheel_problems
     if as_json:
-        found = [asdict(problem) for problem in problems]
-        out.print_json(json.dumps({"channel": source.name, "packages": count, "wheels": wheels, "problems": found}))
+        documents = [asdict(problem) for problem in problems]
+        out.print_json(json.dumps({"channel": source.name, "packages": count, "wheels": wheels, "problems": documents}))
     else:
         for problem in problems:
             out.print(str(problem), markup=False)
@@ -114,13 +114,13 @@ def mirror(source: str, target: Path, only: tuple[str, ...], as_json: bool) -> N
 
     opened = open_source(source)
     with open_log(workspace().logs, "mirror") as log:
-        copied, there = channel_mirror.mirror(opened, target.absolute(), only=only, log=log)
+        copied, present = channel_mirror.mirror(opened, target.absolute(), only=only, log=log)
         wheels = upkeep.mirror(opened, target.absolute(), only=only, log=log)
-        copied, there = copied + wheels[0], there + wheels[1]
+        copied, present = copied + wheels.copied, present + wheels.present
     if as_json:
-        out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": there}))
+        out.print_json(json.dumps({"source": opened.name, "target": str(target), "copied": copied, "there": present}))
     use = f"--channel {shlex.quote(str(target))}"
-    say(f"{target}: {copied} packages copied, {there} were there. Install from it with {use}.")
+    say(f"{target}: {copied} packages copied, {present} were there. Install from it with {use}.")
 
 
 @channel.command()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import VerifyError
-from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.flow import advice, plan, planning
@@ -30,21 +30,21 @@ def check_toolchain(
 ) -> None:
     """Check glibc, g++, nvcc, cuDNN and torch of a variant; exit 9 when something does not fit."""
 
-    place = workspace()
+    workspace = paths.workspace()
     options = plan.Options(
         variant=variant,
         python=python,
         source=source,  # type: ignore[arg-type]
         host_compiler=host_compiler,
     )
-    with open_log(place.logs, "check-toolchain") as log:
-        origin = planning.origin(options, place)
+    with open_log(workspace.logs, "check-toolchain") as log:
+        origin = planning.origin(options, workspace)
         if prefix is not None:
             prefix = choose_prefix(prefix)
         else:
             if origin.parts is not None:
-                assemble(origin.parts, place, log)
-            prefix = toolchain.environment(origin, place, log)
+                assemble(origin.parts, workspace, log)
+            prefix = toolchain.environment(origin, workspace, log)
         report = toolchain.check(prefix, origin.variant)
         log(json.dumps(report.as_dict(), indent=2))
     if as_json:

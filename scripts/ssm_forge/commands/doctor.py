@@ -60,7 +60,7 @@ def doctor(
         return
     variables = users_variables(os.environ)
     code = app.run(
-        place=python or env or (None if log else _default(variables)),
+        location=python or env or (None if log else _default(variables)),
         log=log,
         variables=variables,
         folder=Path.cwd(),
@@ -78,11 +78,9 @@ def _default(variables: Mapping[str, str]) -> Path:
     for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if variables.get(name):
             return Path(variables[name])
-    # Loads the engine.
-
-    known = installed_prefixes(workspace())
-    if known:
-        return known[0]
+    prefixes = installed_prefixes(workspace())
+    if prefixes:
+        return prefixes[0]
     for folder in variables["PATH"].split(os.pathsep):
         for name in ("python3", "python"):
             if os.access(Path(folder) / name, os.X_OK):

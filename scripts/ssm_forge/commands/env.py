@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import VerifyError
-from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import out, say
 from ssm_forge.channel import policy
 from ssm_forge.commands.install_mamba import trust_option
@@ -59,16 +60,16 @@ def create(
 ) -> None:
     """Make environment NAME from the lock alone; every package's hash is checked."""
 
-    place = workspace()
-    wanted = _wanted(name, lock_file, place)
-    target = (prefix or _usual(name, lock_file, place)).absolute()
+    workspace = paths.workspace()
+    wanted = _wanted(name, lock_file, workspace)
+    target = (prefix or _usual(name, lock_file, workspace)).absolute()
     report = from_lock.create(
         wanted,
         target,
         mirrors=[Mirror.parse(text) for text in mirrors],
-        workspace=place,
+        workspace=workspace,
         force=force,
-        rules=policy.for_channels(trust, wanted.channels, place),
+        rules=policy.for_channels(trust, wanted.channels, workspace),
     )
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
@@ -83,32 +84,32 @@ def create(
 def verify(name: str, prefix: Path | None, lock_file: Path | None, as_json: bool) -> None:
     """Prove that a prefix holds exactly the packages locked for NAME, unmodified."""
 
-    place = workspace()
-    wanted = _wanted(name, lock_file, place)
-    target = (prefix or _usual(name, lock_file, place)).absolute()
-    report = integrity.verify(target, wanted.records, allowed_channels=[place.channel.resolve().as_uri()])
+    workspace = paths.workspace()
+    wanted = _wanted(name, lock_file, workspace)
+    target = (prefix or _usual(name, lock_file, workspace)).absolute()
+    report = integrity.verify(target, wanted.records, allowed_channels=[workspace.channel.resolve().as_uri()])
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "exact": not report.deviations, **asdict(report)}))
     else:
         _print(target, report)
     if report.deviations:
-        raise _deviates(name, target, report, given=prefix is not None)
+        raise _deviates(name, target, report, prefix_named=prefix is not None)
 
 
-def _usual(name: str, lock_file: Path | None, place: Workspace) -> Path:
+def _usual(name: str, lock_file: Path | None, workspace: Workspace) -> Path:
     """Where an environment is when nobody says: that of another lock is not in the place of one of pixi's."""
-    prefix = place.envs / name
-    return prefix if lock_file is None else pixi.beside(prefix, place)
+    prefix = workspace.envs / name
+    return prefix if lock_file is None else pixi.prefix_for_kernels(prefix, workspace)
 
 
-def _wanted(name: str, lock_file: Path | None, place: Workspace) -> LockedEnvironment:
+def _wanted(name: str, lock_file: Path | None, workspace: Workspace) -> LockedEnvironment:
     """What is locked; of packages from recipes those that the local channel has."""
 
-    path = lock_file or place.lock
-    return source_packages.finished(lock.environment(path, name), path, place)
+    lock_path = lock_file or workspace.lock
+    return source_packages.finished(lock.environment(lock_path, name), lock_path, workspace)
 
 
-def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> VerifyError:
+def _deviates(name: str, prefix: Path, report: Report, *, prefix_named: bool) -> VerifyError:
 
     marker = read_marker(prefix)
     if marker is not None and marker.source == "bridge":
@@ -117,10 +118,10 @@ def _deviates(name: str, prefix: Path, report: Report, *, given: bool) -> Verify
             fix=f"'{launcher()} verify' checks such an environment.",
         )
     more = f" (and {len(report.deviations) - 1} more)" if len(report.deviations) > 1 else ""
-    where = f" --prefix {shlex.quote(str(prefix))}" if given else ""
+    prefix_option = f" --prefix {shlex.quote(str(prefix))}" if prefix_named else ""
     return VerifyError(
         f"{prefix} is not what is locked for {name}: {report.deviations[0]}{more}.",
-        fix=f"'{launcher()} env create {name} --locked --force{where}' makes it anew.",
+        fix=f"'{launcher()} env create {name} --locked --force{prefix_option}' makes it anew.",
     )
 
 

@@ -61,8 +61,10 @@ def export(
 
     if form == "cyclonedx":
         require("cyclonedx")
-    path = lock_file or workspace().lock
-    locked = source_packages.finished(lock.environment(path, name), path, workspace(), published=channel or "")
+    lock_path = lock_file or workspace().lock
+    locked = source_packages.finished(
+        lock.environment(lock_path, name), lock_path, workspace(), published=channel or ""
+    )
     text = FORMATS[form](locked)
     if output is None:
         click.echo(text, nl=False)
@@ -76,10 +78,10 @@ def _export_workspace(
     folder: Path, variant: str, origin: Literal["channel", "git", "path"], channel: str, git: str
 ) -> None:
 
-    made = pixi_export.write(folder, variant, origin, workspace(), channel=channel, git=git)
-    say(f"{made.manifest} written{', and its pixi.lock' if made.locked else ''}.")
-    if not made.locked:
+    written = pixi_export.write(folder, variant, origin, workspace(), channel=channel, git=git)
+    say(f"{written.manifest} written{', and its pixi.lock' if written.locked else ''}.")
+    if not written.locked:
         say(f"'pixi lock' in {folder} locks it to a commit.")
     say("In a pixi.toml of your own these lines name the kernels:")
-    for line in made.lines:
+    for line in written.lines:
         say(f"  {line}")

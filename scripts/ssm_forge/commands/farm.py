@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.own_tools import require
-from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import human_bytes, human_seconds, out, say
 from ssm_forge.channel import coverage
 from ssm_forge.channel.source import FolderSource
-from ssm_forge.farm import estimate as estimating_
+from ssm_forge.farm import estimate as estimates
 from ssm_forge.farm import report, run
 from ssm_forge.farm.engine import Executor
 from ssm_forge.farm.estimate import Estimate, Machine
@@ -109,74 +110,76 @@ def farm(
     What is done is not done again: stop it, start it again, on other machines.
     """
     require("psutil", "msgpack")
-    place = workspace()
-    there = estimating_.machines(machines) if machines else []
+    workspace = paths.workspace()
+    named_machines = estimates.machines(machines) if machines else []
     own_cores, own_memory = run.this_machine()
     options = run.Options(
         select=select,
         archs=archs,
         source=source,
         executor=Executor(executor, jobs, own_cores, own_memory, retries, snakemake),
-        limits=_limits(executor, there, cores, memory),
+        limits=_limits(executor, named_machines, cores, memory),
         host_compiler=host_compiler,
         channels=channels,
         wheels=wheels.absolute() if wheels else None,
     )
     if dry_run or estimating:
-        _estimate(options, there, place, listed=dry_run, as_json=as_json)
+        _estimate(options, named_machines, workspace, listed=dry_run, as_json=as_json)
         return
-    made = run.farm(options, place)
+    finished = run.farm(options, workspace)
     if as_json:
-        out.print_json(json.dumps(made.as_dict()))
+        out.print_json(json.dumps(finished.as_dict()))
         return
-    out.print(report.table(made))
-    table = coverage.rows(coverage.items(FolderSource(place.channel)), variants.load(place.variants))
-    out.print(coverage.table([row for row in table if row.variant in made.variants]))
-    say(f"Done in {human_seconds(made.wall)}. Report: {run.folder(place) / 'report.html'}")
+    out.print(report.table(finished))
+    table = coverage.rows(coverage.items(FolderSource(workspace.channel)), variants.load(workspace.variants))
+    out.print(coverage.table([row for row in table if row.variant in finished.variants]))
+    say(f"Done in {human_seconds(finished.wall)}. Report: {run.folder(workspace) / 'report.html'}")
 
 
 # What a machine elsewhere is taken to have.
 _MOST_CORES = 16
-_MOST_MEMORY = 64_000_000_000
+_MOST_MEMORY_BYTES = 64_000_000_000
 
 
-def _limits(executor: str, there: list[Machine], cores: int | None, memory: float | None) -> Limits:
+def _limits(executor: str, named_machines: list[Machine], cores: int | None, memory_gb: float | None) -> Limits:
     """What one job may have: of the machines that were named, else of this one, or of one elsewhere.
 
     Raises:
         MachineError: when no machine has so many cores.
     """
-    elsewhere = Machine(_MOST_CORES, _MOST_MEMORY)
-    places = there or [elsewhere if executor != "local" else Machine(*run.this_machine())]
-    most_cores, most_memory = max(m.cores for m in places), max(m.memory for m in places)
+    elsewhere = Machine(_MOST_CORES, _MOST_MEMORY_BYTES)
+    machines = named_machines or [elsewhere if executor != "local" else Machine(*run.this_machine())]
+    most_cores, most_memory = max(m.cores for m in machines), max(m.memory for m in machines)
     if cores and cores > most_cores:
         raise MachineError(f"--cores {cores}: there are {most_cores}.", fix=f"Use --cores {most_cores}.")
-    return Limits(most_cores, min(most_memory, round(memory * 1e9)) if memory else most_memory, cores)
+    return Limits(most_cores, min(most_memory, round(memory_gb * 1e9)) if memory_gb else most_memory, cores)
 
 
-def _estimate(options: run.Options, there: list[Machine], place: Workspace, *, listed: bool, as_json: bool) -> None:
+def _estimate(
+    options: run.Options, named_machines: list[Machine], workspace: Workspace, *, listed: bool, as_json: bool
+) -> None:
     """Say what it would take, and on demand which jobs there are."""
-    found = run.survey(run.chosen(options, place), options, place)
-    planned = run.left(found, options, place)
+    field = run.survey(run.chosen(options, workspace), options, workspace)
+    planned = run.left(field, options, workspace)
     executor = options.executor
-    machines = there or [Machine(executor.cores, executor.memory)]
-    if not there and executor.name != "local":
-        machines = [Machine(_MOST_CORES, _MOST_MEMORY)] * (executor.jobs or 1)
-    result = estimating_.estimate(planned, machines, at_once=executor.jobs)
+    machines = named_machines or [Machine(executor.cores, executor.memory)]
+    if not named_machines and executor.name != "local":
+        machines = [Machine(_MOST_CORES, _MOST_MEMORY_BYTES)] * (executor.jobs or 1)
+    result = estimates.estimate(planned, machines, at_once=executor.jobs)
     if as_json:
-        told = {"estimate": asdict(result), "jobs": [job.as_dict() for job in planned]}
-        out.print_json(json.dumps({**told, "left_out": found.impossible}))
+        document = {"estimate": asdict(result), "jobs": [job.as_dict() for job in planned]}
+        out.print_json(json.dumps({**document, "left_out": field.impossible}))
         return
     if listed:
         _show(planned)
-    _say_estimate(result, sum(one.done for one in found.wanted))
+    _say_estimate(result, sum(package.done for package in field.wanted))
 
 
 def _show(planned: list[Job]) -> None:
-    shown = FoldingTable("job", "cores", "memory", "expected", "limit", "after", wraps=["after"])
+    table = FoldingTable("job", "cores", "memory", "expected", "limit", "after", wraps=["after"])
     for job in planned:
         need = job.need
-        shown.add_row(
+        table.add_row(
             job.name,
             str(need.cores),
             human_bytes(need.memory),
@@ -184,15 +187,15 @@ def _show(planned: list[Job]) -> None:
             f"{need.minutes} min",
             ", ".join(job.needs),
         )
-    out.print(shown)
+    out.print(table)
 
 
-def _say_estimate(result: Estimate, done: int) -> None:
+def _say_estimate(result: Estimate, packages_there: int) -> None:
     if not result.jobs:
-        say(f"Nothing to do: the channel has all {done} packages.")
+        say(f"Nothing to do: the channel has all {packages_there} packages.")
         return
     say(
-        f"{result.jobs} jobs, {done} packages are there already: {human_seconds(result.wall)} of wall time, "
+        f"{result.jobs} jobs, {packages_there} packages are there already: {human_seconds(result.wall)} of wall time, "
         f"{result.cpu / 3600:.2f} CPU hours, memory up to {human_bytes(result.memory)}, disk up to "
         f"{human_bytes(result.disk)}."
     )

@@ -23,7 +23,7 @@ from ssm_forge.trees import install as installing
 
 
 def target_options(command: click.decorators.FC) -> click.decorators.FC:
-    """The options that say which variant, for which Python, GPU and source."""
+    """Add to a command the options that say which variant, for which Python, GPU and source."""
     for option in reversed(
         [
             click.option("--variant", default=DEFAULT_VARIANT, show_default=True, help="Row of the build matrix."),
@@ -66,7 +66,7 @@ def platform_option(command: click.decorators.FC) -> click.decorators.FC:
 
 
 def tree_option(command: click.decorators.FC) -> click.decorators.FC:
-    """The source trees that are built instead of the two projects."""
+    """Add to a command the option for source trees that are built instead of the two projects."""
     return click.option(
         "--source-tree",
         "trees",
@@ -77,7 +77,7 @@ def tree_option(command: click.decorators.FC) -> click.decorators.FC:
 
 
 def trust_option(command: click.decorators.FC) -> click.decorators.FC:
-    """The policy that whatever is installed must satisfy."""
+    """Add to a command the option for the policy that whatever is installed must satisfy."""
     return click.option(
         "--trust",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base import paths
 from ssm_forge.base.errors import UsageError, VerifyError
-from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.ui import console, out, say
 from ssm_forge.manifest import environments as manifests
 from ssm_forge.manifest import source_workspace
@@ -38,49 +39,54 @@ def lock(snapshot: Path | None, only_check: bool, revision: str | None, as_json:
     """
     if only_check and revision is not None:
         raise click.UsageError("--check and --diff exclude each other.")
-    place = workspace()
+    workspace = paths.workspace()
     if only_check:
-        _check(place, as_json)
+        _check(workspace, as_json)
     elif revision is not None:
-        _diff(place, revision, as_json)
+        _diff(workspace, revision, as_json)
     else:
-        _write(place, snapshot, as_json)
+        _write(workspace, snapshot, as_json)
 
 
-def _write(place: Workspace, snapshot: Path | None, as_json: bool) -> None:
+def _write(workspace: Workspace, snapshot: Path | None, as_json: bool) -> None:
 
-    told = []
-    source_workspace.write(place)
-    for path, target in _pairs(place):
-        before = target.read_bytes() if target.exists() else b""
-        environments = locks.write(manifests.load(path), target, snapshot=snapshot, progress=say)
-        changed = target.read_bytes() != before
-        say(f"{target} {'written' if changed else 'is unchanged'}.")
+    documents = []
+    source_workspace.write(workspace)
+    for manifest_path, lock_path in _pairs(workspace):
+        before = lock_path.read_bytes() if lock_path.exists() else b""
+        environments = locks.write(manifests.load(manifest_path), lock_path, snapshot=snapshot, progress=say)
+        changed = lock_path.read_bytes() != before
+        say(f"{lock_path} {'written' if changed else 'is unchanged'}.")
         counts = {e.name: len(e.records) + len(e.sources) for e in environments}
-        told.append({"lock": str(target), "changed": changed, "packages": counts})
+        documents.append({"lock": str(lock_path), "changed": changed, "packages": counts})
     if as_json:
-        out.print_json(json.dumps({**told[0], "recipes": told[1]}))
+        out.print_json(json.dumps({**documents[0], "recipes": documents[1]}))
 
 
-def _pairs(place: Workspace) -> list[tuple[Path, Path]]:
-    return [(place.manifest, place.lock), (place.source_manifest, place.source_lock)]
+def _pairs(workspace: Workspace) -> list[tuple[Path, Path]]:
+    """The manifests, each with its lock: the root's, then that of recipes/."""
+    return [(workspace.manifest, workspace.lock), (workspace.source_manifest, workspace.source_lock)]
 
 
-def _check(place: Workspace, as_json: bool) -> None:
+def _check(workspace: Workspace, as_json: bool) -> None:
 
-    results = [locks.check(manifests.load(place.manifest), place.lock)]
-    stale = source_workspace.check(place)
+    results = [locks.check(manifests.load(workspace.manifest), workspace.lock)]
+    stale = source_workspace.check(workspace)
     if not stale:
-        results.append(locks.check(manifests.load(place.source_manifest), place.source_lock))
+        results.append(locks.check(manifests.load(workspace.source_manifest), workspace.source_lock))
     listed = [
         {name: [{"package": p.package, "reason": p.reason} for p in problems] for name, problems in result.items()}
         for result in results
     ]
-    wrong = [[problem for problems in result.values() for problem in problems] for result in results]
+    problems_by_lock = [[problem for problems in result.values() for problem in problems] for result in results]
     if as_json:
-        agree = not stale and not any(wrong)
-        mine = {"agree": not stale and not any(wrong[1:]), "manifest": stale, "environments": (*listed, {})[1]}
-        out.print_json(json.dumps({"agree": agree, "environments": listed[0], "recipes": mine}))
+        agree = not stale and not any(problems_by_lock)
+        recipes = {
+            "agree": not stale and not any(problems_by_lock[1:]),
+            "manifest": stale,
+            "environments": (*listed, {})[1],
+        }
+        out.print_json(json.dumps({"agree": agree, "environments": listed[0], "recipes": recipes}))
     else:
         for prefix, result in zip(("", "recipes/"), results, strict=False):
             for name, problems in result.items():
@@ -88,10 +94,10 @@ def _check(place: Workspace, as_json: bool) -> None:
                 for problem in problems:
                     text = f"{problem.package}: {problem.reason}" if problem.package else problem.reason
                     out.print(f"  {text}", markup=False)
-    for (path, target), problems in zip(_pairs(place), wrong, strict=False):
+    for (manifest_path, lock_path), problems in zip(_pairs(workspace), problems_by_lock, strict=False):
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            names = [str(p.relative_to(place.root)) for p in (target, path)]
+            names = [str(p.relative_to(workspace.root)) for p in (lock_path, manifest_path)]
             raise VerifyError(f"{names[0]} does not match {names[1]}: {problems[0]}{more}.", fix=_fix())
     if stale:
         raise VerifyError(f"{stale}.", fix=_fix())
@@ -101,32 +107,32 @@ def _fix() -> str:
     return f"Run '{launcher()} lock'."
 
 
-def _diff(place: Workspace, revision: str, as_json: bool) -> None:
+def _diff(workspace: Workspace, revision: str, as_json: bool) -> None:
     from rattler import MatchSpec
 
     changes = []
-    for path, target in _pairs(place):
-        manifest = manifests.load(path)
+    for manifest_path, lock_path in _pairs(workspace):
+        manifest = manifests.load(manifest_path)
         asked = {e.name: {str(MatchSpec(s).name.normalized) for s in e.specs} for e in manifest.environments}
-        found = lock_changes.compare(_earlier(place, revision, target), locks.read(target), asked)
-        prefix = "" if target == place.lock else "recipes/"
-        changes += [replace(change, environment=f"{prefix}{change.environment}") for change in found]
+        compared = lock_changes.compare(_earlier(workspace, revision, lock_path), locks.read(lock_path), asked)
+        prefix = "" if lock_path == workspace.lock else "recipes/"
+        changes += [replace(change, environment=f"{prefix}{change.environment}") for change in compared]
     if as_json:
         out.print_json(json.dumps([asdict(c) for c in changes]))
         return
     if not changes:
-        console.print(f"{place.lock.name} is the same as at {revision}.", markup=False)
+        console.print(f"{workspace.lock.name} is the same as at {revision}.", markup=False)
     for change in changes:
         _print_change(change)
 
 
-def _earlier(place: Workspace, revision: str, target: Path) -> tuple[LockedEnvironment, ...]:
+def _earlier(workspace: Workspace, revision: str, lock_path: Path) -> tuple[LockedEnvironment, ...]:
     """A lock at a revision; before there was one in recipes/, all of it is new."""
 
     try:
-        return lock_changes.at_revision(place, revision, target)
+        return lock_changes.at_revision(workspace, revision, lock_path)
     except UsageError:
-        if target == place.lock:
+        if lock_path == workspace.lock:
             raise
         return ()
 

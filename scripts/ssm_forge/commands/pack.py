@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
-from ssm_forge.base import machine
+from ssm_forge.base import machine, paths
 from ssm_forge.base.arch import Capability
-from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import human_bytes, out, say
 from ssm_forge.commands.install_mamba import trust_option
 from ssm_forge.install import marker, pack_tools
@@ -55,35 +54,35 @@ def pack(
 
     if (name is None) == (prefix is None):
         raise click.UsageError("Give the NAME of a locked environment, or --prefix DIR of an installed one.")
-    place = workspace()
+    workspace = paths.workspace()
     installed = None
     if prefix is not None:
         locked = packing.of_prefix(prefix.resolve())
         installed = marker.read_marker(prefix)
     else:
         assert name is not None
-        path = lock_file or place.lock
-        locked = lock.environment(path, name)
+        lock_path = lock_file or workspace.lock
+        locked = lock.environment(lock_path, name)
         if no_kernels:
             locked = replace(locked, sources=())
         elif locked.sources:
-            locked = source_packages.finished(locked, path, place)
+            locked = source_packages.finished(locked, lock_path, workspace)
         else:
-            here = min((g.capability for g in machine.gpus()), default=None)
-            locked = packing.add_kernels(locked, place, gpu=Capability.parse(gpu) if gpu else here)
-    target = output or place.root / "dist" / f"ssm-forge-{locked.name}.tar"
-    made = packing.pack(
+            this_gpu = min((g.capability for g in machine.gpus()), default=None)
+            locked = packing.add_kernels(locked, workspace, gpu=Capability.parse(gpu) if gpu else this_gpu)
+    target = output or workspace.root / "dist" / f"ssm-forge-{locked.name}.tar"
+    contents = packing.pack(
         locked,
         target,
         mirrors=[Mirror.parse(text) for text in mirrors],
-        workspace=place,
+        workspace=workspace,
         installed=installed,
-        add_tools=(lambda top: pack_tools.add_tools(top, place)) if with_tools else None,
+        add_tools=(lambda top: pack_tools.add_tools(top, workspace)) if with_tools else None,
     )
     size = target.stat().st_size
-    say(f"{target}: {made.packages} packages, {len(made.kernels)} of them built here, {human_bytes(size)}.")
+    say(f"{target}: {contents.packages} packages, {len(contents.kernels)} of them built here, {human_bytes(size)}.")
     if as_json:
-        out.print_json(json.dumps({"file": str(target), "bytes": size, **asdict(made)}))
+        out.print_json(json.dumps({"file": str(target), "bytes": size, **asdict(contents)}))
 
 
 @click.command()
@@ -95,7 +94,7 @@ def pack(
 def unpack(source: Path, prefix: Path | None, force: bool, trust: Path | None, as_json: bool) -> None:
     """Install the archive (or folder) SOURCE that pack wrote, and verify it. Uses no network."""
 
-    target, report = packing.unpack(source.resolve(), prefix, workspace=workspace(), force=force, trust=trust)
+    target, report = packing.unpack(source.resolve(), prefix, workspace=paths.workspace(), force=force, trust=trust)
     say(f"{target}: {report.packages} packages, {report.files} files, all as locked.")
     if as_json:
         out.print_json(json.dumps({"prefix": str(target), "packages": report.packages, "files": report.files}))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
+from ssm_forge.base import paths
 from ssm_forge.base.credentials import redact, require_clean
 from ssm_forge.base.own_tools import require
-from ssm_forge.base.paths import workspace
 from ssm_forge.base.ui import note, open_log, out, say
 from ssm_forge.channel import statement as trust
 from ssm_forge.publish import send as publishing
@@ -47,25 +47,25 @@ def publish(
     require("boto3" if to.startswith("s3:") else "httpx", "cryptography")
 
     require_clean(to)
-    place = workspace()
-    wheels, names = publishing_wheels.select(packages, place.channel)
+    workspace = paths.workspace()
+    wheels, names = publishing_wheels.select(packages, workspace.channel)
     if wheels and not packages and not publishing_wheels.takes_wheels(to):
         note(f"{redact(to)} has no place for wheels; {len(wheels)} stay where they are.")
         wheels = []
-    all_of_them = not packages and (not wheels or any(place.channel.glob("*/*.conda")))
-    chosen = publishing.select(names, place.channel) if names or all_of_them else []
-    with open_log(place.logs, "publish") as log:
+    all_of_them = not packages and (not wheels or any(workspace.channel.glob("*/*.conda")))
+    chosen = publishing.select(names, workspace.channel) if names or all_of_them else []
+    with open_log(workspace.logs, "publish") as log:
         statements = trust.writer(sign_key, attestations)
-        done = publishing.publish(chosen, to, statements=statements, log=log) if chosen else []
+        published = publishing.publish(chosen, to, statements=statements, log=log) if chosen else []
         if wheels:
             statements = trust.writer(sign_key, attestations, lambda wheel: wheel.provenance())
-            done += publishing_wheels.publish(wheels, to, statements=statements, log=log)
-    for item in done:
+            published += publishing_wheels.publish(wheels, to, statements=statements, log=log)
+    for item in published:
         signed = ", with its signed statement" if item.statement else ""
         say(f"{item.filename}: {item.outcome}{signed}")
-    say(f"{redact(to)} has all {len(done)} packages. Full log: {log.path}")
-    wanted = bool(sign_key or attestations)
-    if wanted and not all(item.statement for item in done):
+    say(f"{redact(to)} has all {len(published)} packages. Full log: {log.path}")
+    statements_wanted = bool(sign_key or attestations)
+    if statements_wanted and not all(item.statement for item in published):
         note("this kind of server has no place for statements; they were not stored.")
     if as_json:
-        out.print_json(json.dumps([asdict(item) for item in done]))
+        out.print_json(json.dumps([asdict(item) for item in published]))

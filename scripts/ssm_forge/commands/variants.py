@@ -6,8 +6,7 @@ import json
 
 import click
 
-from ssm_forge.base import platforms
-from ssm_forge.base.paths import workspace
+from ssm_forge.base import paths, platforms
 from ssm_forge.base.ui import out
 from ssm_forge.flow import overview as matrix
 
@@ -18,9 +17,9 @@ from ssm_forge.flow import overview as matrix
 def variants(platform: str | None, as_json: bool) -> None:
     """Print the build matrix: every variant, whether it can be had here, what is built and installed."""
 
-    place = workspace()
-    rows = matrix.rows(place, platforms.of(platform) if platform else platforms.here())
+    workspace = paths.workspace()
+    rows = matrix.rows(workspace, platforms.of(platform) if platform else platforms.here())
     if as_json:
         out.print_json(json.dumps([row.as_dict() for row in rows]))
     else:
-        matrix.show(rows, place)
+        matrix.show(rows, workspace)

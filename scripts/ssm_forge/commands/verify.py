@@ -40,21 +40,21 @@ def verify(
 
     existing = applies(prefix, workspace(), target)
     require_existing(existing, {"--target": target})
-    place = existing.prefix if existing else checks.choose_prefix(folder_of(prefix))
-    report = check.run(existing) if existing else checks.verify(place)
-    wanted = [name for name, on in (("full", full), ("upstream", upstream), ("sanitize", sanitize)) if on]
-    more = None
-    if wanted:
-        more = gpu.extras(check.place(existing) if existing else gpu.of_conda(place), wanted)
+    checked_prefix = existing.prefix if existing else checks.choose_prefix(folder_of(prefix))
+    report = check.run(existing) if existing else checks.verify(checked_prefix)
+    extras = [name for name, on in (("full", full), ("upstream", upstream), ("sanitize", sanitize)) if on]
+    gpu_document = None
+    if extras:
+        gpu_document = gpu.extras(check.place(existing) if existing else gpu.of_conda(checked_prefix), extras)
     if as_json:
-        out.print_json(json.dumps(report.as_dict() | ({"gpu": more} if more else {})))
+        out.print_json(json.dumps(report.as_dict() | ({"gpu": gpu_document} if gpu_document else {})))
     else:
         verify_report.show(report)
-        if more:
-            gpu.show(more, "kernels")
+        if gpu_document:
+            gpu.show(gpu_document, "kernels")
     if report.failed:
-        if finding := "" if as_json else advice.of_environment(place):
+        if finding := "" if as_json else advice.of_environment(checked_prefix):
             say(finding)
         raise SystemExit(VerifyError.exit_code)
-    if more:
-        raise SystemExit(gpu.exit_code(more, allow_missing_gpu=allow_missing_gpu))
+    if gpu_document:
+        raise SystemExit(gpu.exit_code(gpu_document, allow_missing_gpu=allow_missing_gpu))

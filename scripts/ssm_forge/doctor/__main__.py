@@ -28,17 +28,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--network", action="store_true", help="also ask which channels and registries answer")
     parser.add_argument("--lang", choices=LANGUAGES, help="language of the explanations  [default: by LANG]")
-    told = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     return run(
-        place=Path(told.python or told.env or sys.executable) if told.python or told.env or not told.log else None,
-        log=told.log,
+        location=Path(options.python or options.env or sys.executable)
+        if options.python or options.env or not options.log
+        else None,
+        log=options.log,
         variables=dict(os.environ),
         folder=Path.cwd(),
-        as_json=told.json,
-        report=Path(told.report) if told.report else None,
-        seconds=told.wait,
-        language=told.lang,
-        network=told.network,
+        as_json=options.json,
+        report=Path(options.report) if options.report else None,
+        seconds=options.wait,
+        language=options.lang,
+        network=options.network,
     )
 
 
@@ -49,8 +51,8 @@ def guarded() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"error: {what} This is a bug in ssm-forge-doctor; please report it.", file=sys.stderr)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"error: {reason} This is a bug in ssm-forge-doctor; please report it.", file=sys.stderr)
         return 70
 
 

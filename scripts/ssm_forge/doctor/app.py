@@ -21,7 +21,7 @@ HEALTHY, UNKNOWN, USAGE, BROKEN = 0, 1, 2, 9
 
 def run(
     *,
-    place: Path | None,
+    location: Path | None,
     log: str | None,
     variables: Mapping[str, str],
     folder: Path,
@@ -34,63 +34,71 @@ def run(
     """Examine an environment or a log, print what was found, and return the exit code.
 
     Args:
-        place: folder or interpreter of the environment; with a log, the one that its commands are for.
+        location: folder or interpreter of the environment; with a log, the one that its commands are for.
         log: a log to read instead, ``-`` for standard input.
         variables: the user's environment variables.
         folder: the user's working folder.
+        as_json: print JSON, not text.
         report: file to write what can be sent into.
         seconds: time for everything.
+        language: of the explanations; None for that of ``variables``.
+        network: also ask which channels and registries answer.
 
     Returns:
         0 where nothing is broken, 9 where something is, 1 for a log with an unknown failure, 2 for what does not exist.
     """
     try:
-        told = _examine(place, log, variables, folder, seconds)
+        diagnosed = _examine(location, log, variables, folder, seconds)
     except OSError as error:
-        print(
-            f"error: {log or place} can't be read ({error.strerror or error}). Name a file, or - for standard input.",
-            file=sys.stderr,
+        return _refused(
+            f"{log or location} can't be read ({error.strerror or error}). Name a file, or - for standard input."
         )
-        return USAGE
     if network:
-        _ask_network(told)
+        _ask_network(diagnosed)
     _print(
-        json.dumps(as_dict(told), indent=1, ensure_ascii=False)
+        json.dumps(as_dict(diagnosed), indent=1, ensure_ascii=False)
         if as_json
-        else as_text(told, language or language_of(variables))
+        else as_text(diagnosed, language or language_of(variables))
     )
     if report is not None:
         try:
-            report.write_text(to_send(told, variables), encoding="utf-8")
+            report.write_text(to_send(diagnosed, variables), encoding="utf-8")
         except OSError as error:
-            print(f"error: {report} can't be written ({error.strerror or error}).", file=sys.stderr)
-            return USAGE
+            return _refused(f"{report} can't be written ({error.strerror or error}).")
         print(f"Report: {without_secrets(str(report))}", file=sys.stderr)
-    if any(one.code == "not-an-environment" for one in told.findings):
+    if any(entry.code == "not-an-environment" for entry in diagnosed.findings):
         return USAGE
-    return BROKEN if told.broken else UNKNOWN if told.unknown else HEALTHY
+    return BROKEN if diagnosed.broken else UNKNOWN if diagnosed.unknown else HEALTHY
+
+
+def _refused(message: str) -> int:
+    """Say what can't be done; the exit code for that comes out."""
+    print(f"error: {message}", file=sys.stderr)
+    return USAGE
 
 
 def _examine(
-    place: Path | None, log: str | None, variables: Mapping[str, str], folder: Path, seconds: float
+    location: Path | None, log: str | None, variables: Mapping[str, str], folder: Path, seconds: float
 ) -> Diagnosis:
     if log is None:
-        return diagnosis.of_environment((place or Path(sys.executable)).absolute(), variables, folder, seconds=seconds)
-    if place is None:
+        return diagnosis.of_environment(
+            (location or Path(sys.executable)).absolute(), variables, folder, seconds=seconds
+        )
+    if location is None:
         return diagnosis.of_log(log, Target())
-    prefix = place.parent.parent if place.is_file() else place
-    python = place if place.is_file() else prefix / "bin/python"
+    prefix = location.parent.parent if location.is_file() else location
+    python = location if location.is_file() else prefix / "bin/python"
     return diagnosis.of_log(log, Target(prefix, python))
 
 
-def _ask_network(told: Diagnosis) -> None:
+def _ask_network(diagnosed: Diagnosis) -> None:
     answers = network.ask()
-    told.facts["network"] = answers
+    diagnosed.facts["network"] = answers
     silent = [f"{name}: {answer}" for name, answer in answers.items() if answer != network.ANSWERS]
     if len(silent) == len(answers):
-        told.findings = ordered([*told.findings, finding("network-unreachable", *silent, target=Target())])
+        diagnosed.findings = ordered([*diagnosed.findings, finding("network-unreachable", *silent, target=Target())])
     else:
-        told.notes += [f"does not answer: {text}" for text in silent]
+        diagnosed.notes += [f"does not answer: {text}" for text in silent]
 
 
 def language_of(variables: Mapping[str, str]) -> str:

@@ -51,14 +51,15 @@ class Diagnosis:
 
     @property
     def broken(self) -> bool:
-        return any(one.severity == "error" for one in self.findings)
+        """Whether a finding is an error."""
+        return any(entry.severity == "error" for entry in self.findings)
 
 
-def of_environment(place: Path, variables: Mapping[str, str], folder: Path, *, seconds: float) -> Diagnosis:
+def of_environment(location: Path, variables: Mapping[str, str], folder: Path, *, seconds: float) -> Diagnosis:
     """What is wrong with an environment: everything that doctor knows is looked at.
 
     Args:
-        place: the environment's folder, or its interpreter.
+        location: the environment's folder, or its interpreter.
         variables: the environment variables that its user has.
         folder: the folder that its user works in.
         seconds: time for everything.
@@ -66,36 +67,36 @@ def of_environment(place: Path, variables: Mapping[str, str], folder: Path, *, s
     clock = Clock(seconds)
     diagnosis = Diagnosis()
     try:
-        python = interpreter(place)
+        python = interpreter(location)
         env = examine(python, variables, clock)
     except (NoEnvironmentError, OSError) as error:
         code = error.code if isinstance(error, NoEnvironmentError) else "not-an-environment"
-        diagnosis.findings = [finding(code, str(error), target=Target(place, place))]
-        diagnosis.facts = {"environment": str(place)}
+        diagnosis.findings = [finding(code, str(error), target=Target(location, location))]
+        diagnosis.facts = {"environment": str(location)}
         return diagnosis
     target = Target(env.prefix, env.python)
     system = look(variables, folder, clock)
     program = live.start(env, variables, folder, gpu=bool(system.gpus))
-    found = list(_static(env, system, target, clock, diagnosis.notes))
-    told = live.outcome(program.answer(clock.left()))
-    if told.end == "stopped":
-        at = told.steps[-1].name if told.steps else "its start"
+    entries = list(_static(env, system, target, clock, diagnosis.notes))
+    imports = live.outcome(program.answer(clock.left()))
+    if imports.end == "stopped":
+        at = imports.steps[-1].name if imports.steps else "its start"
         diagnosis.notes.append(f"imports were stopped at '{at}' after {seconds:.0f} s; --wait 60 gives them more time")
-    found = [one for one in found if not (one.code in _DISPROVED and told.good(f"import {one.module}"))]
-    if told.good("cuda"):
-        found = [one for one in found if one.code not in ("driver-too-old", "no-libcuda")]
-    known = {one.code for one in found}
-    found += [one for one in live.findings(told, target) if not _follows(one, known)]
-    diagnosis.findings = ordered(found)
-    diagnosis.facts = _facts(env, system, told)
+    entries = [entry for entry in entries if not (entry.code in _DISPROVED and imports.good(f"import {entry.module}"))]
+    if imports.good("cuda"):
+        entries = [entry for entry in entries if entry.code not in ("driver-too-old", "no-libcuda")]
+    codes = {entry.code for entry in entries}
+    entries += [entry for entry in live.findings(imports, target) if not _follows(entry, codes)]
+    diagnosis.findings = ordered(entries)
+    diagnosis.facts = _facts(env, system, imports)
     return diagnosis
 
 
-def _follows(one: Finding, known: set[str]) -> bool:
-    if one.code == "import-fails":
+def _follows(entry: Finding, codes: set[str]) -> bool:
+    if entry.code == "import-fails":
         # Something that breaks imports was found already.
-        return bool(known & (_DISPROVED | {"torch-twice", "torch-missing", "kernel-signature", "transformers-too-new"}))
-    return one.code not in known and bool(_FOLLOWS.get(one.code, set()) & known)
+        return bool(codes & (_DISPROVED | {"torch-twice", "torch-missing", "kernel-signature", "transformers-too-new"}))
+    return entry.code not in codes and bool(_FOLLOWS.get(entry.code, set()) & codes)
 
 
 def _static(env: Environment, system: System, target: Target, clock: Clock, notes: list[str]) -> Iterator[Finding]:
@@ -116,10 +117,11 @@ def of_log(name: str, target: Target) -> Diagnosis:
     """What went wrong in the run that wrote a log.
 
     Args:
-        name: a file, or ``-``.
+        name: the log's file, or ``-`` for standard input.
+        target: the environment that commands are for.
 
     Raises:
-        OSError: when it can't be read.
+        OSError: when the log can't be read.
     """
     reading = logs.read(name)
     diagnosis = Diagnosis()
@@ -143,7 +145,7 @@ def _of_hit(hit: logs.Hit, target: Target) -> Finding:
     return finding(hit.rule.code, *evidence, target=target, name=hit.name)
 
 
-def _facts(env: Environment, system: System, told: live.Outcome) -> dict[str, Any]:
+def _facts(env: Environment, system: System, imports: live.Outcome) -> dict[str, Any]:
     shown = ("torch", "causal-conv1d", "mamba-ssm", "triton", "transformers", "einops", "numpy", "ninja")
     return {
         "environment": str(env.prefix),
@@ -155,13 +157,13 @@ def _facts(env: Environment, system: System, told: live.Outcome) -> dict[str, An
         "driver": system.driver_text,
         "glibc": ".".join(map(str, system.glibc)),
         "nvcc": [str(path) for path in system.nvccs],
-        "variables": {name: value for name, value in sorted(system.variables.items()) if name in _TOLD_VARIABLES},
-        "steps": [{"step": step.name, "state": step.state, "said": step.said} for step in told.steps],
-        "process": told.end,
+        "variables": {name: value for name, value in sorted(system.variables.items()) if name in _SHOWN_VARIABLES},
+        "steps": [{"step": step.name, "state": step.state, "said": step.message} for step in imports.steps],
+        "process": imports.end,
     }
 
 
-_TOLD_VARIABLES = frozenset(
+_SHOWN_VARIABLES = frozenset(
     {"CUDA_HOME", "CUDA_PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "CC", "CXX", "TORCH_CUDA_ARCH_LIST"}
     | {
         "MAX_JOBS",

@@ -53,7 +53,7 @@ _CHINESE = """\
 
 
 def text() -> str:
-    """The whole document."""
+    """The whole document, in Markdown."""
     rules = list(load().values())
     parts = [_HEAD, "## What it knows\n", *map(_section, rules), _CHINESE, *map(_in_chinese, rules)]
     return "\n".join(parts) + "\n"
@@ -63,15 +63,15 @@ def _section(rule: Rule) -> str:
     lines = [f"### {rule.code}", "", *_folded(f"{rule.cause['en']} ({rule.severity})"), ""]
     lines += [*_folded(f"Fix: {rule.fix['en']}"), ""]
     if rule.command:
-        lines += ["```sh", _shown(rule.command), "```", ""]
+        lines += ["```sh", _command_for_anyone(rule.command), "```", ""]
     if rule.see:
         lines += ["```text", *_folded(rule.see), "```", ""]
-    told = [f"Seen in: {', '.join(rule.sources)}."] if rule.sources else []
-    told += [f"Since: {rule.since}."] if rule.since != "1" else []
-    return "\n".join([*lines, *_folded(" ".join(told)), ""] if told else lines)
+    origin = [f"Seen in: {', '.join(rule.sources)}."] if rule.sources else []
+    origin += [f"Since: {rule.since}."] if rule.since != "1" else []
+    return "\n".join([*lines, *_folded(" ".join(origin)), ""] if origin else lines)
 
 
-def _shown(command: str) -> str:
+def _command_for_anyone(command: str) -> str:
     rebuild = "./run install-mamba --prefix ENV"
     names = {"{rebuild}": rebuild, "{python}": "python", "{env}": "ENV", "{name}": "PACKAGE"}
     for name, value in names.items():

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssm_forge.doctor.processes import Clock, ask
 
@@ -30,7 +30,7 @@ print(json.dumps({
     "suffix": sysconfig.get_config_var("EXT_SUFFIX"), "include": paths["include"],
     "sites": [paths["purelib"], paths["platlib"]], "executable": sys.executable}))
 """
-_LONGEST_METADATA = 1 << 18
+_MOST_METADATA_BYTES = 1 << 18
 
 
 class NoEnvironmentError(Exception):
@@ -68,6 +68,13 @@ class Distribution:
     editable: bool
 
 
+class CondaRecord(NamedTuple):
+    """Version and build of one of conda's packages, as the name of its record says."""
+
+    version: str
+    build: str
+
+
 @dataclass(frozen=True)
 class Torch:
     """The torch that is imported.
@@ -86,6 +93,7 @@ class Torch:
 
     @property
     def minor(self) -> str:
+        """``2.11`` of ``2.11.0+cu130``."""
         return ".".join(self.version.split("+")[0].split(".")[:2])
 
 
@@ -104,7 +112,7 @@ class Environment:
         include: where its Python.h should be.
         origins: module -> file or folder that it would be imported from.
         distributions: every installed package, in the order of ``path``.
-        conda: name -> (version, build) of conda's records.
+        conda: package name -> conda's record.
         torch: None where there is none.
     """
 
@@ -118,19 +126,19 @@ class Environment:
     include: Path
     origins: Mapping[str, Path]
     distributions: tuple[Distribution, ...]
-    conda: Mapping[str, tuple[str, str]]
+    conda: Mapping[str, CondaRecord]
     torch: Torch | None
 
     def distribution(self, name: str) -> Distribution | None:
-        """The package of that name that is found first."""
-        return next((found for found in self.distributions if found.name == name), None)
+        """The package of that name that is found first; None where there is none."""
+        return next((entry for entry in self.distributions if entry.name == name), None)
 
     def extensions(self, module: str) -> list[Path]:
         """Every file of an extension module in the folders that are imported from, for any Python."""
-        found = []
+        paths = []
         for folder in self.path:
-            found += sorted(folder.glob(f"{module}*.so")) if folder.is_dir() else []
-        return [path for path in dict.fromkeys(found) if re.match(rf"{module}(\.|$)", path.name)]
+            paths += sorted(folder.glob(f"{module}*.so")) if folder.is_dir() else []
+        return [path for path in dict.fromkeys(paths) if re.match(rf"{module}(\.|$)", path.name)]
 
     def library_folders(self) -> list[Path]:
         """Where the environment itself has shared libraries."""
@@ -140,27 +148,29 @@ class Environment:
         return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def interpreter(place: Path) -> Path:
-    """The Python of an environment's folder, or ``place`` itself where it is one.
+def interpreter(location: Path) -> Path:
+    """The Python of an environment's folder, or ``location`` itself where that is a file.
 
     Raises:
         NoEnvironmentError: when there is none.
     """
-    if place.is_file():
-        return place
+    if location.is_file():
+        return location
     for name in ("bin/python", "bin/python3", "python.exe", "Scripts/python.exe"):
-        if (place / name).exists() or (place / name).is_symlink():
-            return place / name
-    inside = "an empty folder" if place.is_dir() and not any(place.iterdir()) else "no bin/python in it"
-    what = inside if place.is_dir() else "there is no such folder"
-    raise NoEnvironmentError("not-an-environment", f"{place}: {what}")
+        if (location / name).exists() or (location / name).is_symlink():
+            return location / name
+    inside = "an empty folder" if location.is_dir() and not any(location.iterdir()) else "no bin/python in it"
+    reason = inside if location.is_dir() else "there is no such folder"
+    raise NoEnvironmentError("not-an-environment", f"{location}: {reason}")
 
 
 def examine(python: Path, variables: Mapping[str, str], clock: Clock) -> Environment:
     """What is installed for a Python, and where that Python imports it from.
 
     Args:
+        python: the interpreter, which is started.
         variables: the environment variables that the user has.
+        clock: how much time is left; the interpreter gets a part of it.
 
     Raises:
         NoEnvironmentError: when its Python does not run.
@@ -168,44 +178,44 @@ def examine(python: Path, variables: Mapping[str, str], clock: Clock) -> Environ
     # No sitecustomize of a stranger decides how long this takes.
     answer = ask([str(python), "-c", _ASK, *MODULES], variables, clock.left(0.6))
     try:
-        told = json.loads(answer.output.splitlines()[-1])
+        seen = json.loads(answer.output.splitlines()[-1])
     except (ValueError, IndexError):
-        said = (answer.errors.strip().splitlines() or ["it said nothing"])[-1][:200]
+        last_words = (answer.errors.strip().splitlines() or ["it said nothing"])[-1][:200]
         ended = "did not end in time" if answer.code is None else f"exit status {answer.code}"
-        raise NoEnvironmentError("python-does-not-run", f"{python}: {ended}: {said}") from None
-    path = tuple(dict.fromkeys(Path(entry).absolute() for entry in told["path"] if not entry.endswith(".zip")))
-    prefix = Path(told["prefix"])
-    origins = {name: Path(origin) for name, origin in told["found"].items() if origin and origin != "built-in"}
+        raise NoEnvironmentError("python-does-not-run", f"{python}: {ended}: {last_words}") from None
+    path = tuple(dict.fromkeys(Path(entry).absolute() for entry in seen["path"] if not entry.endswith(".zip")))
+    prefix = Path(seen["prefix"])
+    origins = {name: Path(origin) for name, origin in seen["found"].items() if origin and origin != "built-in"}
     return Environment(
         prefix=prefix,
         python=python,
-        kind=_kind(prefix, told),
-        version=".".join(map(str, told["version"][:2])),
-        suffix=told["suffix"] or ".so",
+        kind=_kind(prefix, seen),
+        version=".".join(map(str, seen["version"][:2])),
+        suffix=seen["suffix"] or ".so",
         path=path,
-        sites=tuple(dict.fromkeys(map(Path, told["sites"]))),
-        include=Path(told["include"]),
+        sites=tuple(dict.fromkeys(map(Path, seen["sites"]))),
+        include=Path(seen["include"]),
         origins=origins,
-        distributions=tuple(found for folder in path for found in _distributions(folder)),
+        distributions=tuple(distribution for folder in path for distribution in _distributions(folder)),
         conda=_conda_records(prefix),
         torch=_torch(origins.get("torch"), prefix),
     )
 
 
-def _kind(prefix: Path, told: Mapping[str, Any]) -> str:
+def _kind(prefix: Path, seen: Mapping[str, Any]) -> str:
     if (prefix / "conda-meta").is_dir():
         return "pixi" if ".pixi" in prefix.parts else "conda"
-    return "venv" if told["prefix"] != told["base"] else "system"
+    return "venv" if seen["prefix"] != seen["base"] else "system"
 
 
 def _distributions(folder: Path) -> list[Distribution]:
-    found = []
+    distributions = []
     if folder.is_dir():
         for entry in [*sorted(folder.glob("*.dist-info")), *sorted(folder.glob("*.egg-info"))]:
             distribution = _distribution(entry, folder)
             if distribution is not None:
-                found.append(distribution)
-    return found
+                distributions.append(distribution)
+    return distributions
 
 
 def _distribution(entry: Path, folder: Path) -> Distribution | None:
@@ -227,37 +237,37 @@ def _distribution(entry: Path, folder: Path) -> Distribution | None:
 
 
 def text_of(path: Path) -> str:
-    """The beginning of a file, empty where it can't be read."""
+    """The first 256 KiB of a file as text, with one kind of line ends; empty where it can't be read."""
     try:
         with path.open("rb") as stream:
-            return stream.read(_LONGEST_METADATA).decode("utf-8", "replace").replace("\r\n", "\n")
+            return stream.read(_MOST_METADATA_BYTES).decode("utf-8", "replace").replace("\r\n", "\n")
     except OSError:
         return ""
 
 
-def _conda_records(prefix: Path) -> dict[str, tuple[str, str]]:
-    found = {}
+def _conda_records(prefix: Path) -> dict[str, CondaRecord]:
+    records = {}
     folder = prefix / "conda-meta"
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         # NAME-VERSION-BUILD.json; the files themselves are megabytes.
         match = re.fullmatch(r"(.+)-([^-]+)-([^-]+)", path.stem)
         if match is not None:
-            found[match.group(1)] = (match.group(2), match.group(3))
-    return found
+            records[match.group(1)] = CondaRecord(match.group(2), match.group(3))
+    return records
 
 
 def _torch(origin: Path | None, prefix: Path) -> Torch | None:
     if origin is None:
         return None
     folder = origin if origin.is_dir() else origin.parent
-    told = text_of(folder / "version.py")
-    version = re.search(r"^__version__ *(?::[^=]*)?= *['\"]([^'\"]+)", told, re.MULTILINE)
-    cuda = re.search(r"^cuda *(?::[^=]*)?= *['\"]([\d.]+)", told, re.MULTILINE)
+    source = text_of(folder / "version.py")
+    version = re.search(r"^__version__ *(?::[^=]*)?= *['\"]([^'\"]+)", source, re.MULTILINE)
+    cuda = re.search(r"^cuda *(?::[^=]*)?= *['\"]([\d.]+)", source, re.MULTILINE)
     if version is None:
         return None
     names = ("libc10.so", "libc10_cuda.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so", "libtorch.so")
-    places = [folder / "lib", prefix / "lib"]
-    libraries = [next((p / name for p in places if (p / name).exists()), None) for name in names]
+    folders = [folder / "lib", prefix / "lib"]
+    libraries = [next((p / name for p in folders if (p / name).exists()), None) for name in names]
     return Torch(
         folder, version.group(1), cuda.group(1) if cuda else "", tuple(path for path in libraries if path is not None)
     )

@@ -28,7 +28,12 @@ class Target:
     python: Path | None = None
 
     def command(self, rule: Rule, name: str = "", evidence: str = "") -> str:
-        """The rule's command with the environment's own paths."""
+        """The rule's command with the environment's own paths.
+
+        Args:
+            name: of the package that the rule is about, where it is about one.
+            evidence: what was found; the library that it names may be of another project.
+        """
         python = shlex.quote(str(self.python)) if self.python else "python"
         prefix = shlex.quote(str(self.prefix)) if self.prefix else "ENV"
         rebuild = f"./run install-mamba --prefix {prefix}"
@@ -64,9 +69,11 @@ class Finding:
 
     @property
     def rule(self) -> Rule:
+        """The rule with this code."""
         return load()[self.code]
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
         rule = self.rule
         return {
             "code": self.code,
@@ -80,28 +87,37 @@ class Finding:
 
 
 def finding(code: str, *evidence: str, target: Target, severity: str = "", module: str = "", name: str = "") -> Finding:
-    """A finding of a rule, with its command for ``target``; ``severity`` where it is not the rule's."""
+    """A finding of the rule with this code, with its command for ``target``.
+
+    Args:
+        severity: where it is not the rule's.
+        module: as in :class:`Finding`.
+        name: of the package that the command is about.
+    """
     rule = load()[code]
     # A log's library may be anyone's; what a probe looks at is ours.
     about = "" if module else " ".join(evidence)
     return Finding(code, evidence, severity or rule.severity, target.command(rule, name, about), module)
 
 
-def ordered(found: Iterable[Finding]) -> list[Finding]:
-    """Merged by code, the most probable cause first; what another one explains and hints without an error left out."""
+def ordered(entries: Iterable[Finding]) -> list[Finding]:
+    """Findings merged by code, the most probable cause first.
+
+    What another one explains is left out, and so are hints where there is no error.
+    """
     merged: dict[str, Finding] = {}
-    for one in found:
-        known = merged.get(one.code)
-        if known is None:
-            merged[one.code] = one
+    for entry in entries:
+        earlier = merged.get(entry.code)
+        if earlier is None:
+            merged[entry.code] = entry
         else:
-            severity = min(known.severity, one.severity, key=_SEVERITIES.index)
-            evidence = tuple(dict.fromkeys(known.evidence + one.evidence))
-            merged[one.code] = Finding(one.code, evidence, severity, known.command, known.module)
-    kept = [one for one in merged.values() if not any(code in merged for code in one.rule.yields_to)]
-    if not any(one.severity == "error" for one in kept):
-        kept = [one for one in kept if one.severity != "hint"]
-    return sorted(kept, key=lambda one: (_SEVERITIES.index(one.severity), one.rule.rank))
+            severity = min(earlier.severity, entry.severity, key=_SEVERITIES.index)
+            evidence = tuple(dict.fromkeys(earlier.evidence + entry.evidence))
+            merged[entry.code] = Finding(entry.code, evidence, severity, earlier.command, earlier.module)
+    kept = [entry for entry in merged.values() if not any(code in merged for code in entry.rule.yields_to)]
+    if not any(entry.severity == "error" for entry in kept):
+        kept = [entry for entry in kept if entry.severity != "hint"]
+    return sorted(kept, key=lambda entry: (_SEVERITIES.index(entry.severity), entry.rule.rank))
 
 
 _SEVERITIES = ("error", "warning", "hint")

@@ -79,15 +79,16 @@ class Step:
     Attributes:
         name: ``import torch``, ``cuda``, ``kernel causal_conv1d_fn``.
         state: ``good``, ``bad``, or ``begins`` where it never ended.
-        said: what came of it; of a bad one the chain of exceptions, the first cause first.
+        message: what came of it; of a bad one the chain of exceptions, the first cause first.
     """
 
     name: str
     state: str
-    said: str
+    message: str
 
     @property
     def module(self) -> str:
+        """The module or function that the step is about: the last word of its name."""
         return self.name.rpartition(" ")[2]
 
 
@@ -99,23 +100,30 @@ class Outcome:
     end: str
 
     def good(self, name: str) -> bool:
+        """Whether the step of this name ran and was good."""
         return any(step.name == name and step.state == "good" for step in self.steps)
 
 
 def start(env: Environment, variables: Mapping[str, str], folder: Path, *, gpu: bool) -> Program:
-    """Begin; the answer is read by :func:`outcome` later."""
+    """Start the process that imports the kernels; :func:`outcome` reads its answer later.
+
+    Args:
+        variables: its environment variables.
+        folder: its working folder.
+        gpu: whether to use each kernel once.
+    """
     command = [str(env.python), "-c", _SCRIPT, "gpu" if gpu else "no-gpu", *_MODULES]
     # Reading only: no byte code is written.
     return Program(command, {**variables, "PYTHONDONTWRITEBYTECODE": "1"}, str(folder))
 
 
 def outcome(answer: Answer) -> Outcome:
-    """What the process told."""
+    """The steps that the process told of, and how it ended."""
     steps: dict[str, Step] = {}
     for line in re.findall(r"^@doctor (\{.*\})$", answer.output, re.MULTILINE):
         try:
-            told = json.loads(line)
-            steps[told["step"]] = Step(str(told["step"]), str(told["state"]), str(told.get("said", "")))
+            report = json.loads(line)
+            steps[report["step"]] = Step(str(report["step"]), str(report["state"]), str(report.get("said", "")))
         except (ValueError, KeyError):
             continue
     if "end" in steps:
@@ -123,28 +131,28 @@ def outcome(answer: Answer) -> Outcome:
         return Outcome(tuple(steps.values()), "whole")
     if answer.code is None:
         return Outcome(tuple(steps.values()), "stopped")
-    where = re.search(r"Fatal Python error: [^\n]+", answer.errors)
+    fatal = re.search(r"Fatal Python error: [^\n]+", answer.errors)
     last = (answer.errors.strip().splitlines() or [""])[-1]
     signal = f"signal {-answer.code}" if answer.code < 0 else f"exit status {answer.code}"
-    return Outcome(tuple(steps.values()), f"crashed: {signal}: {printable(where.group() if where else last)}")
+    return Outcome(tuple(steps.values()), f"crashed: {signal}: {printable(fatal.group() if fatal else last)}")
 
 
-def findings(told: Outcome, target: Target) -> Iterator[Finding]:
-    """What is wrong by what the imports said; a failure that no rule knows is one, too."""
-    for step in told.steps:
+def findings(imports: Outcome, target: Target) -> Iterator[Finding]:
+    """A finding for each import or kernel that failed; a failure that no rule knows is one, too."""
+    for step in imports.steps:
         if step.state == "bad":
             yield from _of_step(step, target)
-        elif step.state == "begins" and told.end.startswith("crashed"):
-            yield finding("import-crashes", f"{step.name}: {told.end}", target=target, module=step.module)
+        elif step.state == "begins" and imports.end.startswith("crashed"):
+            yield finding("import-crashes", f"{step.name}: {imports.end}", target=target, module=step.module)
 
 
 def _of_step(step: Step, target: Target) -> Iterator[Finding]:
-    said = [line for line in step.said.splitlines() if line.strip()] or ["no message"]
-    hits = recognise(f"{step.name}\n{step.said}")
+    lines = [line for line in step.message.splitlines() if line.strip()] or ["no message"]
+    hits = recognise(f"{step.name}\n{step.message}")
     for hit in hits[:1]:
         evidence = [f"{step.name}: {hit.text}"]
         if hit.symbol:
             evidence.append(f"that is {symbols.demangle(hit.symbol)}")
         yield finding(hit.rule.code, *evidence, target=target, module=step.module, name=hit.name)
     if not hits:
-        yield finding("import-fails", f"{step.name}: {printable(said[-1])}", target=target, module=step.module)
+        yield finding("import-fails", f"{step.name}: {printable(lines[-1])}", target=target, module=step.module)

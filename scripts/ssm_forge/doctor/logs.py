@@ -18,21 +18,21 @@ from typing import Any, Iterator
 
 from ssm_forge.doctor.rules import Rule, load
 
-_BLOCK = 1 << 20
+_BLOCK_BYTES = 1 << 20
 # What is kept of a block for the next one: texts of one failure may stand that far apart.
-_NEAR = 1 << 15
+_NEAR_BYTES = 1 << 15
 # Around a needle, and how many of one needle are looked at in a block.
-_WINDOW = 1 << 11
+_WINDOW_BYTES = 1 << 11
 _MOST_HITS = 100
 # Up to this size a log is searched whole; of the rest of a longer one, one line of each kind.
-_SMALL = 8 << 20
+_SMALL_BYTES = 8 << 20
 _MOST_KINDS = 200_000
 _TAIL_BLOCKS = 8
 # An endless stream ends here.
-_LIMIT = 1 << 30
+_MOST_BYTES = 1 << 30
 # Of this process: what else a busy machine does must not change what is found.
 _SEARCH_SECONDS = 3.5
-_LONGEST = 300
+_LONGEST_LINE = 300
 
 _FAILED = (b"rror", b"FAILED", b"Killed", b"Segmentation", b"Traceback", b"fatal:")
 _LAST = (b"Error: ", b"error: ", b"ERROR", b"Error\n", b"fatal: ", b"Segmentation fault", b"Killed")
@@ -84,7 +84,7 @@ class Reading:
 
 
 def read(name: str) -> Reading:
-    """The log at ``name``, or on standard input for ``-``; ``.gz`` and UTF-16 are understood.
+    """What the log in the file ``name`` says, or on standard input for ``-``; ``.gz`` and UTF-16 are understood.
 
     Raises:
         OSError: when there is no such file, or it can't be read.
@@ -111,7 +111,7 @@ def recognise(text: str) -> list[Hit]:
 
 
 def search(stream: Any, size: int | None = None) -> Reading:
-    """Search a binary stream to its end. After some seconds of work only its last megabytes are searched.
+    """What a binary stream says, read to its end. After some seconds of work only its last megabytes are searched.
 
     Args:
         size: its length in bytes, where that is known.
@@ -119,27 +119,27 @@ def search(stream: Any, size: int | None = None) -> Reading:
     reading = Reading()
     finder = _Finder()
     seen: set[int] = set()
-    carry, line, spent = b"", 1, 0.0
+    carry, line, seconds = b"", 1, 0.0
     late: deque[bytes] = deque(maxlen=_TAIL_BLOCKS)
     for raw in _blocks(stream):
         if not reading.bytes:
             reading.binary = _is_binary(raw)
         reading.bytes += len(raw)
-        if spent > _SEARCH_SECONDS:
+        if seconds > _SEARCH_SECONDS:
             if len(late) == _TAIL_BLOCKS:
                 reading.skipped += len(late[0])
             late.append(raw)
             continue
         start = time.process_time()
         text = _clean(raw)
-        if reading.bytes > _SMALL and (size is None or size > _SMALL):
+        if reading.bytes > _SMALL_BYTES and (size is None or size > _SMALL_BYTES):
             text = _news(text, seen)
         text = carry + text
         finder.search(text, line)
         _note_errors(text, reading)
-        carry = text[-_NEAR:]
+        carry = text[-_NEAR_BYTES:]
         line += text.count(b"\n", 0, len(text) - len(carry))
-        spent += time.process_time() - start
+        seconds += time.process_time() - start
     if late:
         text = carry + _clean(b"".join(late))
         finder.search(text, 0)
@@ -151,9 +151,9 @@ def search(stream: Any, size: int | None = None) -> Reading:
 def _blocks(stream: Any) -> Iterator[bytes]:
     decoder = None
     total = 0
-    while total < _LIMIT:
+    while total < _MOST_BYTES:
         try:
-            raw = stream.read(_BLOCK)
+            raw = stream.read(_BLOCK_BYTES)
         except (EOFError, zlib.error, gzip.BadGzipFile):
             # A packed file that was cut short.
             return
@@ -205,23 +205,23 @@ def _news(text: bytes, seen: set[int]) -> bytes:
 
 def _note_errors(text: bytes, reading: Reading) -> None:
     reading.failed = reading.failed or any(sign in text for sign in _FAILED)
-    place = max(text.rfind(sign) for sign in _LAST)
-    if place >= 0:
-        reading.last_error = _line_at(text, place)
+    position = max(text.rfind(sign) for sign in _LAST)
+    if position >= 0:
+        reading.last_error = _line_at(text, position)
 
 
-def _line_at(text: bytes, place: int) -> str:
-    around = text[max(0, place - _LONGEST) : place + _LONGEST]
-    middle = min(place, _LONGEST)
+def _line_at(text: bytes, position: int) -> str:
+    around = text[max(0, position - _LONGEST_LINE) : position + _LONGEST_LINE]
+    middle = min(position, _LONGEST_LINE)
     before = _LINE.split(around[:middle].decode("utf-8", "replace"))[-1]
     after = _LINE.split(around[middle:].decode("utf-8", "replace"))[0]
     return printable(before + after)
 
 
 def printable(text: str) -> str:
-    """One line of at most 300 characters without control characters."""
+    """``text`` as one line of at most 300 characters without control characters."""
     line = "".join(letter if letter.isprintable() else " " for letter in text).strip()
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
 
 
 class _Finder:
@@ -245,31 +245,32 @@ class _Finder:
                     self._found[rule.code] = hit
 
     def hits(self) -> list[Hit]:
-        found = [hit for hit in self._found.values() if not any(code in self._found for code in hit.rule.yields_to)]
-        return sorted(found, key=lambda hit: hit.rule.rank)
+        """What was found so far, the most probable cause first; what another hit explains is left out."""
+        hits = [hit for hit in self._found.values() if not any(code in self._found for code in hit.rule.yields_to)]
+        return sorted(hits, key=lambda hit: hit.rule.rank)
 
 
 def _find(rule: Rule, text: bytes, line: int) -> Hit | None:
     for needle in rule.needles:
-        place = text.find(needle)
+        position = text.find(needle)
         for _ in range(_MOST_HITS):
-            if place < 0:
+            if position < 0:
                 break
-            hit = _match(rule, text, place, line)
+            hit = _match(rule, text, position, line)
             if hit is not None:
                 return hit
-            place = text.find(needle, place + max(len(needle), _WINDOW // 2))
+            position = text.find(needle, position + max(len(needle), _WINDOW_BYTES // 2))
     return None
 
 
-def _match(rule: Rule, text: bytes, place: int, line: int) -> Hit | None:
-    start = max(0, place - _WINDOW)
-    window = text[start : place + _WINDOW].decode("utf-8", "replace")
+def _match(rule: Rule, text: bytes, position: int, line: int) -> Hit | None:
+    start = max(0, position - _WINDOW_BYTES)
+    window = text[start : position + _WINDOW_BYTES].decode("utf-8", "replace")
     match = rule.match[0].search(window)
     if match is None:
         return None
     if len(rule.match) > 1:
-        near = text[max(0, place - _NEAR) : place + _NEAR].decode("utf-8", "replace")
+        near = text[max(0, position - _NEAR_BYTES) : position + _NEAR_BYTES].decode("utf-8", "replace")
         if not all(pattern.search(near) for pattern in rule.match[1:]):
             return None
     begin = start + len(window[: match.start()].encode("utf-8", "replace"))

@@ -26,12 +26,12 @@ _DRIVER_CUDA = (
     *((555, (12, 5)), (550, (12, 4)), (545, (12, 3)), (535, (12, 2)), (530, (12, 1)), (525, (12, 0))),
 )
 # Of the working folder.
-_MOST_FILES, _MOST_FOLDERS, _DEPTH = 300, 100, 3
+_MOST_FILES, _MOST_FOLDERS, _MOST_DEPTH = 300, 100, 3
 _NO_PROJECT = frozenset({"proc", "sys", "dev", "site-packages", "dist-packages", "node_modules", "__pycache__"})
 
 
 def probe(env: Environment, system: System, target: Target) -> Iterator[Finding]:
-    """Everything about the two extension modules and their packages."""
+    """Findings about the two extension modules and their packages."""
     for module, project in PROJECTS.items():
         distribution = env.distribution(project)
         files = env.extensions(module)
@@ -51,8 +51,8 @@ def probe(env: Environment, system: System, target: Target) -> Iterator[Finding]
         else:
             origin = env.origins.get(PACKAGES[project])
             beside = f"; its source folder {origin.parent} has no {module}" if origin else ""
-            said = f"{project}: not in {env.sites[0] if env.sites else env.prefix}{beside}"
-            yield finding("not-installed", said, target=target, module=module)
+            evidence = f"{project}: not in {env.sites[0] if env.sites else env.prefix}{beside}"
+            yield finding("not-installed", evidence, target=target, module=module)
     yield from _shadowed(env, target)
     yield from _fork(env, system, target)
 
@@ -83,8 +83,8 @@ def _shadowed(env: Environment, target: Target) -> Iterator[Finding]:
         installed = distribution.folder / package
         folder = origin.parent if origin.name == "__init__.py" else origin
         if installed.is_dir() and folder.resolve() != installed.resolve():
-            said = f"import {package} takes {folder}, installed is {installed} ({distribution.version})"
-            yield finding("shadowed", said, target=target, module=package)
+            evidence = f"import {package} takes {folder}, installed is {installed} ({distribution.version})"
+            yield finding("shadowed", evidence, target=target, module=package)
 
 
 def _fork(env: Environment, system: System, target: Target) -> Iterator[Finding]:
@@ -95,22 +95,22 @@ def _fork(env: Environment, system: System, target: Target) -> Iterator[Finding]
     for path in _python_files(system.folder):
         match = re.search(r"\bbimamba(_type)?\s*=", text_of(path))
         if match is not None and "site-packages" not in path.parts:
-            said = f"{path} calls Mamba({match.group().strip()}...), and {origin.parent} has no bimamba"
-            yield finding("fork-shadowed", said, target=target, module="mamba_ssm")
+            evidence = f"{path} calls Mamba({match.group().strip()}...), and {origin.parent} has no bimamba"
+            yield finding("fork-shadowed", evidence, target=target, module="mamba_ssm")
             return
 
 
 def _python_files(folder: Path) -> list[Path]:
     """Some Python files of a project: a working folder may as well be a home, or the root of all."""
-    found: list[Path] = []
-    for number, (place, folders, files) in enumerate(os.walk(str(folder))):
-        depth = len(Path(place).relative_to(folder).parts)
+    paths: list[Path] = []
+    for number, (folder_path, folders, files) in enumerate(os.walk(str(folder))):
+        depth = len(Path(folder_path).relative_to(folder).parts)
         inside = sorted(name for name in folders if not name.startswith(".") and name not in _NO_PROJECT)
-        folders[:] = inside if depth < _DEPTH else []
-        found += [Path(place) / name for name in sorted(files) if name.endswith(".py")]
-        if number >= _MOST_FOLDERS or len(found) >= _MOST_FILES:
+        folders[:] = inside if depth < _MOST_DEPTH else []
+        paths += [Path(folder_path) / name for name in sorted(files) if name.endswith(".py")]
+        if number >= _MOST_FOLDERS or len(paths) >= _MOST_FILES:
             break
-    return found[:_MOST_FILES]
+    return paths[:_MOST_FILES]
 
 
 def _examine(path: Path, module: str, env: Environment, system: System, target: Target) -> Iterator[Finding]:
@@ -128,27 +128,29 @@ def _examine(path: Path, module: str, env: Environment, system: System, target: 
 def _symbols(library: Library, module: str, env: Environment, target: Target) -> Iterator[Finding]:
     if env.torch is None or not env.torch.libraries:
         return
-    wanted = {symbol for symbol in library.undefined if symbols.OF_TORCH.match(symbol)}
+    undefined = {symbol for symbol in library.undefined if symbols.OF_TORCH.match(symbol)}
     for path in env.torch.libraries:
         try:
-            wanted -= binary.defines(path, wanted)
+            undefined -= binary.defines(path, undefined)
         except DamagedError as error:
             yield finding("damaged-library", str(error), target=target, module="torch")
             return
     names = {path.name for path in env.torch.libraries}
-    if not wanted or not {"libc10.so", "libtorch_cpu.so"} <= names:
+    if not undefined or not {"libc10.so", "libtorch_cpu.so"} <= names:
         return
-    plain = sorted(symbol for symbol in wanted if not symbols.says_abi(symbol))
-    shown = (plain or sorted(wanted))[0]
+    plain = sorted(symbol for symbol in undefined if not symbols.says_abi(symbol))
+    shown = (plain or sorted(undefined))[0]
     evidence = [f"{library.path.name}: undefined symbol {shown}", f"that is {symbols.demangle(shown)}"]
     built = symbols.built_for(library.undefined)
-    mine, theirs = symbols.abi(library.undefined), _torch_abi(env)
-    if plain or not (mine and theirs and mine != theirs):
-        told = f"torch {span(built)}" if built and env.torch.minor not in built else "another torch"
-        evidence.append(f"it was built for {told}; installed is torch {env.torch.version} in {env.torch.folder}")
+    own_abi, torch_abi = symbols.abi(library.undefined), _torch_abi(env)
+    if plain or not (own_abi and torch_abi and own_abi != torch_abi):
+        built_for_text = f"torch {span(built)}" if built and env.torch.minor not in built else "another torch"
+        evidence.append(
+            f"it was built for {built_for_text}; installed is torch {env.torch.version} in {env.torch.folder}"
+        )
         yield finding("other-torch", *evidence, target=target, module=module)
     else:
-        evidence.append(f"it has the {mine} C++11 ABI, torch {env.torch.version} the {theirs} one")
+        evidence.append(f"it has the {own_abi} C++11 ABI, torch {env.torch.version} the {torch_abi} one")
         yield finding("cxx11-abi", *evidence, target=target, module=module)
 
 
@@ -159,21 +161,21 @@ def _torch_abi(env: Environment) -> str:
     }
     for path in env.torch.libraries if env.torch else ():
         if path.name == "libc10.so":
-            found = binary.defines(path, probes.values())
-            return next((name for name, symbol in probes.items() if symbol in found), "")
+            defined = binary.defines(path, probes.values())
+            return next((name for name, symbol in probes.items() if symbol in defined), "")
     return ""
 
 
 def span(minors: tuple[str, ...]) -> str:
-    """``2.3 to 2.7`` of minors in a row."""
+    """Minor releases in a row as text: ``2.3 to 2.7``."""
     return minors[0] if len(minors) == 1 else f"{minors[0]} to {minors[-1]}"
 
 
 def _c_library(library: Library, module: str, env: Environment, system: System, target: Target) -> Iterator[Finding]:
     needed = library.highest("GLIBC")
     if system.glibc and needed > system.glibc:
-        said = f"{library.path.name} needs GLIBC {_dotted(needed)}; this system has {_dotted(system.glibc)}"
-        yield finding("glibc-too-old", said, target=target, module=module)
+        evidence = f"{library.path.name} needs GLIBC {_dotted(needed)}; this system has {_dotted(system.glibc)}"
+        yield finding("glibc-too-old", evidence, target=target, module=module)
     for prefix in ("GLIBCXX", "CXXABI"):
         needed = library.highest(prefix)
         for folder in [*system.path_of("LD_LIBRARY_PATH"), env.prefix / "lib", *system.loader_folders()]:
@@ -181,8 +183,8 @@ def _c_library(library: Library, module: str, env: Environment, system: System, 
             if needed and file.exists():
                 offered = binary.version_texts(file, prefix)
                 if offered and offered < needed:
-                    said = f"{library.path.name} needs {prefix}_{_dotted(needed)}; {file} offers {_dotted(offered)}"
-                    yield finding("libstdcxx-too-old", said, target=target, module=module)
+                    evidence = f"{library.path.name} needs {prefix}_{_dotted(needed)}; {file} offers {_dotted(offered)}"
+                    yield finding("libstdcxx-too-old", evidence, target=target, module=module)
                 break
 
 
@@ -194,10 +196,10 @@ def _cuda_runtime(library: Library, module: str, env: Environment, target: Targe
     for name in library.needed:
         match = re.match(r"libcudart\.so\.(\d+)", name)
         if match is not None and env.torch and env.torch.cuda:
-            theirs = numbers(env.torch.cuda)[0]
-            if int(match.group(1)) != theirs:
-                said = f"{library.path.name} needs {name}; torch {env.torch.version} brings CUDA {env.torch.cuda}"
-                yield finding("cuda-runtime-missing", said, target=target, module=module)
+            torch_major = numbers(env.torch.cuda)[0]
+            if int(match.group(1)) != torch_major:
+                evidence = f"{library.path.name} needs {name}; torch {env.torch.version} brings CUDA {env.torch.cuda}"
+                yield finding("cuda-runtime-missing", evidence, target=target, module=module)
 
 
 def _gpu_code(library: Library, module: str, system: System, target: Target) -> Iterator[Finding]:
@@ -211,13 +213,13 @@ def _gpu_code(library: Library, module: str, system: System, target: Target) -> 
         inside = ", ".join(
             [*(f"sm_{code}" for code in sorted(library.sass)), *(f"PTX for {code}" for code, _ in sorted(library.ptx))]
         )
-        said = f"{library.path.name} holds {inside}; {gpu.name} is sm_{number}"
+        evidence = f"{library.path.name} holds {inside}; {gpu.name} is sm_{number}"
         if not usable:
-            yield finding("no-kernel-image", said, target=target, module=module)
+            yield finding("no-kernel-image", evidence, target=target, module=module)
         elif system.driver and _driver_release(system.driver[0]) < _PTX_CUDA.get(min(usable), (0, 0)):
-            wanted = _PTX_CUDA[min(usable)]
-            said += f"; its PTX is of CUDA {_dotted(wanted)}, newer than driver {system.driver_text} compiles"
-            yield finding("ptx-too-new", said, target=target, module=module)
+            release = _PTX_CUDA[min(usable)]
+            evidence += f"; its PTX is of CUDA {_dotted(release)}, newer than driver {system.driver_text} compiles"
+            yield finding("ptx-too-new", evidence, target=target, module=module)
 
 
 def _runs(code: int, gpu: int) -> bool:

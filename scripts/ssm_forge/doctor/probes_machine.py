@@ -24,8 +24,8 @@ from ssm_forge.doctor.system import (
 )
 
 # One compiler of these kernels takes up to that.
-_MEMORY_OF_A_JOB = 3_400_000_000
-_SMALL_DISK = 2_000_000_000
+_BYTES_OF_A_JOB = 3_400_000_000
+_SMALL_DISK_BYTES = 2_000_000_000
 _TORCH_LIBRARIES = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_cuda.so", "libtorch_python.so")
 _SHARED_LIBRARIES = re.compile(
     r"lib(cudart|cudnn|cublas|cublasLt|cusparse|cusolver|nvJitLink|nccl|nvrtc)\.so\.\d+$|libstdc\+\+\.so\.6$"
@@ -35,7 +35,7 @@ _MOST_CACHED = 200
 
 
 def probe(env: Environment, system: System, target: Target, clock: Clock) -> Iterator[Finding]:
-    """Everything about the machine."""
+    """Findings about the machine: driver, toolkit, compilers, variables, caches, disks."""
     yield from _variables(env, system, target)
     yield from _driver(env, system, target)
     yield from _run_time_compiler(env, system, target)
@@ -55,17 +55,17 @@ def _variables(env: Environment, system: System, target: Target) -> Iterator[Fin
             yield finding("ld-preload", f"LD_PRELOAD={entry}", target=target, severity=severity, module="loader")
     own = {path.name: path for folder in env.library_folders() for path in folder.glob("lib*.so*")}
     for folder in system.path_of("LD_LIBRARY_PATH"):
-        if not folder.is_dir() or folder.resolve() in {place.resolve() for place in env.library_folders()}:
+        if not folder.is_dir() or folder.resolve() in {own_folder.resolve() for own_folder in env.library_folders()}:
             continue
         for path in sorted(folder.glob("lib*.so*")):
             if path.name in _TORCH_LIBRARIES:
-                said = f"LD_LIBRARY_PATH has {folder}, with another torch's {path.name}"
-                yield finding("ld-library-path", said, target=target, module="loader")
+                evidence = f"LD_LIBRARY_PATH has {folder}, with another torch's {path.name}"
+                yield finding("ld-library-path", evidence, target=target, module="loader")
                 break
             if _SHARED_LIBRARIES.match(path.name) and path.name in own:
-                said = f"{folder} in LD_LIBRARY_PATH has {path.name}; the environment has {own[path.name]}"
+                evidence = f"{folder} in LD_LIBRARY_PATH has {path.name}; the environment has {own[path.name]}"
                 code = "cudnn-mixed" if path.name.startswith("libcudnn") else "ld-library-path"
-                yield finding(code, said, target=target, severity="hint", module="loader")
+                yield finding(code, evidence, target=target, severity="hint", module="loader")
                 break
 
 
@@ -77,21 +77,21 @@ def _driver(env: Environment, system: System, target: Target) -> Iterator[Findin
     if not system.gpus:
         return
     if torch is not None and torch.cuda and system.driver_cuda and numbers(torch.cuda)[0] > system.driver_cuda:
-        said = (
+        evidence = (
             f"driver {system.driver_text} runs CUDA {system.driver_cuda}, torch {torch.version} was built "
             f"with CUDA {torch.cuda} ({', '.join(sorted({gpu.name for gpu in system.gpus}))})"
         )
-        yield finding("driver-too-old", said, target=target, module="driver")
+        yield finding("driver-too-old", evidence, target=target, module="driver")
     if any(gpu.capability[0] < 7 for gpu in system.gpus) and all(gpu.capability[0] < 7 for gpu in system.gpus):
         gpu = system.gpus[0]
-        said = f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}"
-        yield finding("gpu-too-old", said, target=target, module="driver")
+        evidence = f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+        yield finding("gpu-too-old", evidence, target=target, module="driver")
     folders = [*system.path_of("LD_LIBRARY_PATH"), *system.loader_folders()]
     if not any((folder / "libcuda.so.1").exists() for folder in folders):
-        said = f"libcuda.so.1 is in none of {len(folders)} folders of the loader"
+        evidence = f"libcuda.so.1 is in none of {len(folders)} folders of the loader"
         if Path(WSL_FOLDER, "libcuda.so.1").exists():
-            said += f"; WSL has it in {WSL_FOLDER}"
-        yield finding("no-libcuda", said, target=target, module="driver")
+            evidence += f"; WSL has it in {WSL_FOLDER}"
+        yield finding("no-libcuda", evidence, target=target, module="driver")
 
 
 def _run_time_compiler(env: Environment, system: System, target: Target) -> Iterator[Finding]:
@@ -100,8 +100,8 @@ def _run_time_compiler(env: Environment, system: System, target: Target) -> Iter
         return
     named = system.variables.get("CC", "").split(" ")[0]
     if not any(system.which(name) for name in (named, "cc", "gcc", "clang") if name):
-        said = f"CC={named}: no such program" if named else "no cc, gcc or clang on PATH, and CC is not set"
-        yield finding("no-c-compiler", said, target=target, module="triton")
+        evidence = f"CC={named}: no such program" if named else "no cc, gcc or clang on PATH, and CC is not set"
+        yield finding("no-c-compiler", evidence, target=target, module="triton")
     if not (env.include / "Python.h").exists():
         yield finding("no-python-headers", f"{env.include}/Python.h is missing", target=target, module="triton")
 
@@ -111,10 +111,10 @@ def _toolkit(env: Environment, system: System, target: Target, clock: Clock) -> 
     if home.startswith(":") or home.endswith(":") or (":" in home and not Path(home).exists()):
         yield finding("cuda-home-colon", f"CUDA_HOME={home}", target=target, severity="warning", module="toolkit")
     elif home and not (Path(home) / "bin/nvcc").exists():
-        what = "is an empty folder" if Path(home).is_dir() and not any(Path(home).iterdir()) else "has no bin/nvcc"
-        what = what if Path(home).is_dir() else "is no folder"
-        said = f"CUDA_HOME={home} {what}"
-        yield finding("cuda-home-elsewhere", said, target=target, severity="warning", module="toolkit")
+        state = "is an empty folder" if Path(home).is_dir() and not any(Path(home).iterdir()) else "has no bin/nvcc"
+        state = state if Path(home).is_dir() else "is no folder"
+        evidence = f"CUDA_HOME={home} {state}"
+        yield finding("cuda-home-elsewhere", evidence, target=target, severity="warning", module="toolkit")
     if not system.nvccs:
         yield finding(
             "no-nvcc",
@@ -129,8 +129,8 @@ def _toolkit(env: Environment, system: System, target: Target, clock: Clock) -> 
     if len(system.nvccs) > 1:
         yield finding("several-nvcc", ", ".join(map(str, system.nvccs[:4])), target=target, module="toolkit")
     if release and env.torch and env.torch.cuda and release[0] != numbers(env.torch.cuda)[0]:
-        said = f"{first} is of CUDA {release[0]}.{release[1]}, torch {env.torch.version} of CUDA {env.torch.cuda}"
-        yield finding("toolkit-mismatch", said, target=target, severity="hint", module="toolkit")
+        evidence = f"{first} is of CUDA {release[0]}.{release[1]}, torch {env.torch.version} of CUDA {env.torch.cuda}"
+        yield finding("toolkit-mismatch", evidence, target=target, severity="hint", module="toolkit")
     yield from _host_compiler(first, system, target, clock)
 
 
@@ -146,14 +146,14 @@ def _host_compiler(nvcc: Path, system: System, target: Target, clock: Clock) -> 
         root / "targets/x86_64-linux/include/crt/host_config.h"
     )
     highest = re.search(r"__GNUC__ > (\d+)", header)
-    said = ask([compiler, "-dumpfullversion", "-dumpversion"], system.variables, clock.left(0.3)).output.strip()
-    version = numbers(said)
+    version_text = ask([compiler, "-dumpfullversion", "-dumpversion"], system.variables, clock.left(0.3)).output.strip()
+    version = numbers(version_text)
     if version and highest and version[0] > int(highest.group(1)):
-        told = f"{compiler} is {said}; {nvcc} takes g++ up to {highest.group(1)}"
-        yield finding("host-compiler-too-new", told, target=target, severity="hint", module="toolkit")
+        evidence = f"{compiler} is {version_text}; {nvcc} takes g++ up to {highest.group(1)}"
+        yield finding("host-compiler-too-new", evidence, target=target, severity="hint", module="toolkit")
     elif version and version[0] < 9:
-        told = f"{compiler} is {said}; torch's headers take g++ from 9 on"
-        yield finding("host-compiler-too-old", told, target=target, severity="hint", module="toolkit")
+        evidence = f"{compiler} is {version_text}; torch's headers take g++ from 9 on"
+        yield finding("host-compiler-too-old", evidence, target=target, severity="hint", module="toolkit")
 
 
 def _ninja(env: Environment, system: System, target: Target, clock: Clock) -> Iterator[Finding]:
@@ -172,15 +172,15 @@ def _ninja(env: Environment, system: System, target: Target, clock: Clock) -> It
         return
     answer = ask([str(program), "--version"], system.variables, clock.left(0.3))
     if answer.code not in (0, None):
-        said = (answer.errors.strip().splitlines() or [f"exit status {answer.code}"])[-1][:200]
-        yield finding("ninja-broken", f"{program}: {said}", target=target, severity="warning", module="ninja")
+        last_line = (answer.errors.strip().splitlines() or [f"exit status {answer.code}"])[-1][:200]
+        yield finding("ninja-broken", f"{program}: {last_line}", target=target, severity="warning", module="ninja")
 
 
 def _memory(system: System, target: Target) -> Iterator[Finding]:
     jobs, free = system.variables.get("MAX_JOBS", ""), free_memory()
-    if jobs.isdigit() and free and int(jobs) > 1 and int(jobs) * _MEMORY_OF_A_JOB > free:
-        said = f"MAX_JOBS={jobs}, and {free / 1e9:.1f} GB of memory are free: enough for {free // _MEMORY_OF_A_JOB}"
-        yield finding("too-little-memory", said, target=target, module="memory")
+    if jobs.isdigit() and free and int(jobs) > 1 and int(jobs) * _BYTES_OF_A_JOB > free:
+        evidence = f"MAX_JOBS={jobs}, and {free / 1e9:.1f} GB of memory are free: enough for {free // _BYTES_OF_A_JOB}"
+        yield finding("too-little-memory", evidence, target=target, module="memory")
 
 
 def _caches(env: Environment, system: System, target: Target) -> Iterator[Finding]:
@@ -205,8 +205,8 @@ def _caches(env: Environment, system: System, target: Target) -> Iterator[Findin
         if re.match(r"(causal_conv1d|mamba_ssm)-", wheel.name):
             built = _torch_of_wheel(wheel)
             if built and env.torch.minor not in built:
-                said = f"{wheel} was built for torch {' or '.join(built)}; installed is {env.torch.version}"
-                yield finding("pip-cache", said, target=target, module="pip")
+                evidence = f"{wheel} was built for torch {' or '.join(built)}; installed is {env.torch.version}"
+                yield finding("pip-cache", evidence, target=target, module="pip")
 
 
 def _torch_of_wheel(wheel: Path) -> tuple[str, ...]:
@@ -233,9 +233,9 @@ def _disks(env: Environment, system: System, target: Target) -> Iterator[Finding
     temporary = Path(system.variables.get("TMPDIR") or "/tmp")
     for folder in (env.prefix, temporary, home):
         free = free_disk(folder)
-        if free is not None and free < _SMALL_DISK:
-            said = f"{folder}: {free / 1e9:.1f} GB free"
-            yield finding("disk-nearly-full", said, target=target, module="disk")
+        if free is not None and free < _SMALL_DISK_BYTES:
+            evidence = f"{folder}: {free / 1e9:.1f} GB free"
+            yield finding("disk-nearly-full", evidence, target=target, module="disk")
     cache = system.variables.get("SSM_FORGE_CACHE_DIR") or system.variables.get("XDG_CACHE_HOME") or str(home)
     if Path(cache).is_dir() and lacks_file_locks(Path(cache)):
         yield finding(

@@ -14,16 +14,16 @@ from ssm_forge.doctor.findings import Finding, Target, finding
 # Whose requirements matter here: other conflicts of an environment break something else.
 _CONCERNED = ("mamba-ssm", "causal-conv1d", "torch", "triton", "transformers")
 _ASKED_FOR = frozenset({*_CONCERNED, "einops", "huggingface-hub", "tokenizers"})
-_MOST_TOLD = 3
+_MOST_SHOWN = 3
 
 
 def probe(env: Environment, target: Target) -> Iterator[Finding]:
-    """Everything about torch and the Python packages around the kernels."""
+    """Findings about torch and the Python packages around the kernels."""
     if env.torch is None:
-        said = f"{env.python} imports no torch"
+        evidence = f"{env.python} imports no torch"
         if env.origins.get("torch"):
-            said = f"{env.origins['torch'].parent} is no whole torch: version.py is missing"
-        yield finding("torch-missing", said, target=target, module="torch")
+            evidence = f"{env.origins['torch'].parent} is no whole torch: version.py is missing"
+        yield finding("torch-missing", evidence, target=target, module="torch")
     else:
         yield from _torch(env, target)
     yield from _conflicts(env, target)
@@ -34,19 +34,23 @@ def _torch(env: Environment, target: Target) -> Iterator[Finding]:
     torch = env.torch
     assert torch is not None
     copies = [d for d in env.distributions if d.name == "torch"]
-    places = [f"torch {d.version} in {d.folder}" for d in copies]
+    copies_found = [f"torch {d.version} in {d.folder}" for d in copies]
     for name in ("pytorch", "libtorch"):
         record = env.conda.get(name)
         if record is None:
             continue
         # conda's own dist-info says conda, if anything; pip's over it says pip, or has another version.
-        by_pip = any(d.installer == "pip" or _plain(d.version) != _plain(record[0]) for d in copies)
-        if by_pip or _plain(record[0]) != _plain(torch.version):
-            places.append(f"{name} {record[0]} ({record[1]}) of conda in {env.prefix}")
+        by_pip = any(d.installer == "pip" or _plain(d.version) != _plain(record.version) for d in copies)
+        if by_pip or _plain(record.version) != _plain(torch.version):
+            copies_found.append(f"{name} {record.version} ({record.build}) of conda in {env.prefix}")
             break
-    if len(places) > 1:
+    if len(copies_found) > 1:
         yield finding(
-            "torch-twice", *places, f"imported is {torch.version} from {torch.folder}", target=target, module="torch"
+            "torch-twice",
+            *copies_found,
+            f"imported is {torch.version} from {torch.folder}",
+            target=target,
+            module="torch",
         )
     for path in torch.libraries:
         try:
@@ -60,8 +64,8 @@ def _torch(env: Environment, target: Target) -> Iterator[Finding]:
     numpy = env.distribution("numpy")
     # conda-forge built old releases against numpy 2 anew.
     if numpy is not None and not env.conda and numbers(numpy.version) >= (2,) and numbers(torch.version) < (2, 3):
-        said = f"torch {torch.version} was built against numpy 1; installed is numpy {numpy.version}"
-        yield finding("numpy-2", said, target=target, severity="warning", module="numpy")
+        evidence = f"torch {torch.version} was built against numpy 1; installed is numpy {numpy.version}"
+        yield finding("numpy-2", evidence, target=target, severity="warning", module="numpy")
 
 
 def _plain(version: str) -> str:
@@ -70,25 +74,26 @@ def _plain(version: str) -> str:
 
 
 def _conflicts(env: Environment, target: Target) -> Iterator[Finding]:
-    told = []
+    conflicts = []
     for name in _CONCERNED:
         distribution = env.distribution(name)
         for line in distribution.requires if distribution else ():
             asked = requirements.parse(line, env.version)
-            if asked is None or distribution is None or asked[0] not in _ASKED_FOR:
+            if asked is None or distribution is None or asked.name not in _ASKED_FOR:
                 continue
-            other = env.distribution(asked[0])
+            other = env.distribution(asked.name)
             if other is None:
                 # conda's packages bring the same under other names, or as no Python package at all.
-                if not env.conda and env.origins.get(asked[0].replace("-", "_")) is None:
-                    told.append(f"{name} {distribution.version} requires {asked[0]}, which is not installed")
-            elif requirements.satisfies(other.version, asked[1]) is False:
-                told.append(
-                    f"{name} {distribution.version} requires {asked[0]}{asked[1]}, installed is {other.version}"
+                if not env.conda and env.origins.get(asked.name.replace("-", "_")) is None:
+                    conflicts.append(f"{name} {distribution.version} requires {asked.name}, which is not installed")
+            elif requirements.satisfies(other.version, asked.specifiers) is False:
+                conflicts.append(
+                    f"{name} {distribution.version} requires {asked.name}{asked.specifiers}, "
+                    f"installed is {other.version}"
                 )
-    if told:
-        more = [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
-        yield finding("requirement-conflict", *told[:_MOST_TOLD], *more, target=target, module="pip")
+    if conflicts:
+        more = [f"and {len(conflicts) - _MOST_SHOWN} more"] if len(conflicts) > _MOST_SHOWN else []
+        yield finding("requirement-conflict", *conflicts[:_MOST_SHOWN], *more, target=target, module="pip")
 
 
 def _signatures(env: Environment, target: Target) -> Iterator[Finding]:
@@ -96,16 +101,16 @@ def _signatures(env: Environment, target: Target) -> Iterator[Finding]:
     if mamba is None:
         return
     if conv is not None:
-        told = list(dict.fromkeys(signatures.disagreements(mamba, conv)))[:_MOST_TOLD]
-        if told:
-            yield finding("kernel-signature", *told, target=target, module="causal_conv1d")
+        sentences = list(dict.fromkeys(signatures.disagreements(mamba, conv)))[:_MOST_SHOWN]
+        if sentences:
+            yield finding("kernel-signature", *sentences, target=target, module="causal_conv1d")
     if transformers is not None:
         for path, line, module, name in signatures.unguarded_imports(mamba, "transformers"):
             if name.endswith("DecoderOnlyOutput"):
                 text = text_of(transformers.parent.joinpath(*module.split("."), "__init__.py"))
                 if text and name not in text:
-                    said = f"{path}:{line} imports {name}, which the installed {module} lacks"
-                    yield finding("transformers-too-new", said, target=target, module="transformers")
+                    evidence = f"{path}:{line} imports {name}, which the installed {module} lacks"
+                    yield finding("transformers-too-new", evidence, target=target, module="transformers")
                     return
 
 

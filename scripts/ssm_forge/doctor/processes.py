@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-_MOST_OUTPUT = 4 << 20
-_MOST_WRITTEN = 64 << 20
+_MOST_OUTPUT_BYTES = 4 << 20
+_MOST_WRITTEN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Answer:
 def _limit() -> None:
     """In the new process: a crash leaves no core file, and a program that writes without end is stopped."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_WRITTEN, _MOST_WRITTEN))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_WRITTEN_BYTES, _MOST_WRITTEN_BYTES))
 
 
 class Program:
@@ -61,7 +61,7 @@ class Program:
             self._failure = str(error)
 
     def answer(self, seconds: float) -> Answer:
-        """Wait for its end, at most ``seconds``; then it is killed with all that it started."""
+        """How the program ended, waited for at most ``seconds``; then it is killed with all that it started."""
         if self._process is None:
             return Answer(127, "", self._failure)
         code: int | None
@@ -78,11 +78,11 @@ class Program:
     def _text(self, stream: IO[bytes]) -> str:
         with stream:
             stream.seek(0)
-            return stream.read(_MOST_OUTPUT).decode("utf-8", "replace")
+            return stream.read(_MOST_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
 def ask(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> Answer:
-    """Run a short program to its end."""
+    """Run a short program with these environment variables to its end, at most ``seconds``."""
     return Program(command, environment).answer(seconds)
 
 

@@ -20,7 +20,9 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def write(target: Path) -> None:
-    """Write the file, whole or not at all. It is not compressed: compressors differ between machines.
+    """Write ``ssm-forge-doctor.pyz`` to ``target``, whole or not at all.
+
+    It is not compressed: compressors differ between machines.
 
     Raises:
         OSError: when it can't be written.

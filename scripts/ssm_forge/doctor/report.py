@@ -52,7 +52,7 @@ def without_secrets(text: str) -> str:
 
 
 def without_person(text: str, variables: Mapping[str, str]) -> str:
-    """Without secrets, and without the names of the user, the home folder and the machine."""
+    """``text`` without secrets, and without the names of the user, the home folder and the machine."""
     text = without_secrets(text)
     home = variables.get("HOME", "").rstrip("/")
     if len(home) > 1:
@@ -65,12 +65,12 @@ def without_person(text: str, variables: Mapping[str, str]) -> str:
 
 
 def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
-    """For programs."""
+    """A diagnosis as plain values without secrets, for programs."""
     document = {
         "doctor": __version__,
         "broken": diagnosis.broken,
         "unknown": diagnosis.unknown,
-        "findings": [one.as_dict() for one in diagnosis.findings],
+        "findings": [entry.as_dict() for entry in diagnosis.findings],
         "notes": diagnosis.notes,
         "facts": diagnosis.facts,
     }
@@ -103,7 +103,11 @@ def _hidden(key: str, value: Any) -> Any:
 
 
 def as_text(diagnosis: Diagnosis, language: str) -> str:
-    """For people, at most as wide as the terminal; commands are never broken."""
+    """A diagnosis as text for people, at most as wide as the terminal; commands are never broken.
+
+    Args:
+        language: one of :data:`LANGUAGES`.
+    """
     words = _WORDS[language]
     width = min(100, max(40, shutil.get_terminal_size((80, 24)).columns))
     lines = []
@@ -112,9 +116,9 @@ def as_text(diagnosis: Diagnosis, language: str) -> str:
         lines.append(
             f"{facts['environment']} ({facts['kind']}, Python {facts['python'].split(' ')[0]}, torch {facts['torch']})"
         )
-    told: set[str] = set()
-    for number, one in enumerate(diagnosis.findings, 1):
-        lines += ["", *_finding(number, one, language, width, told)]
+    shown_commands: set[str] = set()
+    for number, entry in enumerate(diagnosis.findings, 1):
+        lines += ["", *_finding(number, entry, language, width, shown_commands)]
     if not diagnosis.findings:
         log = "log" in diagnosis.facts
         text = words["unknown"] if diagnosis.unknown else words["fine"] if log else words["healthy"]
@@ -127,11 +131,13 @@ def as_text(diagnosis: Diagnosis, language: str) -> str:
     return without_secrets("\n".join(lines).strip("\n"))
 
 
-def _finding(number: int, one: Finding, language: str, width: int, told: set[str]) -> list[str]:
-    words, rule = _WORDS[language], one.rule
+def _finding(number: int, entry: Finding, language: str, width: int, shown_commands: set[str]) -> list[str]:
+    words, rule = _WORDS[language], entry.rule
     wide = width // 2 if language == "zh" else width
-    lines = textwrap.wrap(f"{number}. {one.severity} {one.code}: {rule.cause[language]}", wide, subsequent_indent="   ")
-    for text in one.evidence:
+    lines = textwrap.wrap(
+        f"{number}. {entry.severity} {entry.code}: {rule.cause[language]}", wide, subsequent_indent="   "
+    )
+    for text in entry.evidence:
         lines += textwrap.wrap(
             f"- {text}",
             width,
@@ -141,9 +147,9 @@ def _finding(number: int, one: Finding, language: str, width: int, told: set[str
             break_on_hyphens=False,
         )
     lines += textwrap.wrap(f"{words['fix']}: {rule.fix[language]}", wide, initial_indent="   ", subsequent_indent="   ")
-    if one.command and one.command not in told:
-        told.add(one.command)
-        lines.append(f"     {one.command}")
+    if entry.command and entry.command not in shown_commands:
+        shown_commands.add(entry.command)
+        lines.append(f"     {entry.command}")
     if rule.sources:
         lines += textwrap.wrap(
             f"{words['seen']}: {', '.join(rule.sources)}", width, initial_indent="   ", subsequent_indent="   "
@@ -155,6 +161,6 @@ def first_line(diagnosis: Diagnosis) -> str:
     """The first error in two lines, for the end of another command's output; empty where there is none."""
     if not diagnosis.broken:
         return ""
-    one = diagnosis.findings[0]
-    text = f"doctor: {one.code}: {one.rule.cause['en']} {one.evidence[0] if one.evidence else ''}".rstrip()
-    return without_secrets(f"{text}\n{one.rule.fix['en']}" + (f"\n  {one.command}" if one.command else ""))
+    entry = diagnosis.findings[0]
+    text = f"doctor: {entry.code}: {entry.rule.cause['en']} {entry.evidence[0] if entry.evidence else ''}".rstrip()
+    return without_secrets(f"{text}\n{entry.rule.fix['en']}" + (f"\n  {entry.command}" if entry.command else ""))

@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 _VERSION = re.compile(
     r"\s*v?(?:(?P<epoch>\d+)!)?(?P<release>\d+(?:\.\d+)*)"
@@ -25,7 +25,7 @@ _LATE = 1 << 30
 
 
 def version_key(text: str) -> tuple[Any, ...] | None:
-    """What versions are ordered by, without the local part; None for a text that is no version."""
+    """What a version is ordered by, without its local part; None for a text that is no version."""
     match = _VERSION.match(text)
     if match is None:
         return None
@@ -48,24 +48,24 @@ def version_key(text: str) -> tuple[Any, ...] | None:
 
 def satisfies(version: str, specifiers: str) -> bool | None:
     """Whether a version fits ``>=1,<2``; None where that can't be judged."""
-    mine = version_key(version)
+    key = version_key(version)
     for text in filter(None, (part.strip() for part in specifiers.split(","))):
         match = _SPECIFIER.match(text)
-        if match is None or mine is None:
+        if match is None or key is None:
             return None
-        answer = _fits(version, mine, match.group(1), match.group(2))
+        answer = _fits(version, key, match.group(1), match.group(2))
         if answer is not True:
             return answer
     return True
 
 
-def _fits(version: str, mine: tuple[Any, ...], operator: str, text: str) -> bool | None:
+def _fits(version: str, key: tuple[Any, ...], operator: str, text: str) -> bool | None:
     if text.endswith(".*"):
-        wanted = [int(part) for part in re.findall(r"\d+", text)]
-        having = ([int(part) for part in re.split(r"\.", re.sub(r"[^\d.].*", "", version)) if part] + [0] * 9)[
-            : len(wanted)
+        required = [int(part) for part in re.findall(r"\d+", text)]
+        actual = ([int(part) for part in re.split(r"\.", re.sub(r"[^\d.].*", "", version)) if part] + [0] * 9)[
+            : len(required)
         ]
-        return {"==": having == wanted, "!=": having != wanted}.get(operator)
+        return {"==": actual == required, "!=": actual != required}.get(operator)
     if operator == "===":
         return version == text
     other = version_key(text)
@@ -73,20 +73,27 @@ def _fits(version: str, mine: tuple[Any, ...], operator: str, text: str) -> bool
         return None
     if operator == "~=":
         up_to = text.split(".")[:-1]
-        return mine >= other and _fits(version, mine, "==", ".".join(up_to) + ".*") is True
+        return key >= other and _fits(version, key, "==", ".".join(up_to) + ".*") is True
     if operator in ("==", "!=") and "+" in text:
         return (version == text) is (operator == "==")
-    return {"==": mine == other, "!=": mine != other, "<=": mine <= other, ">=": mine >= other}.get(
-        operator, mine < other if operator == "<" else mine > other
+    return {"==": key == other, "!=": key != other, "<=": key <= other, ">=": key >= other}.get(
+        operator, key < other if operator == "<" else key > other
     )
 
 
-def parse(line: str, python: str) -> tuple[str, str] | None:
-    """(normalised name, specifiers) of a ``Requires-Dist`` line that holds here; None for any other."""
+class Requirement(NamedTuple):
+    """A package's normalised name, and the specifiers of its versions, ``>=1,<2``; empty for any version."""
+
+    name: str
+    specifiers: str
+
+
+def parse(line: str, python: str) -> Requirement | None:
+    """The requirement of a ``Requires-Dist`` line that holds here with this minor of Python; None for any other."""
     match = _REQUIREMENT.match(line)
     if match is None or not _holds(match.group(3) or "", python):
         return None
-    return re.sub(r"[-_.]+", "-", match.group(1)).lower(), match.group(2).strip()
+    return Requirement(re.sub(r"[-_.]+", "-", match.group(1)).lower(), match.group(2).strip())
 
 
 def _holds(marker: str, python: str) -> bool:
@@ -106,10 +113,10 @@ def _holds(marker: str, python: str) -> bool:
         match = _CLAUSE.match(clause)
         if match is None or match.group(1) not in values:
             return False
-        having, wanted = values[match.group(1)], match.group(3)
+        actual, required = values[match.group(1)], match.group(3)
         if match.group(1).startswith("python_"):
-            if satisfies(having, match.group(2) + wanted) is not True:
+            if satisfies(actual, match.group(2) + required) is not True:
                 return False
-        elif (having == wanted) is not (match.group(2) == "=="):
+        elif (actual == required) is not (match.group(2) == "=="):
             return False
     return True

@@ -55,7 +55,11 @@ def load() -> dict[str, Rule]:
 
 
 def data(name: str) -> Any:
-    """A data file of this package, which may lie in a ``.pyz``."""
+    """What is in a JSON file of this package, which may lie in a ``.pyz``.
+
+    Raises:
+        FileNotFoundError: when the package has no such file.
+    """
     raw: bytes | None = pkgutil.get_data(__package__, name)
     if raw is None:
         raise FileNotFoundError(name)

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssm_forge.doctor.environment import text_of
 
@@ -16,7 +17,7 @@ _EXTENSION = "causal_conv1d_cuda"
 
 @dataclass(frozen=True)
 class Function:
-    """``names`` of its parameters; ``open`` where it takes any number of them."""
+    """A function's signature: ``names`` of its parameters; ``open`` where it takes any number of them."""
 
     names: tuple[str, ...]
     open: bool
@@ -120,8 +121,8 @@ def _imports(module: Module, provider: Path) -> Iterator[str]:
 
 
 def _module(provider: Path, parts: list[str]) -> Module | None:
-    place = provider.joinpath(*parts)
-    for path in (place / "__init__.py", place.with_suffix(".py")):
+    base = provider.joinpath(*parts)
+    for path in (base / "__init__.py", base.with_suffix(".py")):
         if path.is_file():
             return parse(path)
     return None
@@ -145,17 +146,26 @@ def _calls(module: Module, name: str, function: Function | None) -> Iterator[str
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
             unknown = [word.arg for word in node.keywords if word.arg and word.arg not in function.names]
-            given = len(node.args) + len(node.keywords)
+            passed = len(node.args) + len(node.keywords)
             starred = any(isinstance(argument, ast.Starred) for argument in node.args)
             if unknown:
                 yield f"{module.path}:{node.lineno} calls {name} with {unknown[0]}=; the installed one takes none"
-            elif given > len(function.names) and not starred:
+            elif passed > len(function.names) and not starred:
                 takes = len(function.names)
-                yield f"{module.path}:{node.lineno} calls {name} with {given} arguments; installed takes {takes}"
+                yield f"{module.path}:{node.lineno} calls {name} with {passed} arguments; installed takes {takes}"
 
 
-def unguarded_imports(package: Path, provider: str) -> Iterator[tuple[Path, int, str, str]]:
-    """(file, line, module, name) of imports from ``provider`` that no ``try`` guards."""
+class Import(NamedTuple):
+    """One name that is imported: in which file and line, from which module."""
+
+    path: Path
+    line: int
+    module: str
+    name: str
+
+
+def unguarded_imports(package: Path, provider: str) -> Iterator[Import]:
+    """The imports in a package from the package called ``provider`` that no ``try`` guards."""
     for module in sources(package):
         guarded = {
             id(inner)
@@ -172,4 +182,4 @@ def unguarded_imports(package: Path, provider: str) -> Iterator[tuple[Path, int,
                 and not node.level
             ):
                 for alias in node.names:
-                    yield module.path, node.lineno, node.module or "", alias.name
+                    yield Import(module.path, node.lineno, node.module or "", alias.name)

@@ -58,34 +58,34 @@ def minors() -> tuple[str, ...]:
 
 def built_for(symbols: Iterable[str]) -> tuple[str, ...]:
     """The minor releases of torch that have all those of ``symbols`` that differ; empty when nothing can be told."""
-    table, known, wanted = _table(), minors(), list(symbols)
-    found = [table[symbol] for symbol in wanted if symbol in table]
-    if abi(wanted) == "old":
+    table, releases, names = _table(), minors(), list(symbols)
+    having_each = [table[symbol] for symbol in names if symbol in table]
+    if abi(names) == "old":
         # No torch has the old ABI any more.
-        found.append(frozenset(known[: known.index("2.7")]))
-    fitting = tuple(minor for minor in known if all(minor in having for having in found))
-    return () if fitting == known else fitting
+        having_each.append(frozenset(releases[: releases.index("2.7")]))
+    fitting = tuple(minor for minor in releases if all(minor in minors_with for minors_with in having_each))
+    return () if fitting == releases else fitting
 
 
 @functools.lru_cache(maxsize=None)
 def _table() -> dict[str, frozenset[str]]:
-    known = minors()
+    releases = minors()
     table = {}
     for symbol, spans in data("torch_symbols.json")["symbols"].items():
-        having: list[str] = []
+        with_symbol: list[str] = []
         for span in spans.split(","):
             first, _, last = span.partition("-")
-            having += known[known.index(first) : known.index(last or first) + 1]
-        table[symbol] = frozenset(having)
+            with_symbol += releases[releases.index(first) : releases.index(last or first) + 1]
+        table[symbol] = frozenset(with_symbol)
     return table
 
 
 def abi(symbols: Iterable[str]) -> str:
-    """``new`` or ``old`` C++11 ABI, as the strings in torch's symbols tell; empty where none does."""
-    told = [symbol for symbol in symbols if OF_TORCH.match(symbol)]
-    if any(_NEW_ABI.search(symbol) for symbol in told):
+    """``new`` or ``old``: the C++11 ABI, as the strings in torch's symbols tell; empty where none does."""
+    of_torch = [symbol for symbol in symbols if OF_TORCH.match(symbol)]
+    if any(_NEW_ABI.search(symbol) for symbol in of_torch):
         return "new"
-    return "old" if any(_OLD_ABI.search(symbol) for symbol in told) else ""
+    return "old" if any(_OLD_ABI.search(symbol) for symbol in of_torch) else ""
 
 
 def says_abi(symbol: str) -> bool:

@@ -57,14 +57,15 @@ class System:
         return 13 if first >= 580 else 12 if first >= 525 else 11 if first >= 450 else 10 if first else 0
 
     def which(self, name: str) -> str | None:
+        """The path of a program on the user's PATH; None where there is none."""
         return shutil.which(name, path=self.variables.get("PATH"))
 
     def loader_folders(self) -> list[Path]:
-        """Where the loader looks after LD_LIBRARY_PATH."""
-        told = [Path(folder) for folder in _SYSTEM_FOLDERS]
+        """The folders in which the loader looks after LD_LIBRARY_PATH."""
+        folders = [Path(folder) for folder in _SYSTEM_FOLDERS]
         for file in sorted(Path("/etc/ld.so.conf.d").glob("*.conf")):
-            told += [Path(line.strip()) for line in text_of(file).splitlines() if line.strip().startswith("/")]
-        return [folder for folder in dict.fromkeys(told) if folder.is_dir()]
+            folders += [Path(line.strip()) for line in text_of(file).splitlines() if line.strip().startswith("/")]
+        return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
     def path_of(self, variable: str) -> list[Path]:
         """The folders that a variable lists; none for an empty entry."""
@@ -72,7 +73,12 @@ class System:
 
 
 def look(variables: Mapping[str, str], folder: Path, clock: Clock) -> System:
-    """Ask the machine; what does not answer is left out."""
+    """The machine as it answers now; what does not answer is left out.
+
+    Args:
+        variables: the user's environment variables.
+        folder: the user's working folder.
+    """
     gpus: list[Gpu] = []
     driver = error = ""
     smi = shutil.which("nvidia-smi", path=variables.get("PATH"))
@@ -85,11 +91,11 @@ def look(variables: Mapping[str, str], folder: Path, clock: Clock) -> System:
                 gpus.append(Gpu(match.group(1).strip(), (int(match.group(2)), int(match.group(3)))))
                 driver = match.group(4)
         if not gpus:
-            said = (answer.output + answer.errors).strip().splitlines()
-            error = said[0][:200] if said else "nvidia-smi did not answer" if answer.code is None else ""
+            lines = (answer.output + answer.errors).strip().splitlines()
+            error = lines[0][:200] if lines else "nvidia-smi did not answer" if answer.code is None else ""
     if not driver:
-        told = re.search(r"Kernel Module\D* (\d+(?:\.\d+)+)", text_of(Path("/proc/driver/nvidia/version")))
-        driver = told.group(1) if told else ""
+        loaded = re.search(r"Kernel Module\D* (\d+(?:\.\d+)+)", text_of(Path("/proc/driver/nvidia/version")))
+        driver = loaded.group(1) if loaded else ""
     return System(variables, folder, tuple(gpus), numbers(driver), driver, error, _glibc(), _nvccs(variables))
 
 
@@ -105,19 +111,19 @@ def _nvccs(variables: Mapping[str, str]) -> tuple[Path, ...]:
     folders = [Path(home) / "bin" for home in homes if home]
     folders += [Path(folder) for folder in variables.get("PATH", "").split(os.pathsep) if folder]
     folders.append(Path("/usr/local/cuda/bin"))
-    found: dict[Path, Path] = {}
+    paths: dict[Path, Path] = {}
     for folder in folders:
         path = folder / "nvcc"
         # Not Path.is_file(): a folder that may not be read is no nvcc either.
         if os.path.isfile(str(path)) and os.access(str(path), os.X_OK):  # noqa: PTH113
-            found.setdefault(path.resolve(), path)
-    return tuple(found.values())
+            paths.setdefault(path.resolve(), path)
+    return tuple(paths.values())
 
 
 def nvcc_release(nvcc: Path, variables: Mapping[str, str], clock: Clock) -> tuple[int, ...]:
-    """(12, 4) of an nvcc; empty where it does not say."""
-    said = ask([str(nvcc), "--version"], variables, clock.left(0.4)).output
-    match = re.search(r"release (\d+\.\d+)", said)
+    """The CUDA release of an nvcc, (12, 4); empty where it does not say."""
+    output = ask([str(nvcc), "--version"], variables, clock.left(0.4)).output
+    match = re.search(r"release (\d+\.\d+)", output)
     return numbers(match.group(1)) if match else ()
 
 

@@ -156,9 +156,9 @@ def _show(work: Work, as_json: bool) -> None:
         return
     _announce(work)
     say(f"These releases, because: {work.row.why}.")
-    needed = f"download {human_bytes(work.plan.download)}, disk {human_bytes(work.plan.disk)}"
+    needed = f"download {human_bytes(work.plan.download_bytes)}, disk {human_bytes(work.plan.disk_bytes)}"
     if work.plan.to_build:
-        say(f"Needs: {needed}, memory up to {human_bytes(work.plan.memory)}")
+        say(f"Needs: {needed}, memory up to {human_bytes(work.plan.memory_bytes)}")
     table = FoldingTable("package", "version", "build", "what happens", wraps=["what happens"])
     actions = {"installed": "nothing", "in channel": "installed as a wheel", "to build": "built, installed as a wheel"}
     for package in work.plan.packages:

@@ -18,8 +18,9 @@ class Cell:
     """One package of the matrix.
 
     Attributes:
+        variant: the row of the matrix.
         python: minor version, ``3.12``.
-        archs: what the kernels are made for.
+        archs: compute capabilities that the kernels are made for.
         project: recipe name.
     """
 
@@ -58,13 +59,15 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """What no other cell is called: ``mamba-ssm.cu130-bridge-py312-sm90``."""
         return f"{self.project}.{self.environment}-{self.archs.tag}"
 
 
 def every(matrix: Matrix, projects: Sequence[str], archs: Sequence[str] = ()) -> list[Cell]:
-    """All cells: each row, Python and project, once for each list of capabilities.
+    """All cells of a matrix: each row, Python and project, once for each list of capabilities.
 
     Args:
+        projects: recipe names.
         archs: lists of compute capabilities as ``--cuda-arch`` takes them; the row's default where there are none.
     """
     return [
@@ -76,9 +79,9 @@ def every(matrix: Matrix, projects: Sequence[str], archs: Sequence[str] = ()) ->
     ]
 
 
-def _archs(variant: Variant, wanted: Sequence[str]) -> tuple[ArchList, ...]:
+def _archs(variant: Variant, requests: Sequence[str]) -> tuple[ArchList, ...]:
     """The lists that the row's nvcc can make; another row may have the others."""
-    found = [
+    lists = [
         resolve(
             request or None,
             supported=variant.supported_archs,
@@ -86,9 +89,9 @@ def _archs(variant: Variant, wanted: Sequence[str]) -> tuple[ArchList, ...]:
             default=variant.default_archs,
             gpus=(),
         )
-        for request in wanted or ("",)
+        for request in requests or ("",)
     ]
-    return tuple(dict.fromkeys(one for one in found if set(one.sass) <= set(variant.supported_archs)))
+    return tuple(dict.fromkeys(archs for archs in lists if set(archs.sass) <= set(variant.supported_archs)))
 
 
 def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
@@ -110,17 +113,17 @@ def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
 
 
 def with_needed(picked: Sequence[Cell], projects: Sequence[str]) -> list[Cell]:
-    """The same, each after those whose package its own test installs: mamba-ssm's needs causal-conv1d.
+    """``picked``, each after the cells whose package its own test installs: mamba-ssm's needs causal-conv1d.
 
     Args:
         projects: in the order in which one needs another.
     """
-    found: dict[str, Cell] = {}
+    by_name: dict[str, Cell] = {}
     for cell in picked:
         for project in projects[: projects.index(cell.project) + 1]:
-            each = replace(cell, project=project)
-            found.setdefault(each.name, each)
-    return list(found.values())
+            needed = replace(cell, project=project)
+            by_name.setdefault(needed.name, needed)
+    return list(by_name.values())
 
 
 def _term(term: str, cells: Sequence[Cell]) -> Callable[[Cell], bool]:
@@ -133,11 +136,11 @@ def _term(term: str, cells: Sequence[Cell]) -> Callable[[Cell], bool]:
             fix=f"{did_you_mean(key, KEYS)}Write KEY=VALUE or KEY!=VALUE; there is {_keys(cells)}.",
         )
     patterns = values.split(",")
-    known = _values(cells, key)
+    there_are = _values(cells, key)
     for pattern in patterns:
-        if not any(fnmatchcase(value, pattern) for value in known):
+        if not any(fnmatchcase(value, pattern) for value in there_are):
             raise UsageError(
-                f"no {key} is '{pattern}'.", fix=f"{did_you_mean(pattern, known)}There is {', '.join(known)}."
+                f"no {key} is '{pattern}'.", fix=f"{did_you_mean(pattern, there_are)}There is {', '.join(there_are)}."
             )
     return lambda cell: any(fnmatchcase(cell.facts[key], pattern) for pattern in patterns) != negated
 
@@ -153,14 +156,14 @@ def _keys(cells: Sequence[Cell]) -> str:
 def _listed(cells: Sequence[Cell]) -> str:
     pythons: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
-        found = pythons.setdefault((cell.variant.name, cell.variant.source), [])
-        if cell.python not in found:
-            found.append(cell.python)
+        minors = pythons.setdefault((cell.variant.name, cell.variant.source), [])
+        if cell.python not in minors:
+            minors.append(cell.python)
     return "; ".join(f"variant={name} source={source} python={','.join(p)}" for (name, source), p in pythons.items())
 
 
 def from_one_source(cells: Sequence[Cell], *, conda: bool) -> list[Cell]:
-    """Of each variant the rows of one source, as ``--source auto`` chooses it.
+    """Those of ``cells`` that are of the one source which ``--source auto`` chooses for their variant.
 
     Args:
         conda: whether conda's channels can be reached.
@@ -170,7 +173,7 @@ def from_one_source(cells: Sequence[Cell], *, conda: bool) -> list[Cell]:
         offered.setdefault(cell.variant.name, set()).add(cell.variant.source)
 
     def wanted(cell: Cell) -> bool:
-        there = offered[cell.variant.name]
-        return cell.variant.source == ("conda" if conda and "conda" in there else "bridge")
+        sources = offered[cell.variant.name]
+        return cell.variant.source == ("conda" if conda and "conda" in sources else "bridge")
 
     return [cell for cell in cells if wanted(cell)]

@@ -23,7 +23,7 @@ _PIXI = "0.77.0"
 
 @dataclass(frozen=True)
 class Entry:
-    """One job of the matrix."""
+    """One job of the matrix; ``archs`` as ``--cuda-arch`` takes them, ``tag`` the same as part of a file's name."""
 
     variant: str
     python: str
@@ -37,19 +37,21 @@ def entries(cells: Sequence[Cell], format_: Format) -> list[Entry]:
     Raises:
         UsageError: when they are more than the service takes.
     """
-    found = list(
-        dict.fromkeys(Entry(cell.variant.name, cell.python, str(cell.archs), cell.archs.tag) for cell in cells)
-    )
-    if len(found) > _MOST_JOBS[format_]:
+    jobs = list(dict.fromkeys(Entry(cell.variant.name, cell.python, str(cell.archs), cell.archs.tag) for cell in cells))
+    if len(jobs) > _MOST_JOBS[format_]:
         raise UsageError(
-            f"{len(found)} jobs: a matrix on {format_} has at most {_MOST_JOBS[format_]}.",
+            f"{len(jobs)} jobs: a matrix on {format_} has at most {_MOST_JOBS[format_]}.",
             fix="Select fewer with --select, and write several workflows.",
         )
-    return found
+    return jobs
 
 
 def workflow(cells: Sequence[Cell], format_: Format) -> str:
-    """The text of the workflow file."""
+    """The text of the workflow file that builds these cells.
+
+    Raises:
+        UsageError: as :func:`entries`.
+    """
     jobs = entries(cells, format_)
     return _github(jobs) if format_ == "github" else _gitlab(jobs)
 

@@ -22,9 +22,9 @@ TORCH_SECONDS = {"bridge": 90.0, "conda": 60.0}
 DOWNLOAD_BYTES_PER_SECOND = 50_000_000
 WHEEL_SECONDS = 5.0
 # Peak memory: the engine, which packs on several cores.
-OTHER_MEMORY = 1_500_000_000
+OTHER_MEMORY_BYTES = 1_500_000_000
 # Work folder, environments that are copies, objects and package, for each capability.
-BUILD_DISK = 400_000_000
+BUILD_DISK_BYTES = 400_000_000
 # A scheduler kills what takes longer than was declared: room for a slower machine and for neighbours.
 TIME_MARGIN = 3.0
 # Beyond this many idle core seconds for each that works, more cores are left to other jobs.
@@ -36,6 +36,7 @@ class Need:
     """What a job is declared to take.
 
     Attributes:
+        cores: that it keeps busy.
         memory: bytes, at the most.
         seconds: wall time on ``cores``, as measured.
         cpu: CPU seconds.
@@ -50,28 +51,28 @@ class Need:
 
     @property
     def minutes(self) -> int:
-        """What a scheduler is told as the limit."""
+        """The limit in minutes that a scheduler is told."""
         return max(5, round(self.seconds * TIME_MARGIN / 60))
 
 
 def compiles(cell: Cell, workspace: Workspace, *, shared: bool) -> list[Compile]:
-    """The compilers of a package, longest first.
+    """The compilers that a package runs, with seconds and bytes of memory each, longest first.
 
     Args:
         shared: whether another Python has had the kernels compiled, so that only what binds to Python is left.
     """
     # cicc and ptxas run once for each capability; C++ files do not know of any.
     times = max(1, len(set(cell.archs.sass) | set(cell.archs.ptx)))
-    found = []
+    compilers = []
     for job in compile_costs.load(workspace, [cell.project]):
         is_kernel = job.name.endswith(".cu")
         if not (is_kernel and shared):
-            found.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory))
-    return longest_first(found)
+            compilers.append(Compile(job.name, job.seconds * (times if is_kernel else 1), job.memory_bytes))
+    return longest_first(compilers)
 
 
 def package(cell: Cell, workspace: Workspace, *, shared: bool, cores: int | None, most: int, memory: int) -> Need:
-    """What a package takes.
+    """What the job takes that makes the cell's package.
 
     Args:
         shared: as in :func:`compiles`.
@@ -90,12 +91,12 @@ def package(cell: Cell, workspace: Workspace, *, shared: bool, cores: int | None
         memory=memory_needed(chosen, costs),
         seconds=PACKAGE_SECONDS + simulate(jobs, chosen),
         cpu=PACKAGE_SECONDS + sum(job.seconds for job in jobs),
-        disk=BUILD_DISK * max(1, len(cell.archs.sass)),
+        disk=BUILD_DISK_BYTES * max(1, len(cell.archs.sass)),
     )
 
 
 def busy(jobs: Sequence[Compile], most: int) -> int:
-    """The most cores, up to ``most``, that these compilers keep busy but for a small part of the time."""
+    """How many cores, up to ``most``, these compilers keep busy but for a small part of the time."""
     total = sum(job.seconds for job in jobs)
     return max(
         (n for n in range(1, most + 1) if simulate(jobs, n) * n * (1 - _MOST_IDLE) <= total),
@@ -107,6 +108,9 @@ def other(seconds: float, *, most: int, download: int = 0, disk: int = 0) -> Nee
     """What a job takes that compiles nothing.
 
     Args:
+        seconds: wall time without what is downloaded.
+        most: cores that there are for one job.
         download: bytes still to be fetched.
+        disk: bytes while it runs.
     """
-    return Need(min(2, most), OTHER_MEMORY, seconds + download / DOWNLOAD_BYTES_PER_SECOND, seconds, disk)
+    return Need(min(2, most), OTHER_MEMORY_BYTES, seconds + download / DOWNLOAD_BYTES_PER_SECOND, seconds, disk)

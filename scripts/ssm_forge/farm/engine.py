@@ -19,7 +19,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, say
 
 SNAKEFILE = Path(__file__).with_name("farm.smk")
-_LOCK = Path("scripts/farm.lock")
+_LOCK_FILE = Path("scripts/farm.lock")
 # Snakemake 9 runs on it and newer ones.
 _OLDEST_PYTHON = (3, 11)
 _POLL_SECONDS = 0.5
@@ -47,7 +47,7 @@ class Executor:
 
     @property
     def words(self) -> list[str]:
-        """Snakemake's arguments."""
+        """The executor as arguments for Snakemake."""
         if self.name == "local":
             # Jobs get the cores that they were given, so that fewer at a time need no other limit than this one.
             limit = ["--cores", str(self.cores), "--resources", f"mem_mb={self.memory // 1_000_000}"]
@@ -66,13 +66,15 @@ class Executor:
 def _slurm() -> list[str]:
     """Where a cluster keeps no accounts, sacct knows of no job: squeue is asked then."""
     try:
-        told = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=True)
+        configuration = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise MachineError(
             f"Slurm can't be asked for its configuration ({error}).",
             fix="Start this on a machine from which 'scontrol show config' and 'sbatch' work.",
         ) from error
-    kept = next((line for line in told.stdout.splitlines() if line.startswith("AccountingStorageType")), "")
+    kept = next((line for line in configuration.stdout.splitlines() if line.startswith("AccountingStorageType")), "")
     return ["--slurm-status-command", "squeue", "--slurm-no-account"] if kept.endswith("/none") else []
 
 
@@ -88,9 +90,9 @@ def program(workspace: Workspace) -> Path:
             f"Snakemake needs Python 3.11 or newer, and the tools run on {sys.version.split()[0]}.",
             fix="Set SSM_FORGE_PYTHON to a newer one, and run the same command again.",
         )
-    lock = workspace.root / _LOCK
-    known = [lock.read_bytes(), os.fsencode(os.path.realpath(sys.executable)), sys.version.encode()]
-    tag = hashlib.sha256(b"\0".join(known)).hexdigest()[:12]
+    lock = workspace.root / _LOCK_FILE
+    made_from = [lock.read_bytes(), os.fsencode(os.path.realpath(sys.executable)), sys.version.encode()]
+    tag = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:12]
     target = workspace.state / "tools" / f"snakemake-{tag}"
     python = target / "bin" / "python"
     if (target / "complete").exists():
@@ -106,12 +108,12 @@ def program(workspace: Workspace) -> Path:
 
 def _make(target: Path, lock: Path) -> None:
     # The lock has every dependency; see farm.in.
-    what: list[str | Path] = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", lock]
+    requirements: list[str | Path] = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", lock]
     python = target / "bin/python"
     uv = shutil.which("uv")
     pip: list[str | Path] = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
     venv: list[str | Path] = [sys.executable, "-m", "venv", *(["--without-pip"] if uv else []), target]
-    commands: list[list[str | Path]] = [venv, [*pip, *what]]
+    commands: list[list[str | Path]] = [venv, [*pip, *requirements]]
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -126,7 +128,7 @@ def _make(target: Path, lock: Path) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One controller at a time.
+    """Hold the farm's lock for as long as the context lasts: one controller at a time.
 
     Raises:
         MachineError: when another farm is run here.

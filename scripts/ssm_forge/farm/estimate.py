@@ -12,16 +12,17 @@ from ssm_forge.base.ui import human_bytes
 from ssm_forge.farm.jobs import Job
 
 # Jobs that wait for more room than there is, which smaller ones may go past.
-_PASSED = 64
+_MOST_PASSED = 64
 
 _MACHINES = re.compile(r"(?:(\d+)x)?(\d+):(\d+(?:\.\d+)?)(?:GB)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine.
+    """One machine that jobs may run on.
 
     Attributes:
+        cores: for jobs.
         memory: bytes for jobs.
     """
 
@@ -49,24 +50,24 @@ class Estimate:
 
 
 def machines(text: str) -> list[Machine]:
-    """Read ``4x16:64,32:128``: four machines of 16 cores with 64 GB each, and one of 32 with 128.
+    """The machines that a text names: ``4x16:64,32:128`` is four of 16 cores with 64 GB each, and one of 32 with 128.
 
     Raises:
-        UsageError: for anything else.
+        UsageError: when it is written in another way.
     """
-    found = []
+    result = []
     for item in text.split(","):
         match = _MACHINES.fullmatch(item.strip())
         if match is None or int(match[2]) < 1 or float(match[3]) <= 0:
             raise UsageError(
                 f"'{item}' is no machine.", fix="Write COUNTxCORES:GB, such as 4x16:64, several between commas."
             )
-        found += [Machine(int(match[2]), round(float(match[3]) * 1e9))] * int(match[1] or 1)
-    return found
+        result += [Machine(int(match[2]), round(float(match[3]) * 1e9))] * int(match[1] or 1)
+    return result
 
 
-def estimate(jobs: Sequence[Job], there: Sequence[Machine], *, at_once: int | None = None) -> Estimate:
-    """Start each job on the first machine with room for it, the longest way to the end first.
+def estimate(jobs: Sequence[Job], at_hand: Sequence[Machine], *, at_once: int | None = None) -> Estimate:
+    """What jobs take on these machines: each starts on the first one with room, the longest way to the end first.
 
     Args:
         at_once: jobs that may run side by side; None for as many as fit.
@@ -75,8 +76,8 @@ def estimate(jobs: Sequence[Job], there: Sequence[Machine], *, at_once: int | No
         MachineError: when no machine has room for a job.
     """
     for job in jobs:
-        if not any(_fits(job, machine.cores, machine.memory) for machine in there):
-            largest = max(there, key=lambda machine: machine.memory)
+        if not any(_fits(job, machine.cores, machine.memory) for machine in at_hand):
+            largest = max(at_hand, key=lambda machine: machine.memory)
             raise MachineError(
                 f"{job.name} needs {job.need.cores} cores and {human_bytes(job.need.memory)}; no machine has that (the "
                 f"largest: {largest.cores} cores, {human_bytes(largest.memory)}).",
@@ -88,19 +89,19 @@ def estimate(jobs: Sequence[Job], there: Sequence[Machine], *, at_once: int | No
     urgency = _urgency(jobs, after)
     ready = [(-urgency[name], name) for name, needs in left.items() if not needs]
     heapq.heapify(ready)
-    free = [[machine.cores, machine.memory] for machine in there]
+    free = [[machine.cores, machine.memory] for machine in at_hand]
     running: list[tuple[float, str, int]] = []
     now = 0.0
     memory = disk = most_memory = most_disk = 0
     while ready or running:
-        for job, place in _startable(ready, by_name, free, len(jobs) if at_once is None else at_once - len(running)):
+        for job, number in _startable(ready, by_name, free, len(jobs) if at_once is None else at_once - len(running)):
             memory, disk = memory + job.need.memory, disk + job.need.disk
             most_memory, most_disk = max(most_memory, memory), max(most_disk, disk)
-            heapq.heappush(running, (now + job.need.seconds, job.name, place))
-        now, name, place = heapq.heappop(running)
+            heapq.heappush(running, (now + job.need.seconds, job.name, number))
+        now, name, number = heapq.heappop(running)
         ended = by_name[name]
-        free[place][0] += ended.need.cores
-        free[place][1] += ended.need.memory
+        free[number][0] += ended.need.cores
+        free[number][1] += ended.need.memory
         memory, disk = memory - ended.need.memory, disk - ended.need.disk
         for other in after[name]:
             left[other].discard(name)
@@ -113,21 +114,21 @@ def _startable(
     ready: list[tuple[float, str]], by_name: Mapping[str, Job], free: list[list[int]], most: int
 ) -> list[tuple[Job, int]]:
     """Take the jobs that fit now, and their machines, out of ``ready``; smaller ones go past a few that do not fit."""
-    found: list[tuple[Job, int]] = []
+    started: list[tuple[Job, int]] = []
     passed: list[tuple[float, str]] = []
-    while ready and len(found) < most and len(passed) < _PASSED and any(cores for cores, _ in free):
+    while ready and len(started) < most and len(passed) < _MOST_PASSED and any(cores for cores, _ in free):
         urgency, name = heapq.heappop(ready)
         job = by_name[name]
-        place = next((i for i, room in enumerate(free) if _fits(job, *room)), None)
-        if place is None:
+        number = next((i for i, room in enumerate(free) if _fits(job, *room)), None)
+        if number is None:
             passed.append((urgency, name))
             continue
-        free[place][0] -= job.need.cores
-        free[place][1] -= job.need.memory
-        found.append((job, place))
+        free[number][0] -= job.need.cores
+        free[number][1] -= job.need.memory
+        started.append((job, number))
     for item in passed:
         heapq.heappush(ready, item)
-    return found
+    return started
 
 
 def _fits(job: Job, cores: int, memory: int) -> bool:
@@ -146,7 +147,9 @@ def _after(jobs: Sequence[Job]) -> dict[str, list[str]]:
 
 def _urgency(jobs: Sequence[Job], after: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Seconds from a job's start to the end of the longest chain that waits for it; needs come before what has them."""
-    found: dict[str, float] = {}
+    seconds_to_end: dict[str, float] = {}
     for job in reversed(jobs):
-        found[job.name] = job.need.seconds + max((found[other] for other in after[job.name]), default=0.0)
-    return found
+        seconds_to_end[job.name] = job.need.seconds + max(
+            (seconds_to_end[other] for other in after[job.name]), default=0.0
+        )
+    return seconds_to_end

@@ -44,7 +44,11 @@ def request(cell: Cell, host_compiler: str, workspace: Workspace) -> BuildReques
 
 
 def origin_of(cell: Cell, host_compiler: str, workspace: Workspace) -> Origin:
-    """Where the parts of a cell's environment come from; looked up once for both projects and all capabilities."""
+    """Where the parts of a cell's environment come from; looked up once for both projects and all capabilities.
+
+    Raises:
+        MachineError: as :func:`request`.
+    """
     return _origin(cell.variant.name, cell.variant.source, cell.python, host_compiler, workspace)
 
 
@@ -63,28 +67,28 @@ def materials_of(request: BuildRequest, workspace: Workspace) -> list[Material]:
 
 
 def digest(request: BuildRequest, workspace: Workspace) -> str:
-    """sha256 over everything that is known of a build before it runs."""
+    """sha256 (hex) over everything that is known of a build before it runs."""
     made_by = [finalize.FORMAT, recipe.digest(request.project, workspace)]
-    known = [*made_by, request.filename, request.key.to_provenance(), materials_of(request, workspace)]
-    return text_digest(known)
+    facts = [*made_by, request.filename, request.key.to_provenance(), materials_of(request, workspace)]
+    return text_digest(facts)
 
 
-def text_digest(known: Any) -> str:
-    """sha256 over plain values."""
-    return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+def text_digest(values: Any) -> str:
+    """sha256 (hex) over plain values, written as JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def made_from(package: Path, request: BuildRequest, workspace: Workspace) -> bool:
     """Whether a finished package was made from what ``request`` would be made from now."""
     try:
-        told = inspection.provenance(package)
+        provenance = inspection.provenance(package)
     except IntegrityError:
         return False
     recipe_now = (finalize.FORMAT, recipe.digest(request.project, workspace))
-    if (told.get("format"), told.get("recipe_sha256")) != recipe_now:
+    if (provenance.get("format"), provenance.get("recipe_sha256")) != recipe_now:
         return False
-    wanted = {_identity(item) for item in materials_of(request, workspace)}
-    return wanted <= {_identity(item) for item in told.get("materials", ())}
+    needed = {_identity(item) for item in materials_of(request, workspace)}
+    return needed <= {_identity(item) for item in provenance.get("materials", ())}
 
 
 def _identity(item: Material) -> tuple[str, str, str]:

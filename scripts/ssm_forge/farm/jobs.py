@@ -25,6 +25,7 @@ class Job:
     Attributes:
         digest: of everything that it is made from.
         needs: names of jobs that come before it.
+        need: cores, memory, time and disk that it is declared to take.
         cell: what it is for; of several that share a toolchain or a torch, the first.
         file: name of the package that it is about; empty for toolchains and torch.
     """
@@ -39,7 +40,7 @@ class Job:
 
     @property
     def receipt(self) -> str:
-        """Path below the farm's folder."""
+        """Path of its receipt below the farm's folder."""
         return receipts.name(self.kind, self.name, self.digest)
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class Wanted:
     """A package, and how far it is.
 
     Attributes:
+        file: name of the package.
         digest: of what it is made from.
         done: whether the channel has it, made from that.
     """
@@ -109,45 +111,49 @@ def graph(
     Raises:
         MachineError: when a package needs more memory than ``limits`` has.
     """
-    found: dict[str, Job] = {}
-    lost = {one.cell.name for one in wanted if one.cell.name in without}
+    planned: dict[str, Job] = {}
+    lost = {package.cell.name for package in wanted if package.cell.name in without}
     needed = _needed(wanted)
-    possible = [one for one in wanted if not lost & {one.cell.name, *(o.cell.name for o in needed[one.cell.name])}]
-    pending = [one for one in possible if not one.done]
-    compiled = {one.cell.objects for one in wanted if one.done}
+    possible = [
+        package
+        for package in wanted
+        if not lost & {package.cell.name, *(o.cell.name for o in needed[package.cell.name])}
+    ]
+    pending = [package for package in possible if not package.done]
+    compiled = {package.cell.objects for package in wanted if package.done}
     first: dict[str, str] = {}
-    for one in pending:
-        cell = one.cell
+    for package in pending:
+        cell = package.cell
         leader = first.setdefault(cell.objects, cell.name)
         follows = shares_objects and leader != cell.name
         shared = follows or (shares_objects and cell.objects in compiled)
         need = costs.package(cell, workspace, shared=shared, cores=limits.each, most=limits.cores, memory=limits.memory)
         _check_memory(cell, need, limits)
         parts = _before(cell, workspace, limits, host_compiler)
-        found.update({job.name: job for job in parts if job.name not in found})
+        planned.update({job.name: job for job in parts if job.name not in planned})
         before = [job.name for job in parts] + ([leader] if follows else [])
         before += [other.cell.name for other in needed[cell.name] if not other.done]
-        found[cell.name] = Job(cell.name, "package", one.digest, tuple(before), need, cell, one.file)
+        planned[cell.name] = Job(cell.name, "package", package.digest, tuple(before), need, cell, package.file)
     if wheels:
-        for one in wanted:
-            if one.done or one.cell.name in found:
-                job = _wheel(one, limits, pending=not one.done)
-                found[job.name] = job
-    return list(found.values())
+        for package in wanted:
+            if package.done or package.cell.name in planned:
+                job = _wheel(package, limits, pending=not package.done)
+                planned[job.name] = job
+    return list(planned.values())
 
 
 def _needed(wanted: Sequence[Wanted]) -> dict[str, list[Wanted]]:
     """Cell's name -> those whose package its test installs: mamba-ssm's has causal-conv1d."""
     beside: dict[tuple[str, str], list[Wanted]] = {}
-    for one in wanted:
-        beside.setdefault((one.cell.environment, one.cell.archs.tag), []).append(one)
-    found = {}
-    for one in wanted:
-        projects = list(one.cell.variant.projects)
-        before = projects[: projects.index(one.cell.project)]
-        others = beside[one.cell.environment, one.cell.archs.tag]
-        found[one.cell.name] = [other for other in others if other.cell.project in before]
-    return found
+    for package in wanted:
+        beside.setdefault((package.cell.environment, package.cell.archs.tag), []).append(package)
+    needed = {}
+    for package in wanted:
+        projects = list(package.cell.variant.projects)
+        before = projects[: projects.index(package.cell.project)]
+        same_environment = beside[package.cell.environment, package.cell.archs.tag]
+        needed[package.cell.name] = [other for other in same_environment if other.cell.project in before]
+    return needed
 
 
 def _check_memory(cell: Cell, need: Need, limits: Limits) -> None:
@@ -175,26 +181,28 @@ def _before(cell: Cell, workspace: Workspace, limits: Limits, host_compiler: str
             return []
     source = cell.variant.source
     locks = inputs.materials_of(request, workspace)
-    known = inputs.text_digest([item for item in locks if item["role"].startswith("toolchain")])
+    digest = inputs.text_digest([item for item in locks if item["role"].startswith("toolchain")])
     toolchain = Job(
         f"toolchain.{cell.row}",
         "toolchain",
-        known,
+        digest,
         (),
         costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores),
         cell,
     )
     need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=download, disk=disk)
-    return [toolchain, Job(f"torch.{cell.environment}", "torch", known, (toolchain.name,), need, cell)]
+    return [toolchain, Job(f"torch.{cell.environment}", "torch", digest, (toolchain.name,), need, cell)]
 
 
-def _wheel(one: Wanted, limits: Limits, *, pending: bool) -> Job:
-    name = f"wheel.{one.cell.name}"
-    digest = inputs.text_digest(["wheel", one.digest])
-    needs = (one.cell.name,) if pending else ()
-    return Job(name, "wheel", digest, needs, costs.other(costs.WHEEL_SECONDS, most=limits.cores), one.cell, one.file)
+def _wheel(package: Wanted, limits: Limits, *, pending: bool) -> Job:
+    name = f"wheel.{package.cell.name}"
+    digest = inputs.text_digest(["wheel", package.digest])
+    needs = (package.cell.name,) if pending else ()
+    return Job(
+        name, "wheel", digest, needs, costs.other(costs.WHEEL_SECONDS, most=limits.cores), package.cell, package.file
+    )
 
 
 def kinds(jobs: Sequence[Job]) -> Mapping[Kind, int]:
-    """How many there are of each kind."""
+    """Kind -> how many of the jobs are of it."""
     return {kind: sum(job.kind == kind for job in jobs) for kind in KINDS}

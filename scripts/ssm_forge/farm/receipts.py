@@ -45,22 +45,22 @@ class Receipt:
 
 
 def name(kind: str, job: str, digest: str) -> str:
-    """Where the receipt of a job lies, or will, below the farm's folder."""
+    """The path below the farm's folder where the receipt of a job lies, or will."""
     return f"receipts/{kind}/{job}.{digest[:16]}.json"
 
 
 def read(file: Path) -> Receipt | None:
-    """A receipt; None where there is none, or it can't be read."""
+    """The receipt in a file; None where there is none, or it can't be read."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        receipt = Receipt(**told)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        receipt = Receipt(**content)
     except (OSError, ValueError, TypeError):
         return None
     return receipt if receipt.how in HOW else None
 
 
 def write(target: Path, receipt: Receipt) -> None:
-    """Write it, whole or not at all."""
+    """Write a receipt to a file, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{owners.mark()}.part")
     try:

@@ -28,6 +28,7 @@ class Row:
     Attributes:
         result: ``built``, ``copied``, ``made``, ``found``, ``failed``, ``waiting`` for one that failed, ``left out``.
         seconds: wall time; ``expected``: what was estimated.
+        cpu: CPU seconds.
         memory: peak bytes of its processes, 0 where it was not measured.
         why: what went wrong.
     """
@@ -64,6 +65,7 @@ class Report:
         return sorted((row for row in self.rows if row.result in ("failed", "waiting")), key=lambda row: row.result)
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
         return {"wall": self.wall, "jobs": [asdict(row) for row in self.rows]}
 
 
@@ -72,18 +74,28 @@ def make(
     impossible: Mapping[str, str],
     ran: Sequence[Job],
     folder: Path,
-    place: Workspace,
+    workspace: Workspace,
     wall: float,
 ) -> Report:
-    """Read the receipts of a run, and what failed jobs left instead."""
-    there = {row.name: row for row in (_row(job, ran, folder) for job in ran)}
-    for one in wanted:
-        if one.cell.name not in there:
-            there[one.cell.name] = Row(one.cell.name, "package", "found" if one.done else "waiting", one.file)
-    for name, why in impossible.items():
-        there[name] = Row(name, "package", "left out", why=why)
-    names = dict.fromkeys(one.cell.variant.name for one in wanted)
-    return Report(tuple(there.values()), wall, tuple(names))
+    """The report of a run, from its receipts, and what failed jobs left instead.
+
+    Args:
+        wanted: the packages that were asked for.
+        impossible: cell's name -> why its package can't be made from here.
+        ran: the jobs that were started.
+        folder: the farm's.
+        wall: seconds that the run took.
+    """
+    by_name = {row.name: row for row in (_row(job, ran, folder) for job in ran)}
+    for package in wanted:
+        if package.cell.name not in by_name:
+            by_name[package.cell.name] = Row(
+                package.cell.name, "package", "found" if package.done else "waiting", package.file
+            )
+    for name, reason in impossible.items():
+        by_name[name] = Row(name, "package", "left out", why=reason)
+    names = dict.fromkeys(package.cell.variant.name for package in wanted)
+    return Report(tuple(by_name.values()), wall, tuple(names))
 
 
 def _row(job: Job, ran: Sequence[Job], folder: Path) -> Row:
@@ -124,7 +136,7 @@ def _peak(file: Path) -> int:
 
 
 def table(report: Report) -> FoldingTable:
-    """For people in a terminal."""
+    """The report as a table for people in a terminal, a row for each job."""
     shown = FoldingTable("job", "result", "took", "expected", "CPU", "memory", "machine", "", wraps=[""])
     for row in report.rows:
         measured = row.result in ("built", "copied", "made") or row.seconds > 0
@@ -141,10 +153,10 @@ def table(report: Report) -> FoldingTable:
     return shown
 
 
-def write(report: Report, folder: Path, place: Workspace) -> Path:
-    """Write ``report.html``, with the channel's coverage in ``coverage.html`` beside it."""
-    covered = coverage.rows(coverage.items(FolderSource(place.channel)), variants.load(place.variants))
-    coverage.write_page(covered, str(place.channel), folder / "coverage.html")
+def write(report: Report, folder: Path, workspace: Workspace) -> Path:
+    """Write ``report.html``, whose path comes out, with the channel's coverage in ``coverage.html`` beside it."""
+    covered = coverage.rows(coverage.items(FolderSource(workspace.channel)), variants.load(workspace.variants))
+    coverage.write_page(covered, str(workspace.channel), folder / "coverage.html")
     target = folder / "report.html"
     write_whole(target, _page(report).encode())
     return target

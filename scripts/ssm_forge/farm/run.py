@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ssm_forge.base import machine
 from ssm_forge.base.errors import BuildError, ForgeError, MachineError
@@ -56,6 +57,7 @@ class Field:
     """The packages that a selection means.
 
     Attributes:
+        wanted: those that can be made from here, done or not.
         impossible: cell's name -> why it can't be made from here.
         adopted: receipts of packages that were in the channel without one; path -> receipt.
     """
@@ -65,18 +67,25 @@ class Field:
     adopted: dict[Path, Receipt] = field(default_factory=dict)
 
 
-def folder(place: Workspace) -> Path:
-    """Where receipts, logs and the report are."""
-    return place.state / "farm"
+class Resources(NamedTuple):
+    """Cores of a machine, and bytes of memory that are free."""
+
+    cores: int
+    memory: int
 
 
-def chosen(options: Options, place: Workspace) -> list[Cell]:
+def folder(workspace: Workspace) -> Path:
+    """The folder with receipts, logs and the report."""
+    return workspace.state / "farm"
+
+
+def chosen(options: Options, workspace: Workspace) -> list[Cell]:
     """The cells that the user asked for, and what they need.
 
     Raises:
         UsageError: when there are none.
     """
-    every = cells.every(variants.load(place.variants), recipe.PROJECTS, options.archs)
+    every = cells.every(variants.load(workspace.variants), recipe.PROJECTS, options.archs)
     if options.source != "auto":
         every = [cell for cell in every if cell.variant.source == options.source]
     picked = cells.select(every, options.select)
@@ -87,136 +96,153 @@ def chosen(options: Options, place: Workspace) -> list[Cell]:
     return cells.with_needed(picked, recipe.PROJECTS)
 
 
-def survey(picked: Sequence[Cell], options: Options, place: Workspace) -> Field:
-    """What of it is there already; changes nothing.
+def survey(picked: Sequence[Cell], options: Options, workspace: Workspace) -> Field:
+    """Which of the cells' packages are there already, and which can be made from here; changes nothing.
 
     Raises:
-        MachineError: when nothing of it can be made from here.
+        MachineError: when none of them can be made from here.
     """
-    listed = channels.records(place.channel)
-    found = Field()
+    listed = channels.records(workspace.channel)
+    surveyed = Field()
     for cell in picked:
         try:
-            request = inputs.request(cell, options.host_compiler, place)
+            request = inputs.request(cell, options.host_compiler, workspace)
         except ForgeError as error:
-            found.impossible[cell.name] = str(error)
+            surveyed.impossible[cell.name] = str(error)
             continue
-        digest = inputs.digest(request, place)
-        target = folder(place) / receipts.name("package", cell.name, digest)
+        digest = inputs.digest(request, workspace)
+        target = folder(workspace) / receipts.name("package", cell.name, digest)
         receipt = receipts.read(target)
-        done = receipt is not None and receipts.holds(receipt, place.channel, listed)
-        held = channels.find(place.channel, request.filename)
-        if not done and held is not None and inputs.made_from(held, request, place):
-            found.adopted[target] = Receipt(cell.name, digest, "found", request.filename, sha256_of(held))
+        done = receipt is not None and receipts.holds(receipt, workspace.channel, listed)
+        package = channels.find(workspace.channel, request.filename)
+        if not done and package is not None and inputs.made_from(package, request, workspace):
+            surveyed.adopted[target] = Receipt(cell.name, digest, "found", request.filename, sha256_of(package))
             done = True
-        found.wanted.append(Wanted(cell, request.filename, digest, done))
-    if not found.wanted:
-        raise MachineError(f"nothing of it can be made here: {next(iter(found.impossible.values()))}")
-    return found
+        surveyed.wanted.append(Wanted(cell, request.filename, digest, done))
+    if not surveyed.wanted:
+        raise MachineError(f"nothing of it can be made here: {next(iter(surveyed.impossible.values()))}")
+    return surveyed
 
 
-def left(found: Field, options: Options, place: Workspace, without: Sequence[str] = ()) -> list[Job]:
-    """The jobs that are left."""
-    shares = bool(compile_cache.environment(place).get("SSM_FORGE_CCACHE"))
+def left(surveyed: Field, options: Options, workspace: Workspace, without: Sequence[str] = ()) -> list[Job]:
+    """The jobs that are left to do.
+
+    Args:
+        without: names of packages that failed, as :func:`ssm_forge.farm.jobs.graph` takes them.
+
+    Raises:
+        MachineError: as :func:`ssm_forge.farm.jobs.graph`.
+    """
+    shares = bool(compile_cache.environment(workspace).get("SSM_FORGE_CCACHE"))
     planned = jobs.graph(
-        found.wanted,
-        place,
+        surveyed.wanted,
+        workspace,
         options.limits,
         host_compiler=options.host_compiler,
         wheels=options.wheels is not None,
         shares_objects=shares,
         without=without,
     )
-    return [job for job in planned if not _is_there(job, options, place)]
+    return [job for job in planned if not _is_there(job, options, workspace)]
 
 
-def _is_there(job: Job, options: Options, place: Workspace) -> bool:
+def _is_there(job: Job, options: Options, workspace: Workspace) -> bool:
     if job.kind == "wheel":
-        return _has_wheel(job, options, place)
+        return _has_wheel(job, options, workspace)
     # Packages of conda's channels lie in the package cache; one that is gone from there is fetched by its build. What
     # is there of the bridge is known without a receipt.
-    fetched = job.kind in ("toolchain", "torch") and job.cell.variant.source == "conda" and place.package_cache.is_dir()
-    return fetched and receipts.read(folder(place) / job.receipt) is not None
+    fetched = (
+        job.kind in ("toolchain", "torch") and job.cell.variant.source == "conda" and workspace.package_cache.is_dir()
+    )
+    return fetched and receipts.read(folder(workspace) / job.receipt) is not None
 
 
-def _has_wheel(job: Job, options: Options, place: Workspace) -> bool:
-    receipt = receipts.read(folder(place) / job.receipt)
-    made = receipt and options.wheels and options.wheels / f"{job.cell.row}-{job.cell.archs.tag}" / receipt.file
-    return bool(made and made.is_file() and receipt and sha256_of(made) == receipt.sha256)
+def _has_wheel(job: Job, options: Options, workspace: Workspace) -> bool:
+    receipt = receipts.read(folder(workspace) / job.receipt)
+    wheel = receipt and options.wheels and options.wheels / f"{job.cell.row}-{job.cell.archs.tag}" / receipt.file
+    return bool(wheel and wheel.is_file() and receipt and sha256_of(wheel) == receipt.sha256)
 
 
-def farm(options: Options, place: Workspace) -> report.Report:
+def farm(options: Options, workspace: Workspace) -> report.Report:
     """Make everything that is selected, and tell what came of it.
 
     Raises:
         BuildError: when a job failed to its last try; everything that does not need it was made.
     """
-    here = folder(place)
-    with engine.alone(here), open_log(place.logs, "farm") as log:
+    farm_folder = folder(workspace)
+    with engine.alone(farm_folder), open_log(workspace.logs, "farm") as log:
         say(f"Full log: {log.path}")
-        sweep(place)
+        sweep(workspace)
         started = time.time()
-        channels.ensure_indexed(place.channel)
-        found = survey(chosen(options, place), options, place)
-        for path, receipt in found.adopted.items():
+        channels.ensure_indexed(workspace.channel)
+        surveyed = survey(chosen(options, workspace), options, workspace)
+        for path, receipt in surveyed.adopted.items():
             receipts.write(path, receipt)
-        for name, why in found.impossible.items():
-            note(f"{name} is left out: {why}")
+        for name, reason in surveyed.impossible.items():
+            note(f"{name} is left out: {reason}")
         ran: dict[str, Job] = {}
         lost: list[str] = []
-        planned = left(found, options, place)
+        planned = left(surveyed, options, workspace)
         while planned:
             say(f"{len(planned)} jobs: {_counted(planned)}")
             ran.update({job.name: job for job in planned})
-            _run(planned, options, place, log)
+            _run(planned, options, workspace, log)
             # What waits for a Python that failed may go with another one first; what lost more than that may not.
-            lost += _culprits(planned, here)
-            planned = _worth_it(left(refreshed(found, here), options, place, lost), lost, _made(ran.values(), here))
-        made = report.make(found.wanted, found.impossible, list(ran.values()), here, place, time.time() - started)
-        report.write(made, here, place)
-        if made.failed:
-            first = made.failed[0]
+            lost += _culprits(planned, farm_folder)
+            planned = _worth_it(
+                left(refreshed(surveyed, farm_folder), options, workspace, lost), lost, _made(ran.values(), farm_folder)
+            )
+        result = report.make(
+            surveyed.wanted, surveyed.impossible, list(ran.values()), farm_folder, workspace, time.time() - started
+        )
+        report.write(result, farm_folder, workspace)
+        if result.failed:
+            first = result.failed[0]
             raise BuildError(
-                f"{len(made.failed)} of {len(made.rows)} jobs failed, first {first.name}: {first.why}",
-                fix=f"The others are done. See {here / 'report.html'}; the same command goes on with what is missing.",
+                f"{len(result.failed)} of {len(result.rows)} jobs failed, first {first.name}: {first.why}",
+                fix=f"The others are done. See {farm_folder / 'report.html'}; the same command goes on with what is "
+                "missing.",
                 log=log.path,
             )
-    return made
+    return result
 
 
-def refreshed(found: Field, here: Path) -> Field:
-    """The same, with what has a receipt by now."""
+def refreshed(surveyed: Field, farm_folder: Path) -> Field:
+    """``surveyed``, with those packages done that have a receipt by now."""
 
-    def done(one: Wanted) -> bool:
-        return one.done or receipts.read(here / receipts.name("package", one.cell.name, one.digest)) is not None
+    def done(package: Wanted) -> bool:
+        return (
+            package.done
+            or receipts.read(farm_folder / receipts.name("package", package.cell.name, package.digest)) is not None
+        )
 
-    return replace(found, wanted=[replace(one, done=done(one)) for one in found.wanted])
+    return replace(surveyed, wanted=[replace(package, done=done(package)) for package in surveyed.wanted])
 
 
-def _culprits(ran: Sequence[Job], here: Path) -> list[str]:
+def _culprits(ran: Sequence[Job], farm_folder: Path) -> list[str]:
     """Jobs that failed by themselves, and not because another one did."""
-    failed = {job.name for job in ran} - _made(ran, here)
+    failed = {job.name for job in ran} - _made(ran, farm_folder)
     return [job.name for job in ran if job.name in failed and not failed.intersection(job.needs)]
 
 
-def _made(ran: Iterable[Job], here: Path) -> set[str]:
-    return {job.name for job in ran if receipts.read(here / job.receipt) is not None}
+def _made(ran: Iterable[Job], farm_folder: Path) -> set[str]:
+    return {job.name for job in ran if receipts.read(farm_folder / job.receipt) is not None}
 
 
 def _worth_it(planned: Sequence[Job], lost: Sequence[str], made: Collection[str]) -> list[Job]:
     """What can still be made: no job that failed, none that waits for it, and none that was just done."""
-    out = set(lost)
+    excluded = set(lost)
     for job in planned:
-        if out.intersection(job.needs):
-            out.add(job.name)
-    return [job for job in planned if job.name not in out and job.name not in made]
+        if excluded.intersection(job.needs):
+            excluded.add(job.name)
+    return [job for job in planned if job.name not in excluded and job.name not in made]
 
 
-def _run(pending: Sequence[Job], options: Options, place: Workspace, log: Log) -> None:
-    here = folder(place)
-    file = here / "farm.json"
+def _run(pending: Sequence[Job], options: Options, workspace: Workspace, log: Log) -> None:
+    farm_folder = folder(workspace)
+    file = farm_folder / "farm.json"
     names = {job.name for job in pending}
-    told = {
+    content = {
         "python": sys.executable,
         "kinds": list(jobs.KINDS),
         "host_compiler": options.host_compiler,
@@ -226,14 +252,18 @@ def _run(pending: Sequence[Job], options: Options, place: Workspace, log: Log) -
     }
     for job in pending:
         # Of an earlier run, whose toolchain may be gone from the cache since.
-        (here / job.receipt).unlink(missing_ok=True)
-        (here / "failed" / f"{job.name}.txt").unlink(missing_ok=True)
-    write_whole(file, json.dumps(told, indent=1).encode())
+        (farm_folder / job.receipt).unlink(missing_ok=True)
+        (farm_folder / "failed" / f"{job.name}.txt").unlink(missing_ok=True)
+    write_whole(file, json.dumps(content, indent=1).encode())
     executor = options.executor
-    watched = {job.name: here / job.receipt for job in pending}
-    code = engine.run(engine.program(place), here, file, executor, log, lambda: _tell(watched, len(pending)))
+    watched = {job.name: farm_folder / job.receipt for job in pending}
+    code = engine.run(engine.program(workspace), farm_folder, file, executor, log, lambda: _tell(watched, len(pending)))
     log(f"Snakemake ended with {code}")
-    began = [job for job in pending if (here / job.receipt).exists() or (here / "failed" / f"{job.name}.txt").exists()]
+    began = [
+        job
+        for job in pending
+        if (farm_folder / job.receipt).exists() or (farm_folder / "failed" / f"{job.name}.txt").exists()
+    ]
     if code and not began:
         notes = log.path.with_suffix(".snakemake.log")
         last = notes.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
@@ -255,6 +285,6 @@ def _counted(pending: Sequence[Job]) -> str:
     return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
 
 
-def this_machine() -> tuple[int, int]:
-    """Cores, and bytes of memory that are free."""
-    return machine.cores(), machine.free_memory()
+def this_machine() -> Resources:
+    """What this machine has for jobs now."""
+    return Resources(machine.cores(), machine.free_memory())

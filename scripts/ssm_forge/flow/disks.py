@@ -38,51 +38,56 @@ class Need:
 
 @dataclass(frozen=True)
 class Packages:
-    """What the packages of an environment and of its builds take.
+    """The bytes that the packages of an environment and of its builds take.
 
     Attributes:
-        download: bytes still to download.
-        cached: bytes that the caches still grow by.
-        unpacked: bytes of all of them in an environment, where it can't share files with the cache.
+        download_bytes: still to download.
+        cached_bytes: what the caches still grow by.
+        unpacked_bytes: all of them in an environment, where it can't share files with the cache.
     """
 
-    download: int
-    cached: int
-    unpacked: int
+    download_bytes: int
+    cached_bytes: int
+    unpacked_bytes: int
 
 
 def packages(variant: Variant, parts: bridge_parts.Parts | None, workspace: Workspace) -> Packages:
-    """What a variant's packages take: the bridge's parts, else those of pixi.lock, which the builds mostly need too."""
+    """The bytes of a variant's packages: the bridge's parts, else all of pixi.lock's, most of which builds need too."""
     factor = _UNPACKED[variant.source]
     if parts is not None:
         download, cached = assemble.bytes_needed(parts, workspace)
         return Packages(download, cached, round(factor * sum(a.size for a in parts.artifacts)))
     records = lock.environment(workspace.lock, variant.name).records
-    have = workspace.package_cache
+    cache = workspace.package_cache
     stems = {r: f"{r.name.normalized}-{r.version}-{r.build}" for r in records}
-    download = sum(r.size or 0 for r, stem in stems.items() if not (have / stem).is_dir())
+    download = sum(r.size or 0 for r, stem in stems.items() if not (cache / stem).is_dir())
     return Packages(download, round(factor * download), round(factor * sum(r.size or 0 for r in records)))
 
 
 def needs(taken: Packages, prefix: Path, builds: int, archs: int, workspace: Workspace) -> tuple[Need, ...]:
-    """What an installation needs, folder by folder.
+    """The bytes that an installation needs, folder by folder.
 
     Args:
+        taken: by the packages.
+        prefix: where they are installed.
         builds: how many packages are built.
         archs: for how many capabilities.
     """
     cache, engine = workspace.cache, workspace.package_cache
     elsewhere = "choose another --prefix"
-    found = [Need(engine, taken.cached, workspace.moves_package_cache), Need(prefix, _PER_ENVIRONMENT_BYTES, elsewhere)]
+    wanted = [
+        Need(engine, taken.cached_bytes, workspace.moves_package_cache),
+        Need(prefix, _PER_ENVIRONMENT_BYTES, elsewhere),
+    ]
     # Environments share files with the cache by hard link, which no file system allows across its border.
     if device(prefix) != device(engine):
-        found.append(Need(prefix, taken.unpacked, elsewhere))
+        wanted.append(Need(prefix, taken.unpacked_bytes, elsewhere))
     if builds:
         move = "set SSM_FORGE_CACHE_DIR to a folder on a larger disk"
-        found.append(Need(cache, builds * _PER_BUILD_BYTES * max(1, archs), move))
+        wanted.append(Need(cache, builds * _PER_BUILD_BYTES * max(1, archs), move))
         if device(cache) != device(engine):
-            found.append(Need(cache, taken.unpacked, move))
-    return tuple(found)
+            wanted.append(Need(cache, taken.unpacked_bytes, move))
+    return tuple(wanted)
 
 
 def check(wanted: Sequence[Need]) -> None:
@@ -94,12 +99,12 @@ def check(wanted: Sequence[Need]) -> None:
     by_disk: dict[int, list[Need]] = {}
     for need in wanted:
         by_disk.setdefault(device(need.folder), []).append(need)
-    for there in by_disk.values():
-        total, have = sum(need.bytes for need in there), free_disk(there[0].folder)
-        if have < total:
-            folders = " and ".join(dict.fromkeys(str(need.folder) for need in there))
-            largest = max(there, key=lambda need: need.bytes)
+    for on_disk in by_disk.values():
+        total, free = sum(need.bytes for need in on_disk), free_disk(on_disk[0].folder)
+        if free < total:
+            folders = " and ".join(dict.fromkeys(str(need.folder) for need in on_disk))
+            largest = max(on_disk, key=lambda need: need.bytes)
             raise MachineError(
-                f"this takes {human_bytes(total)} of disk at {folders}, and {human_bytes(have)} are free.",
+                f"this takes {human_bytes(total)} of disk at {folders}, and {human_bytes(free)} are free.",
                 fix=f"Free space, or {largest.move}.",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ssm_forge.base import platforms
 from ssm_forge.base.arch import Capability, code_for
@@ -48,17 +49,21 @@ def require_own(platform: str | None, what: str) -> None:
         )
 
 
-def default(
-    options: Options, gpus: Sequence[Gpu], matrix: Matrix, conda_is_reached: Callable[[], bool]
-) -> tuple[Options, str]:
+class Fitting(NamedTuple):
+    """Options whose variant runs here, and one line that says why it is another than before; empty where it is not."""
+
+    options: Options
+    why: str = ""
+
+
+def default(options: Options, gpus: Sequence[Gpu], matrix: Matrix, conda_is_reached: Callable[[], bool]) -> Fitting:
     """``options`` with the newest variant that this machine's driver and GPUs run, where the default is not one.
 
     Args:
         options: in which no variant was named.
+        gpus: those of this machine.
+        matrix: all variants.
         conda_is_reached: whether a conda channel can be; asked only where it matters.
-
-    Returns:
-        The options, and one line that says why, empty where nothing changed.
 
     Raises:
         MachineError: when no variant runs here.
@@ -66,7 +71,7 @@ def default(
     require_possible(gpus)
     variant = options.variant
     if not gpus or any(misfit(row, gpus) == "" for row in matrix.variants if row.name == variant):
-        return options, ""
+        return Fitting(options)
     reached = conda_is_reached() if options.source == "auto" else options.source == "conda"
     sources: tuple[Source, ...] = ("conda", "bridge") if reached and options.source == "auto" else ("bridge",)
     if options.source != "auto":
@@ -82,11 +87,11 @@ def default(
         )
     best = max(fitting, key=lambda row: _key(row.cuda))
     why = next(text for row in matrix.variants if row.name == variant and (text := misfit(row, gpus)))
-    return replace(options, variant=best.name), f"{listed}: {best.name} is taken and not {variant} ({why})."
+    return Fitting(replace(options, variant=best.name), f"{listed}: {best.name} is taken and not {variant} ({why}).")
 
 
 def driver_note(variant: str, gpus: Sequence[Gpu], matrix: Matrix) -> str:
-    """What to tell whoever names a variant that the driver is too old for; empty where it is not.
+    """What to tell a user whose driver is too old for the variant that was named; empty where it is not.
 
     Raises:
         MachineError: when every GPU is older than what any build is for.
@@ -120,7 +125,7 @@ def misfit(row: Variant, gpus: Sequence[Gpu]) -> str:
 
 
 def too_old(cuda: str, gpus: Sequence[Gpu]) -> str:
-    """That a driver is older than a CUDA release needs; empty where none is."""
+    """Why a driver is too old for a CUDA release; empty where none is."""
     wanted = DRIVERS.get(cuda.split(".")[0], 0)
     for gpu in gpus:
         major = gpu.driver.split(".")[0]

@@ -21,9 +21,10 @@ def solve_on_top(
     virtual: tuple[VirtualPackage, ...],
     pending: Mapping[str, Mapping[str, Any]],
 ) -> list[RepoDataRecord]:
-    """Solve ``specs`` with exactly the locked packages beside them.
+    """Solve ``specs`` with exactly the locked packages beside them; the records of all of them come out.
 
     Args:
+        specs: the kernels, and what else is asked for.
         channels: those that have the kernels; for anything else there is only the lock.
         pending: kernels that are still to be built, file name -> index entry.
 
@@ -33,7 +34,7 @@ def solve_on_top(
     """
     with tempfile.TemporaryDirectory(prefix="ssm-forge-locked-") as folder:
         indexes = locked_build.indexes(locked, Path(folder))
-        found = solve(
+        records = solve(
             Request(
                 specs=(*specs, *(r.name.normalized for r in locked)),
                 channels=(*channels, *indexes),
@@ -44,4 +45,4 @@ def solve_on_top(
         )
     # As they were locked: the folders were only for the solver.
     as_locked = {r.file_name: r for r in locked}
-    return [as_locked.get(r.file_name, r) for r in found]
+    return [as_locked.get(r.file_name, r) for r in records]

@@ -25,7 +25,7 @@ def choose_archs(
     require: Callable[[ArchList], None],
     instead: str | None,
 ) -> ArchList:
-    """The GPUs that a variant's kernels are made for.
+    """The compute capabilities that a variant's kernels are made for.
 
     Args:
         requested: what ``--cuda-arch`` says; None for the default.
@@ -67,12 +67,12 @@ def with_needs(plan: Plan, jobs: int | None, workspace: Workspace, *, environmen
         check_build_folder(workspace)
         costs = compile_costs.load(workspace, [package.name for package in builds])
         chosen = choose_jobs(jobs, costs)
-        plan = replace(plan, jobs=chosen, memory=memory_needed(chosen, costs))
+        plan = replace(plan, jobs=chosen, memory_bytes=memory_needed(chosen, costs))
     if builds or (environment and not plan.nothing_to_do):
         taken = disks.packages(plan.variant, plan.parts, workspace)
         wanted = disks.needs(taken, plan.prefix, len(builds), len(plan.archs.sass), workspace)
         disks.check(wanted)
-        plan = replace(plan, download=taken.download, disk=sum(need.bytes for need in wanted))
+        plan = replace(plan, download_bytes=taken.download_bytes, disk_bytes=sum(need.bytes for need in wanted))
     return plan
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.text import Text
 
@@ -27,7 +27,7 @@ from ssm_forge.package import read as inspection
 
 @dataclass(frozen=True)
 class Row:
-    """One variant from one source.
+    """One variant from one source, as this machine sees it.
 
     Attributes:
         platforms: what it is made for.
@@ -56,23 +56,24 @@ class Row:
     installed: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
+        """The row as plain values, for --json."""
         return asdict(self)
 
 
 def rows(workspace: Workspace, platform: Platform) -> list[Row]:
-    """Every row of ``variants.yaml`` as it is for a platform; channels are asked once, built packages are read."""
+    """One row for each of ``variants.yaml``, for a platform; channels are asked once, built packages are read."""
     matrix = variants.load(workspace.variants)
     online = origin.conda_reachable()
-    here = {*interpreter.available(workspace), *interpreter.brought(workspace)}
+    local_pythons = {*interpreter.available(workspace), *interpreter.brought(workspace)}
     if platform != platforms.known_here():
         # A build for another platform takes Debian's Python of that, and one of this machine's.
-        here &= {*interpreter.brought(workspace, platform)}
+        local_pythons &= {*interpreter.brought(workspace, platform)}
     built = _built(workspace, platform)
     installed = _installed(workspace)
-    found = []
+    table_rows = []
     for variant in matrix.variants:
-        available, why_not = _available(variant, online, here, workspace, platform)
-        found.append(
+        availability = _available(variant, online, local_pythons, workspace, platform)
+        table_rows.append(
             Row(
                 variant=variant.name,
                 source=variant.source,
@@ -86,31 +87,38 @@ def rows(workspace: Workspace, platform: Platform) -> list[Row]:
                 default_archs=variant.default_archs,
                 platforms=tuple(known.subdir for known in variant.platforms),
                 pythons=variant.pythons,
-                available=available,
-                why_not=why_not,
+                available=availability.pythons,
+                why_not=availability.why_not,
                 built=built[variant.name, variant.source],
                 installed=installed[variant.name, variant.source],
             )
         )
-    return found
+    return table_rows
+
+
+class _Availability(NamedTuple):
+    """The Python minors that can be made or fetched from here, and why the others can't; empty when all can."""
+
+    pythons: tuple[str, ...]
+    why_not: str = ""
 
 
 def _available(
-    variant: Variant, online: bool, here: Collection[str], workspace: Workspace, platform: Platform
-) -> tuple[tuple[str, ...], str]:
+    variant: Variant, online: bool, local_pythons: Collection[str], workspace: Workspace, platform: Platform
+) -> _Availability:
     if platform not in variant.platforms:
-        return (), f"not made for {platform.subdir}"
+        return _Availability((), f"not made for {platform.subdir}")
     if variant.source == "conda":
-        return (variant.pythons, "") if online else ((), "no conda channel can be reached")
+        return _Availability(variant.pythons) if online else _Availability((), "no conda channel can be reached")
     locks = {p: pylock.lock_path(workspace, variant.name, f"py{p.replace('.', '')}", platform) for p in variant.pythons}
-    available = tuple(p for p in variant.pythons if p in here and locks[p].exists())
+    available = tuple(p for p in variant.pythons if p in local_pythons and locks[p].exists())
     reasons = []
-    if absent := [p for p in variant.pythons if p not in here]:
+    if absent := [p for p in variant.pythons if p not in local_pythons]:
         where = "on this machine" if platform == platforms.known_here() else f"for {platform.subdir} to be had here"
         reasons.append(f"no Python {', '.join(absent)} with headers {where}")
     if unlocked := [p for p in variant.pythons if not locks[p].exists()]:
         reasons.append(f"no lock for Python {', '.join(unlocked)}")
-    return available, "; ".join(reasons)
+    return _Availability(available, "; ".join(reasons))
 
 
 def _built(workspace: Workspace, platform: Platform) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -118,37 +126,37 @@ def _built(workspace: Workspace, platform: Platform) -> dict[tuple[str, str], tu
     projects: dict[tuple[str, str, str, str], set[str]] = defaultdict(set)
     for package in sorted((workspace.channel / platform.subdir).glob("*.conda")):
         try:
-            made = inspection.provenance(package)
+            provenance = inspection.provenance(package)
         except IntegrityError:
             continue  # `channel check` reports what is damaged.
         try:
-            key = BuildKey.from_provenance(made)
+            key = BuildKey.from_provenance(provenance)
         except ValueError:
             continue  # Not one of ours.
-        projects[key.variant, key.source, key.python, str(key.archs)].add(made["name"])
-    found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+        projects[key.variant, key.source, key.python, str(key.archs)].add(provenance["name"])
+    sets: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
     for (variant, source, python, archs), names in sorted(projects.items()):
         if names >= set(recipe.PROJECTS):
-            found[variant, source] += (f"py{python}: {archs}",)
-    return found
+            sets[variant, source] += (f"py{python}: {archs}",)
+    return sets
 
 
 def _installed(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
-    found: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
+    prefixes: dict[tuple[str, str], tuple[str, ...]] = defaultdict(tuple)
     for prefix in registry.installed_prefixes(workspace):
         marker = install_marker.read_marker(prefix)
-        if marker is not None and any(read.startswith(recipe.PROJECTS) for read in marker.packages):
-            found[marker.variant, marker.source] += (str(prefix),)
-    return found
+        if marker is not None and any(package.startswith(recipe.PROJECTS) for package in marker.packages):
+            prefixes[marker.variant, marker.source] += (str(prefix),)
+    return prefixes
 
 
-def show(found: list[Row], workspace: Workspace) -> None:
+def show(table_rows: list[Row], workspace: Workspace) -> None:
     """Print the matrix for people."""
     table = FoldingTable(
         *("variant", "source", "CUDA", "torch", "Triton", "g++", "cuDNN", "causal-conv1d", "mamba-ssm"),
         *("Python", "built", "installed"),
     )
-    for row in found:
+    for row in table_rows:
         pythons = Text(" ").join(Text(p) if p in row.available else Text(f"({p})", style="dim") for p in row.pythons)
         prefixes = [prefix.replace(f"{workspace.root}/", "") for prefix in row.installed]
         table.add_row(
@@ -157,6 +165,6 @@ def show(found: list[Row], workspace: Workspace) -> None:
             *("\n".join(part) or "-" for part in (row.built, prefixes)),
         )
     out.print(table)
-    for row in found:
+    for row in table_rows:
         if row.why_not:
             out.print(f"({row.variant} from {row.source}: {row.why_not})", markup=False)

@@ -12,10 +12,10 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge.base import platforms
+from ssm_forge.base import paths, platforms
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import SolveError, VerifyError
-from ssm_forge.base.paths import Workspace, launcher, workspace
+from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, console, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.bridge.assemble import assemble
@@ -44,22 +44,26 @@ from ssm_forge.verify import toolchain
 
 @for_engine()
 def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
-    """Carry out an installation, and print what was done.
+    """Carry out the installation that ``options`` ask for, and print what was done.
+
+    Args:
+        dry_run: only print the plan.
+        as_json: print it, and what came of it, as JSON.
 
     Raises:
         ForgeError: whatever the step that failed says.
     """
-    place = workspace()
+    workspace = paths.workspace()
     if not dry_run:
         # What a killed run left compiling takes memory that the plan counts.
-        sweep(place)
-    choice = planning.choose(options, place)
-    kept = pixi_kernels.choose(options, choice, place)
+        sweep(workspace)
+    choice = planning.choose(options, workspace)
+    kept = pixi_kernels.choose(options, choice, workspace)
     if kept is not None and dry_run:
         options = replace(options, prefix=kept.prefix, cuda_arch=str(kept.archs))
-    elif kept is not None and _install_kept(kept, options, place, as_json):
+    elif kept is not None and _install_kept(kept, options, workspace, as_json):
         return
-    work = planning.make(options, place, choice)
+    work = planning.make(options, workspace, choice)
     policy.require_used(work.trust, work.channels)
     if dry_run:
         _show(work, as_json)
@@ -70,34 +74,34 @@ def install_mamba(options: Options, *, dry_run: bool, as_json: bool) -> None:
             out.print_json(json.dumps({**work.as_dict(), "changed": False}))
         return
     started = time.monotonic()
-    with open_log(place.logs, "install-mamba") as log:
-        prepare(work, place, log)
+    with open_log(workspace.logs, "install-mamba") as log:
+        prepare(work, workspace, log)
         base = base_of(work)
         # What does not fit together is known now, and not after an hour of compiling.
-        solve_environment(work, base, place, pending=work.to_build)
-        build_missing(work, place, log)
-        install_packages(work, base, place, log)
-        failed = _verify(work, place, log, as_json)
+        solve_environment(work, base, workspace, pending=work.to_build)
+        build_missing(work, workspace, log)
+        install_packages(work, base, workspace, log)
+        failed = _verify(work, workspace, log, as_json)
     _require_passed(failed, work.prefix)
     took = human_seconds(time.monotonic() - started)
     say(Text.assemble(("Done", "green"), f" in {took}: {_names(work)} in {work.prefix}"))
     _say_how_to_use()
 
 
-def _install_kept(kept: pixi_kernels.Kept, options: Options, place: Workspace, as_json: bool) -> bool:
+def _install_kept(kept: pixi_kernels.Kept, options: Options, workspace: Workspace, as_json: bool) -> bool:
     """Let pixi build, install and keep the kernels, and verify them; False where this pixi can't build."""
     started = time.monotonic()
-    with open_log(place.logs, "install-mamba") as log:
+    with open_log(workspace.logs, "install-mamba") as log:
         say(f"Full log: {log.path}")
         say(f"pixi builds and keeps the kernels in {kept.prefix}, as recipes/pixi.lock says, for {kept.archs}")
-        if not pixi_kernels.install_kept(kept, place, log, jobs=options.jobs):
+        if not pixi_kernels.install_kept(kept, workspace, log, jobs=options.jobs):
             return False
 
         report = verify.verify(kept.prefix)
         log(json.dumps(report.as_dict(), indent=2))
     if as_json:
-        told = {"variant": kept.variant, "python": kept.python, "cuda_arch": str(kept.archs)}
-        out.print_json(json.dumps({**told, "prefix": str(kept.prefix), "verify": report.as_dict()}))
+        facts = {"variant": kept.variant, "python": kept.python, "cuda_arch": str(kept.archs)}
+        out.print_json(json.dumps({**facts, "prefix": str(kept.prefix), "verify": report.as_dict()}))
     else:
         verify_report.show(report)
     _require_passed(len(report.failed), kept.prefix)
@@ -122,7 +126,7 @@ def _require_passed(failed: int, prefix: Path) -> None:
         raise error
 
 
-def build_packages(work: Plan, place: Workspace) -> list[Path]:
+def build_packages(work: Plan, workspace: Workspace) -> list[Path]:
     """Build what the channel lacks, and install nothing.
 
     Returns:
@@ -132,20 +136,20 @@ def build_packages(work: Plan, place: Workspace) -> list[Path]:
         ForgeError: whatever the step that failed says.
     """
     if work.to_build:
-        with open_log(place.logs, "build") as log:
-            make_packages(work, place, log)
+        with open_log(workspace.logs, "build") as log:
+            make_packages(work, workspace, log)
     else:
         say("Nothing to build: the channel has both packages.")
-    return [place.channel / work.platform.subdir / package.filename for package in work.packages]
+    return [workspace.channel / work.platform.subdir / package.filename for package in work.packages]
 
 
-def make_packages(work: Plan, place: Workspace, log: Log) -> None:
+def make_packages(work: Plan, workspace: Workspace, log: Log) -> None:
     """Say what is planned, and build what the channel lacks, in order."""
-    prepare(work, place, log)
-    build_missing(work, place, log)
+    prepare(work, workspace, log)
+    build_missing(work, workspace, log)
 
 
-def prepare(work: Plan, place: Workspace, log: Log) -> None:
+def prepare(work: Plan, workspace: Workspace, log: Log) -> None:
     """Say what is planned, assemble the bridge where it is used, and solve what the builds need.
 
     Raises:
@@ -156,15 +160,15 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     _announce(work)
     log(json.dumps(work.as_dict(), indent=2))
     if work.parts is not None:
-        assemble(work.parts, place, log)
-    channel.ensure_indexed(place.channel)
+        assemble(work.parts, workspace, log)
+    channel.ensure_indexed(workspace.channel)
     if not work.to_build:
         return
     rendered = [package.request.rendered for package in work.to_build if package.request.locked is None]
     # One quick, clear error where the engine would retry for minutes.
     if rendered:
         require_reachable(work.channels)
-    elif lacks := offline.lacking([package.request for package in work.to_build], place):
+    elif lacks := offline.lacking([package.request for package in work.to_build], workspace):
         offline.require_reachable(work.channels, lacks)
     # What recipes/pixi.lock has is not solved.
     for package in work.to_build:
@@ -172,19 +176,19 @@ def prepare(work: Plan, place: Workspace, log: Log) -> None:
     machine = [v for v in solve_prefix.machine_virtual_packages() if not v.name.startswith("__cuda")]
     # As in the build worker: a package is built for its GPU, wherever that is done.
     target = (*virtual_packages(cuda=work.variant.cuda, cuda_arch=str(work.archs.sass[0]))[:2], *machine)
-    what = f"for {work.variant.name} with Python {work.python}"
-    ours = {package.filename for package in work.to_build}
-    for solved in solve_builds(rendered, work.channels, target, what):
+    purpose = f"for {work.variant.name} with Python {work.python}"
+    to_build = {package.filename for package in work.to_build}
+    for solved in solve_builds(rendered, work.channels, target, purpose):
         log(f"solved: {solved.package}: {solved.kind}: {len(solved.records)} packages")
         # Those that are still to be built are nobody else's; the engine makes the environment of a build itself.
-        policy.enforce([r for r in solved.records if r.file_name not in ours], work.trust, log)
+        policy.enforce([r for r in solved.records if r.file_name not in to_build], work.trust, log)
 
 
-def build_missing(work: Plan, place: Workspace, log: Log) -> None:
+def build_missing(work: Plan, workspace: Workspace, log: Log) -> None:
     """Build what the channel lacks, in order."""
     for package in work.to_build:
         say(f"Building {package.name} {package.version} for {work.archs} with {work.jobs} jobs")
-        build(package.request, channel=place.channel, jobs=work.jobs, workspace=place, log=log)
+        build(package.request, channel=workspace.channel, jobs=work.jobs, workspace=workspace, log=log)
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ class Base:
 
 
 def base_of(work: Plan) -> Base:
-    """What the kernels are put on."""
+    """What the kernels of a plan are put on: an environment that is there, the locked one, or a new one."""
     if marker.is_foreign(work.prefix):
         return Base(in_place=True)
     if work.locked is not None:
@@ -223,9 +227,14 @@ def _companions(variant: Variant) -> tuple[str, ...]:
 
 
 def solve_environment(
-    work: Plan, base: Base, place: Workspace, *, pending: Sequence[PlannedPackage] = (), snapshot: Path | None = None
+    work: Plan,
+    base: Base,
+    workspace: Workspace,
+    *,
+    pending: Sequence[PlannedPackage] = (),
+    snapshot: Path | None = None,
 ) -> list[RepoDataRecord]:
-    """Solve the environment with the kernels in it.
+    """Solve the environment with the kernels in it; the records of all its packages come out.
 
     Args:
         pending: those of our packages that are still to be built.
@@ -234,21 +243,21 @@ def solve_environment(
     Raises:
         SolveError: when they do not fit into it.
     """
-    local = channel_url(place.channel.resolve().as_uri())
+    local = channel_url(workspace.channel.resolve().as_uri())
     specs = [
         package.spec + ("" if package in pending else f"[channel='{package.channel or local}']")
         for package in work.packages
     ]
-    to_come = solve_only.pending([package.request.rendered for package in pending])
+    pending_entries = solve_only.pending([package.request.rendered for package in pending])
     if base.locked:
-        own = [url for url in work.channels if work.locked is not None and url not in work.locked.channels]
+        kernel_channels = [url for url in work.channels if work.locked is not None and url not in work.locked.channels]
         try:
             return locked_environment.solve_on_top(
                 [*specs, f"python {work.python}.*"],
                 base.locked,
-                own,
+                kernel_channels,
                 solve_prefix.target_machine(work.variant.cuda, work.archs),
-                to_come,
+                pending_entries,
             )
         except SolveError as error:
             note(f"the kernels need more than pixi.lock has ({error}): the channels are asked.")
@@ -259,22 +268,26 @@ def solve_environment(
         cuda=work.variant.cuda,
         archs=work.archs,
         locked=base.locked,
-        pending=to_come,
+        pending=pending_entries,
         snapshot=snapshot,
         subdir=work.platform.subdir,
     )
 
 
-def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None:
-    """Solve and link; an environment that was there before keeps its packages."""
-    records = solve_environment(work, base, place)
+def install_packages(work: Plan, base: Base, workspace: Workspace, log: Log) -> None:
+    """Solve the environment and link it into the plan's prefix; one that was there before keeps its packages.
+
+    Raises:
+        ForgeError: whatever the step that failed says.
+    """
+    records = solve_environment(work, base, workspace)
     log("\n".join(f"solved: {r.name.normalized} {r.version} {r.build} {r.url}" for r in records))
     urls = {r.file_name: r.url for r in records}
     for package in work.packages:
         remote.require_origin(package.filename, urls.get(package.filename, ""), package.channel)
-    lost = [] if base.in_place else package_installed.added_by_hand(work.prefix)
-    if lost:
-        note(f"the environment is made anew, without what was added by hand: {', '.join(lost)}")
+    by_hand = [] if base.in_place else package_installed.added_by_hand(work.prefix)
+    if by_hand:
+        note(f"the environment is made anew, without what was added by hand: {', '.join(by_hand)}")
     installed = marker.Installed(
         variant=work.variant.name,
         python=work.python,
@@ -282,12 +295,12 @@ def install_packages(work: Plan, base: Base, place: Workspace, log: Log) -> None
         packages=tuple(package.filename for package in work.packages),
         created=not base.in_place,
     )
-    install.install(records, work.prefix, installed, place, log, work.trust)
-    registry.remember(work.prefix, place)
+    install.install(records, work.prefix, installed, workspace, log, work.trust)
+    registry.remember(work.prefix, workspace)
     say(f"Installed {len(records)} packages into {work.prefix}")
 
 
-def _verify(work: Plan, place: Workspace, log: Log, as_json: bool) -> int:
+def _verify(work: Plan, workspace: Workspace, log: Log, as_json: bool) -> int:
 
     report = verify.verify(work.prefix)
     log(json.dumps(report.as_dict(), indent=2))
@@ -311,11 +324,11 @@ def _announce(work: Plan) -> None:
     say(Text.assemble("Variant ", (work.variant.name, "bold"), described))
     if waits := flow_needs.jit_note(work):
         note(waits)
-    needs = [f"disk {human_bytes(work.disk)}"]
-    if work.download:
-        needs.insert(0, f"download {human_bytes(work.download)}")
-    if work.memory:
-        needs.append(f"memory up to {human_bytes(work.memory)}")
+    needs = [f"disk {human_bytes(work.disk_bytes)}"]
+    if work.download_bytes:
+        needs.insert(0, f"download {human_bytes(work.download_bytes)}")
+    if work.memory_bytes:
+        needs.append(f"memory up to {human_bytes(work.memory_bytes)}")
     say(f"Needs: {', '.join(needs)}")
 
 

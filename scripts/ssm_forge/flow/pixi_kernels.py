@@ -51,6 +51,7 @@ class Kept:
     """An environment of recipes/pixi.toml that is what the user asked for.
 
     Attributes:
+        locked: what recipes/pixi.lock has for it.
         key: what its kernels are built for.
         prefix: where pixi installs it.
     """
@@ -61,22 +62,26 @@ class Kept:
 
     @property
     def variant(self) -> str:
+        """The environment's name, which is its variant's."""
         return self.key.variant
 
     @property
     def python(self) -> str:
+        """Its Python minor."""
         return self.key.python
 
     @property
     def cuda(self) -> str:
+        """Its CUDA release."""
         return self.key.cuda
 
     @property
     def archs(self) -> ArchList:
+        """What its kernels have GPU code for."""
         return self.key.archs
 
 
-def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
+def choose(options: Options, choice: Choice, workspace: Workspace) -> Kept | None:
     """The environment that pixi can install for these wishes; None where the own engine has to do it.
 
     Args:
@@ -85,45 +90,45 @@ def choose(options: Options, choice: Choice, place: Workspace) -> Kept | None:
     Raises:
         VerifyError: when recipes/pixi.toml or its lock is not what the root and the matrix say.
     """
-    if choice.variant.source != "conda" or not _asks_for_nothing_else(options, place):
+    if choice.variant.source != "conda" or not _asks_for_nothing_else(options, workspace):
         return None
-    python = planning.manifest_python(options.variant, place)
+    python = planning.manifest_python(options.variant, workspace)
     if options.python not in (None, python) or python not in choice.variant.pythons:
         return None
-    prefix = place.source_envs / options.variant
+    prefix = workspace.source_envs / options.variant
     # In a fresh checkout pixi downloads what the recipes are built from; the own engine keeps it in its cache.
     if marker.read_marker(prefix) is None and not origin.conda_reachable():
         return None
-    if any(character.isspace() for character in str(place.root)):
-        note(f"pixi would build in {place.recipes}, whose path has a space: the own engine builds in its cache.")
+    if any(character.isspace() for character in str(workspace.root)):
+        note(f"pixi would build in {workspace.recipes}, whose path has a space: the own engine builds in its cache.")
         return None
-    _require_in_step(options.variant, place)
-    locked = lock.environment(place.source_lock, options.variant)
-    recipes = manifest.load(place.source_manifest)
+    _require_in_step(options.variant, workspace)
+    locked = lock.environment(workspace.source_lock, options.variant)
+    recipes = manifest.load(workspace.source_manifest)
     key = source_workspace.key(recipes, recipes.environment(options.variant))
     if key is None or not _serves_this_machine(key.archs):
         return None
     return Kept(locked, key, prefix)
 
 
-def _asks_for_nothing_else(options: Options, place: Workspace) -> bool:
+def _asks_for_nothing_else(options: Options, workspace: Workspace) -> bool:
     """Whether the wishes are such that the lock can hold what comes of them, and pixi is there."""
-    other = (options.prefix, options.cuda_arch, options.channels, policy.find(options.trust, place))
+    wishes = (options.prefix, options.cuda_arch, options.channels, policy.find(options.trust, workspace))
     return (
         bool(os.environ.get("PIXI_EXE"))
         and options.source != "bridge"
         and options.host_compiler == "auto"
-        and not any(other)
+        and not any(wishes)
     )
 
 
-def _require_in_step(variant: str, place: Workspace) -> None:
+def _require_in_step(variant: str, workspace: Workspace) -> None:
     fix = f"Run '{launcher()} lock'."
-    if stale := source_workspace.check(place):
+    if stale := source_workspace.check(workspace):
         raise VerifyError(f"{stale}.", fix=fix)
-    recipes = manifest.load(place.source_manifest)
+    recipes = manifest.load(workspace.source_manifest)
     asked = replace(recipes, environments=(recipes.environment(variant),))
-    problems = lock.check(asked, place.source_lock).get(variant, [])
+    problems = lock.check(asked, workspace.source_lock).get(variant, [])
     if problems:
         raise VerifyError(f"recipes/pixi.lock does not fit recipes/pixi.toml: environment {problems[0]}.", fix=fix)
 
@@ -139,7 +144,7 @@ def _serves_this_machine(archs: ArchList) -> bool:
     return True
 
 
-def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = None) -> bool:
+def install_kept(kept: Kept, workspace: Workspace, log: Log, *, jobs: int | None = None) -> bool:
     """Let pixi install the environment, compiling what it has not built yet, and take the packages into the channel.
 
     Returns:
@@ -151,71 +156,71 @@ def install_kept(kept: Kept, place: Workspace, log: Log, *, jobs: int | None = N
         NetworkError, IntegrityError: when a locked package can't be had, or is another one.
         InstallError: when pixi fails otherwise.
     """
-    environment = compile_cache.environment(place)
+    environment = compile_cache.environment(workspace)
     if jobs is not None:
         environment["CPU_COUNT"] = str(jobs)
     try:
-        pixi.install_environment(kept.variant, kept.cuda, place.source_manifest, log, environment)
+        pixi.install_environment(kept.variant, kept.cuda, workspace.source_manifest, log, environment)
     except pixi.PixiError as failed:
-        error = _explained(kept, failed, place, log)
+        error = _explained(kept, failed, workspace, log)
         if error is None:
             return False
         raise error from failed
-    packages = [source_packages.rendered(source, place.source_lock) for source in kept.locked.sources]
+    packages = [source_packages.rendered(source, workspace.source_lock) for source in kept.locked.sources]
     for source, package in zip(kept.locked.sources, packages, strict=True):
-        _take(kept, source, package, place)
-    offline.keep_sources(packages, place.source_envs.with_name("bld"), place)
-    made = marker.Installed(
+        _take(kept, source, package, workspace)
+    offline.keep_sources(packages, workspace.source_envs.with_name("bld"), workspace)
+    installed = marker.Installed(
         variant=kept.variant,
         python=kept.python,
         source="conda",
         packages=tuple(package.filename for package in packages),
         created=False,
     )
-    if marker.read_marker(kept.prefix) != made:
-        marker.write_marker(kept.prefix, made)
-    registry.remember(kept.prefix, place)
+    if marker.read_marker(kept.prefix) != installed:
+        marker.write_marker(kept.prefix, installed)
+    registry.remember(kept.prefix, workspace)
     return True
 
 
-def _explained(kept: Kept, failed: pixi.PixiError, place: Workspace, log: Log) -> ForgeError | None:
+def _explained(kept: Kept, failed: pixi.PixiError, workspace: Workspace, log: Log) -> ForgeError | None:
     """What a failure of pixi's is, None where it can't build at all, which is said."""
     reason = failed.reason
     out_of_date = _OUT_OF_DATE in reason
     if out_of_date:
         # The lock fits: that was seen when the environment was chosen.
-        reason = pixi.why_out_of_date(place.source_manifest) or reason
+        reason = pixi.why_out_of_date(workspace.source_manifest) or reason
     if any(words in re.sub(r"[\s;]+", "", reason) for words in _CAN_NOT_BUILD):
         note(f"this pixi can't build the kernels itself ({reason}): the own engine does it.")
         return None
     if out_of_date:
-        what = f"pixi does not take recipes/pixi.lock: {reason.rstrip('.')}."
-        return VerifyError(what, fix=f"Run '{launcher()} lock'.", log=log.path)
-    if _NOT_HAD.search(failed.told):
+        message = f"pixi does not take recipes/pixi.lock: {reason.rstrip('.')}."
+        return VerifyError(message, fix=f"Run '{launcher()} lock'.", log=log.path)
+    if _NOT_HAD.search(failed.output):
         built_with = [r for source in kept.locked.sources for r in (*source.build, *source.host)]
-        if (error := offline.blame([*kept.locked.records, *built_with], place)) is not None:
+        if (error := offline.blame([*kept.locked.records, *built_with], workspace)) is not None:
             error.log = log.path
             return error
-    if _BUILDING in failed.told:
-        return BuildError(failed.error.what, fix=hint(failed.told), log=log.path)
+    if _BUILDING in failed.output:
+        return BuildError(failed.error.what, fix=hint(failed.output), log=log.path)
     return failed.error
 
 
-def _take(kept: Kept, source: SourcePackage, package: Rendered, place: Workspace) -> None:
+def _take(kept: Kept, source: SourcePackage, package: Rendered, workspace: Workspace) -> None:
     """Finish one of pixi's packages and add it to the channel, where that lacks it as the recipe is now."""
-    channel.ensure_indexed(place.channel)
-    held = channel.find(place.channel, package.filename)
-    if held is not None and planning.is_current(held, package.name, place):
+    channel.ensure_indexed(workspace.channel)
+    held = channel.find(workspace.channel, package.filename)
+    if held is not None and planning.is_current(held, package.name, workspace):
         return
     artifact = _artifact(kept.prefix, package)
-    place.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.cache, prefix="take-") as scratch:
+    workspace.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.cache, prefix="take-") as scratch:
         # It is finished into the folder above its subdir's.
         copy = Path(scratch) / kept.key.platform.subdir / artifact.name
         copy.parent.mkdir()
         shutil.copyfile(artifact, copy)
-        finished = finalize(copy, package, kept.key, place, solved=materials.locked(source))
-        target = channel.add(place.channel, finished)
+        finished = finalize(copy, package, kept.key, workspace, solved=materials.locked(source))
+        target = channel.add(workspace.channel, finished)
     say(f"Taken into the channel: {target.name}")
 
 

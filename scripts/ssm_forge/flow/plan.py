@@ -23,6 +23,12 @@ class Options:
     """What the user asked for; None where the default is wanted.
 
     Attributes:
+        variant: row of the build matrix, such as ``cu130``.
+        python: minor, such as ``3.12``.
+        cuda_arch: compute capabilities, as ``--cuda-arch`` takes them.
+        prefix: environment to install into.
+        jobs: compilers that run side by side.
+        host_compiler: ``auto``, ``system``, ``bridge`` or the path of a g++.
         channels: folders, URLs or names of channels to take built packages from, the first that has one wins.
         trust: policy file on signed statements.
         for_this_machine: whether the packages are to run here, and not only to be built here.
@@ -44,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class PlannedPackage:
-    """One of our packages.
+    """One of our packages, and what has to be done for it.
 
     Attributes:
         state: whether it is installed, only in the channel, or has to be built.
@@ -58,22 +64,27 @@ class PlannedPackage:
 
     @property
     def name(self) -> str:
+        """The package's name, which is its recipe's too."""
         return self.request.rendered.name
 
     @property
     def version(self) -> str:
+        """The package's version."""
         return self.request.rendered.version
 
     @property
     def build(self) -> str:
+        """The package's build string."""
         return self.request.rendered.build
 
     @property
     def filename(self) -> str:
+        """``NAME-VERSION-BUILD.conda``."""
         return self.request.filename
 
     @property
     def spec(self) -> str:
+        """What the solver is asked for, to get exactly this package."""
         return f"{self.name} =={self.version} {self.build}"
 
 
@@ -85,9 +96,10 @@ class Plan:
         channels: where packages come from, ours first.
         parts: what the bridge is assembled from, None for source conda.
         locked: the environment of pixi.lock that the kernels are put on, where it has one for this variant and Python.
-        download: bytes still to download.
-        disk: bytes of disk still needed.
-        memory: bytes that the builds may take at most; 0 when nothing is built.
+        jobs: compilers that run side by side; 0 when nothing is built.
+        download_bytes: still to download.
+        disk_bytes: disk still needed.
+        memory_bytes: what the builds may take at most; 0 when nothing is built.
         trust: what packages of which channels must prove.
         platform: what the packages are for.
     """
@@ -100,23 +112,25 @@ class Plan:
     packages: tuple[PlannedPackage, ...]
     parts: bridge_parts.Parts | None
     jobs: int = 0
-    download: int = 0
-    disk: int = 0
-    memory: int = 0
+    download_bytes: int = 0
+    disk_bytes: int = 0
+    memory_bytes: int = 0
     trust: tuple[policy.Rule, ...] = ()
     locked: LockedEnvironment | None = None
     platform: Platform = LINUX_64
 
     @property
     def nothing_to_do(self) -> bool:
+        """Whether all packages are installed already."""
         return all(package.state == "installed" for package in self.packages)
 
     @property
     def to_build(self) -> tuple[PlannedPackage, ...]:
+        """The packages that have to be built."""
         return tuple(package for package in self.packages if package.state == "to build")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for --json."""
+        """The plan as plain values, for --json."""
         return {
             "variant": self.variant.name,
             "source": self.variant.source,
@@ -139,9 +153,9 @@ class Plan:
                 for p in self.packages
             ],
             "jobs": self.jobs,
-            "download_bytes": self.download,
-            "disk_bytes": self.disk,
-            "memory_bytes": self.memory,
+            "download_bytes": self.download_bytes,
+            "disk_bytes": self.disk_bytes,
+            "memory_bytes": self.memory_bytes,
         }
 
 

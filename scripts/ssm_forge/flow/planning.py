@@ -34,7 +34,7 @@ from ssm_forge.solve.lock_sources import SourcePackage
 
 
 def choose(options: Options, workspace: Workspace) -> Choice:
-    """Which variant from which source, and which Python, before anything else is looked at.
+    """The variant, its source and the Python that options come to, before anything else is looked at.
 
     Raises:
         UsageError: for a variant or Python that does not exist.
@@ -51,7 +51,7 @@ def choose(options: Options, workspace: Workspace) -> Choice:
 
 
 def make(options: Options, workspace: Workspace, choice: Choice | None = None) -> Plan:
-    """Work out the plan.
+    """Work out the plan of an installation, without doing anything.
 
     Args:
         choice: what ``options`` come to, where the caller knows it already.
@@ -59,6 +59,8 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
     Raises:
         UsageError: for a variant, Python or architecture that does not exist.
         MachineError: when the machine lacks a Python, a compiler, memory or disk.
+        InstallError: when no environment can be made in the prefix.
+        VerifyError: when pixi.lock is not what pixi.toml asks for.
         NetworkError: when source conda was asked for and can't be reached.
     """
     # Long: the questions of a plan in their order, each of which needs the answers before it.
@@ -82,10 +84,10 @@ def make(options: Options, workspace: Workspace, choice: Choice | None = None) -
 
     offered = remote.channel_urls(options.channels)
     rules = policy.find(options.trust, workspace)
-    found = build_origin.origin(variant, python, options.host_compiler, workspace, platform)
-    parts, channel_list = found.parts, tuple(dict.fromkeys((*offered, *found.channels)))
-    compiled_by = None if parts is None else str(parts.compiler.major)
-    key = variant.key(python, archs, compiler=compiled_by, platform=platform)
+    variant_origin = build_origin.origin(variant, python, options.host_compiler, workspace, platform)
+    parts, channel_list = variant_origin.parts, tuple(dict.fromkeys((*offered, *variant_origin.channels)))
+    compiler_major = None if parts is None else str(parts.compiler.major)
+    key = variant.key(python, archs, compiler=compiler_major, platform=platform)
     compiler = compiler_of(variant, parts, workspace)
     sources = locked_sources(variant, key, workspace) if locked is not None else {}
     beside = locked.records if locked is not None and sources else ()
@@ -136,14 +138,16 @@ def origin(options: Options, workspace: Workspace) -> Origin:
 
 
 def default_prefix(variant: str, python: str, workspace: Workspace, platform: Platform | None = None) -> Path:
-    """``.pixi/envs/cu130``; another Python than that of pixi.toml, or another platform, gets a prefix of its own.
+    """The prefix of a variant where nobody names one: ``.pixi/envs/cu130``, with ``-py311`` for another Python.
+
+    That of another platform has its name at the end, ``-linux-aarch64``.
 
     Where that is an environment of pixi's, which knows nothing of the kernels, they get one beside it.
     """
     suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
     if platform not in (None, platforms.known_here()):
         suffix += f"-{platform.subdir}"
-    return pixi.beside(workspace.envs / f"{variant}{suffix}", workspace)
+    return pixi.prefix_for_kernels(workspace.envs / f"{variant}{suffix}", workspace)
 
 
 def manifest_python(variant: str, workspace: Workspace) -> str:
@@ -182,8 +186,8 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
     environment = next((e for e in workspace_of_recipes.environments if e.name == variant.name), None)
     if environment is None:
         return {}
-    given = source_workspace.key(workspace_of_recipes, environment)
-    if given is None or _for_any_gpu(given) != _for_any_gpu(key):
+    locked_key = source_workspace.key(workspace_of_recipes, environment)
+    if locked_key is None or _for_any_gpu(locked_key) != _for_any_gpu(key):
         return {}
     # Of the others each recipe would be rendered too.
     asked = replace(workspace_of_recipes, environments=(environment,))
@@ -200,10 +204,10 @@ def _for_any_gpu(key: BuildKey) -> dict[str, str]:
 
 def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:
     state: State = "to build"
-    found = remote.find(request.filename, offered, request.key.platform.subdir) if offered else None
-    if found is not None:
-        state = "installed" if _is_installed(request.filename, found.sha256, prefix) else "in channel"
-        return PlannedPackage(state, request, found.channel)
+    offer = remote.find(request.filename, offered, request.key.platform.subdir) if offered else None
+    if offer is not None:
+        state = "installed" if _is_installed(request.filename, offer.sha256, prefix) else "in channel"
+        return PlannedPackage(state, request, offer.channel)
     held = channels.find(workspace.channel, request.filename)
     if held is not None and is_current(held, request.project, workspace):
         state = "installed" if _is_installed(held.name, sha256_of(held), prefix) else "in channel"
@@ -228,11 +232,11 @@ def _is_installed(filename: str, sha256: str, prefix: Path) -> bool:
     record = next((prefix / "conda-meta").glob(f"{filename.removesuffix('.conda')}.json"), None)
     if record is None:
         return False
-    found = package_installed.records(prefix)[read_name(Path(filename))]
+    installed = package_installed.records(prefix)[read_name(Path(filename))]
     # A package that was built anew keeps its name.
-    if found.sha256 != sha256:
+    if installed.sha256 != sha256:
         return False
-    return all((prefix / entry.path).exists() for entry in found.paths)
+    return all((prefix / entry.path).exists() for entry in installed.paths)
 
 
 def read_name(package: Path) -> str:

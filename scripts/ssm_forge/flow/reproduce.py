@@ -46,7 +46,7 @@ class Recorded:
 
     Attributes:
         filename: the name that it was built under, whatever the file is called now.
-        requires: packages of ours that it depends on.
+        requires: names of the packages of ours that it depends on.
         key: what it was built for.
     """
 
@@ -61,9 +61,10 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A package and its rebuild.
+    """A package and its rebuild, compared.
 
     Attributes:
+        rebuilt: the file name of the rebuilt package.
         kept: the rebuilt package, where it was to be kept.
     """
 
@@ -75,9 +76,9 @@ class Outcome:
 
 
 def reproduce(
-    package: Path, place: Workspace, *, jobs: int | None = None, cache: bool = True, keep: Path | None = None
+    package: Path, workspace: Workspace, *, jobs: int | None = None, cache: bool = True, keep: Path | None = None
 ) -> Outcome:
-    """Build ``package`` again, whatever channels hold, and compare.
+    """Build ``package`` again, whatever channels hold, and return how the two compare.
 
     Args:
         cache: whether objects may come from the compile cache.
@@ -90,19 +91,19 @@ def reproduce(
         BuildError: when the rebuild fails.
     """
     recorded = read(package)
-    check_inputs(recorded, place)
-    leftovers.sweep(place)
+    check_inputs(recorded, workspace)
+    leftovers.sweep(workspace)
     with (
         tempfile.TemporaryDirectory(prefix="ssm-forge-reproduce-") as scratch,
-        open_log(place.logs, "reproduce") as log,
+        open_log(workspace.logs, "reproduce") as log,
     ):
-        work = planning.make(_options(recorded, Path(scratch) / "prefix", jobs, place), place)
+        work = planning.make(_options(recorded, Path(scratch) / "prefix", jobs, workspace), workspace)
         request = next(p.request for p in work.packages if p.name == recorded.project)
         _check_kept(keep, {recorded.filename, request.filename})
         if request.filename != recorded.filename:
             note(f"the recipe now gives {request.filename}: the packages can't be the same.")
-        _make_needed(work, recorded, jobs, place, log)
-        rebuilt = _rebuild(work, request, Path(scratch) / "channel", jobs, cache=cache, place=place, log=log)
+        _make_needed(work, recorded, jobs, workspace, log)
+        rebuilt = _rebuild(request, Path(scratch) / "channel", jobs, cache=cache, workspace=workspace, log=log)
         comparison = _compare(package, rebuilt, recorded)
         for difference in comparison.differences:
             log("\n".join([f"{difference.where}: {difference.what}", *difference.detail]))
@@ -110,41 +111,41 @@ def reproduce(
 
 
 def read(package: Path) -> Recorded:
-    """What the package says of itself.
+    """What a package says that it was made from.
 
     Raises:
         UsageError: when it was not made by ssm-forge.
         IntegrityError: when it is not a whole .conda package.
     """
     index = _json(package, "index.json")
-    said = _json(package, PROVENANCE.removeprefix("info/"))
-    key, listed = _key(said), said.get("materials")
+    provenance = _json(package, PROVENANCE.removeprefix("info/"))
+    key, listed = _key(provenance), provenance.get("materials")
     if not (
-        said.get("name") in recipe.PROJECTS
+        provenance.get("name") in recipe.PROJECTS
         and key is not None
         and isinstance(listed, list)
         and all(_is_material(item) for item in listed)
     ):
-        found = f"its {PROVENANCE} is for something else" if said else f"it has no {PROVENANCE}"
+        reason = f"its {PROVENANCE} is for something else" if provenance else f"it has no {PROVENANCE}"
         raise UsageError(
-            f"{package} is not a package that ssm-forge made: {found}, and it is {_name(index) or 'nameless'}.",
+            f"{package} is not a package that ssm-forge made: {reason}, and it is {_name(index) or 'nameless'}.",
             fix=f"Name one that '{launcher()} build' made, of {' or '.join(recipe.PROJECTS)}.",
         )
     depends = {str(spec).split()[0] for spec in index.get("depends", [])}
     return Recorded(
         filename=f"{_name(index)}.conda",
-        project=said["name"],
+        project=provenance["name"],
         requires=frozenset(depends & set(recipe.PROJECTS)),
-        format=said.get("format", 0),
-        recipe_sha256=str(said.get("recipe_sha256", "")),
+        format=provenance.get("format", 0),
+        recipe_sha256=str(provenance.get("recipe_sha256", "")),
         key=key,
         materials=tuple(listed),
     )
 
 
-def _key(said: Mapping[str, Any]) -> BuildKey | None:
+def _key(provenance: Mapping[str, Any]) -> BuildKey | None:
     try:
-        return BuildKey.from_provenance(said)
+        return BuildKey.from_provenance(provenance)
     except ValueError:
         return None
 
@@ -156,21 +157,21 @@ def _is_of_texts(value: object, keys: tuple[str, ...]) -> bool:
 def _json(package: Path, name: str) -> dict[str, Any]:
     """A JSON object of the package's info; empty where it has none."""
     try:
-        found = read_json(package, name)
+        content = read_json(package, name)
     except KeyError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _name(index: dict[str, Any]) -> str:
     return "-".join(str(index[key]) for key in ("name", "version", "build") if key in index)
 
 
-def check_inputs(recorded: Recorded, place: Workspace) -> None:
+def check_inputs(recorded: Recorded, workspace: Workspace) -> None:
     """Refuse a package that this checkout can't build again.
 
     Raises:
-        IntegrityError: when the package was made from other inputs than ``place`` has; names them.
+        IntegrityError: when the package was made from other inputs than ``workspace`` has; names them.
     """
     if recorded.format != finalize.FORMAT:
         raise IntegrityError(
@@ -179,12 +180,12 @@ def check_inputs(recorded: Recorded, place: Workspace) -> None:
             fix="Check out the version of ssm-forge that built it (git log -S 'FORMAT = "
             f"{recorded.format}' -- scripts/ssm_forge/build/finalize.py).",
         )
-    found = _other_inputs(recorded, place)
-    if found:
+    differing = _other_inputs(recorded, workspace)
+    if differing:
         raise IntegrityError(
             f"{recorded.filename} was not made from what this checkout has, so a rebuild would prove nothing: "
-            f"{'; '.join(found)}.",
-            fix=_where_they_are(recorded, place),
+            f"{'; '.join(differing)}.",
+            fix=_where_they_are(recorded, workspace),
         )
 
 
@@ -194,48 +195,48 @@ def _is_material(item: Any) -> bool:
     return known_by_md5 or _is_of_texts(item, ("uri", "sha256", "role"))
 
 
-def _other_inputs(recorded: Recorded, place: Workspace) -> list[str]:
-    """What of the package's inputs ``place`` lacks or has otherwise; empty when all are the same."""
-    found = [told for item in recorded.materials if (told := _other_file(item, place))]
-    digest = recipe.digest(recorded.project, place)
-    if digest != recorded.recipe_sha256 and not any(told.startswith("patches/") for told in found):
-        found.append(
+def _other_inputs(recorded: Recorded, workspace: Workspace) -> list[str]:
+    """What of the package's inputs ``workspace`` lacks or has otherwise; empty when all are the same."""
+    differing = [sentence for item in recorded.materials if (sentence := _other_file(item, workspace))]
+    digest = recipe.digest(recorded.project, workspace)
+    if digest != recorded.recipe_sha256 and not any(sentence.startswith("patches/") for sentence in differing):
+        differing.append(
             f"recipes/{recorded.project}, recipes/common or patches differ (sha256 over them {digest[:12]} here, "
             f"{recorded.recipe_sha256[:12] or 'none'} in the package)"
         )
-    found += _other_values(recorded, place)
-    if found:
-        return found
+    differing += _other_values(recorded, workspace)
+    if differing:
+        return differing
     listed = materials.collect(
-        recipe.render(recorded.project, recorded.key, place),
+        recipe.render(recorded.project, recorded.key, workspace),
         recorded.key,
-        place,
-        compiler_lock=_compiler_lock(recorded, place),
+        workspace,
+        compiler_lock=_compiler_lock(recorded, workspace),
     )
-    here = {item["uri"]: item["sha256"] for item in listed}
-    there = {item["uri"]: item["sha256"] for item in recorded.materials if item["role"] != materials.SOLVED}
-    found += [f"{uri} is an input here, and none of the package's" for uri in sorted(here.keys() - there.keys())]
-    found += [f"{uri} is an input of the package, and none here" for uri in sorted(there.keys() - here.keys())]
-    found += [
-        f"{uri} has sha256 {here[uri][:12]} here, {there[uri][:12]} in the package"
-        for uri in sorted(here.keys() & there.keys())
-        if here[uri] != there[uri]
+    ours = {item["uri"]: item["sha256"] for item in listed}
+    theirs = {item["uri"]: item["sha256"] for item in recorded.materials if item["role"] != materials.SOLVED}
+    differing += [f"{uri} is an input here, and none of the package's" for uri in sorted(ours.keys() - theirs.keys())]
+    differing += [f"{uri} is an input of the package, and none here" for uri in sorted(theirs.keys() - ours.keys())]
+    differing += [
+        f"{uri} has sha256 {ours[uri][:12]} here, {theirs[uri][:12]} in the package"
+        for uri in sorted(ours.keys() & theirs.keys())
+        if ours[uri] != theirs[uri]
     ]
-    return found
+    return differing
 
 
-def _compiler_lock(recorded: Recorded, place: Workspace) -> Path | None:
+def _compiler_lock(recorded: Recorded, workspace: Workspace) -> Path | None:
     """The lock of the compiler, where the bridge brought it."""
     names = (item["uri"] for item in recorded.materials if item["uri"].startswith("recipes/bridge/debs.gcc-"))
-    return next((place.root / name for name in names), None)
+    return next((workspace.root / name for name in names), None)
 
 
-def _other_file(item: Material, place: Workspace) -> str:
+def _other_file(item: Material, workspace: Workspace) -> str:
     """How a patch or lock differs here; empty when it is the same, or something to download."""
     if item["role"] in ("source", materials.SOLVED):
         return ""
-    path = place.root / item["uri"]
-    if not path.resolve().is_relative_to(place.root.resolve()) or not path.is_file():
+    path = workspace.root / item["uri"]
+    if not path.resolve().is_relative_to(workspace.root.resolve()) or not path.is_file():
         return f"{item['uri']} ({item['role']}) is not here"
     sha256 = sha256_of(path)
     if sha256 == item["sha256"]:
@@ -243,33 +244,33 @@ def _other_file(item: Material, place: Workspace) -> str:
     return f"{item['uri']} ({item['role']}) differs (sha256 {sha256[:12]} here, {item['sha256'][:12]} in the package)"
 
 
-def _other_values(recorded: Recorded, place: Workspace) -> list[str]:
+def _other_values(recorded: Recorded, workspace: Workspace) -> list[str]:
     """Values of the build matrix that are others here. The compiler is the machine's, not the matrix's."""
-    said = recorded.key
-    matrix = variants.load(place.variants)
-    row = next((v for v in matrix.variants if (v.name, v.source) == (said.variant, said.source)), None)
-    if row is None or said.python not in row.pythons:
-        return [f"recipes/variants.yaml has no {said.variant} ({said.source}) for Python {said.python}"]
-    here = row.key(said.python, said.archs, compiler=said.compiler if said.source == "bridge" else None)
-    if here == said:
+    key = recorded.key
+    matrix = variants.load(workspace.variants)
+    row = next((v for v in matrix.variants if (v.name, v.source) == (key.variant, key.source)), None)
+    if row is None or key.python not in row.pythons:
+        return [f"recipes/variants.yaml has no {key.variant} ({key.source}) for Python {key.python}"]
+    own_key = row.key(key.python, key.archs, compiler=key.compiler if key.source == "bridge" else None)
+    if own_key == key:
         return []
     return [
-        f"recipes/variants.yaml: {name} is {here.settings.get(name, 'nothing')} here, "
-        f"{said.settings.get(name, 'nothing')} in the package"
-        for name in sorted(here.settings.keys() | said.settings.keys())
-        if here.settings.get(name) != said.settings.get(name)
+        f"recipes/variants.yaml: {name} is {own_key.settings.get(name, 'nothing')} here, "
+        f"{key.settings.get(name, 'nothing')} in the package"
+        for name in sorted(own_key.settings.keys() | key.settings.keys())
+        if own_key.settings.get(name) != key.settings.get(name)
     ]
 
 
-def _where_they_are(recorded: Recorded, place: Workspace) -> str:
+def _where_they_are(recorded: Recorded, workspace: Workspace) -> str:
     """Which commit has the package's inputs, as something to do."""
     paths = ("recipes", "patches", "pixi.lock")
-    for commit in _git(place.root, "log", f"-{_HISTORY}", "--format=%h", "--", *paths).decode().split():
+    for commit in _git(workspace.root, "log", f"-{_HISTORY}", "--format=%h", "--", *paths).decode().split():
         with tempfile.TemporaryDirectory(prefix="ssm-forge-history-") as folder:
-            archive = _git(place.root, "archive", commit)
+            archive = _git(workspace.root, "archive", commit)
             subprocess.run(["tar", "-x", "-C", folder, *paths], input=archive, capture_output=True, check=False)
             try:
-                same = not _other_inputs(recorded, Workspace(Path(folder), place.cache))
+                same = not _other_inputs(recorded, Workspace(Path(folder), workspace.cache))
             except (ForgeError, OSError, ValueError, KeyError, TypeError, IndexError):
                 # The files of then need not be readable by the code of now.
                 continue
@@ -280,28 +281,28 @@ def _where_they_are(recorded: Recorded, place: Workspace) -> str:
     return "No commit of this checkout has them; check out the one that the package was built from."
 
 
-def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, place: Workspace, log: Log) -> None:
+def _make_needed(work: plan.Plan, recorded: Recorded, jobs: int | None, workspace: Workspace, log: Log) -> None:
     """The bridge, and what the recipe's tests install beside the package: built as by the build task if missing."""
     needed = tuple(p for p in work.packages if p.name in recorded.requires)
-    costs = compile_costs.load(place, [p.name for p in needed] or [recorded.project])
+    costs = compile_costs.load(workspace, [p.name for p in needed] or [recorded.project])
     chosen = build_jobs.choose_jobs(jobs, costs)
     memory = build_jobs.memory_needed(chosen, costs)
-    pipeline.make_packages(replace(work, packages=needed, jobs=chosen, memory=memory), place, log)
+    pipeline.make_packages(replace(work, packages=needed, jobs=chosen, memory_bytes=memory), workspace, log)
 
 
 def _rebuild(
-    work: plan.Plan, request: BuildRequest, channel: Path, jobs: int | None, *, cache: bool, place: Workspace, log: Log
+    request: BuildRequest, channel: Path, jobs: int | None, *, cache: bool, workspace: Workspace, log: Log
 ) -> Path:
-    if request.locked is None or offline.lacking([request], place):
-        solver.require_reachable(work.channels)
+    if request.locked is None or offline.lacking([request], workspace):
+        solver.require_reachable(request.channels)
     # Counted anew: what is needed has been built, and memory is what it was.
-    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(place, [request.project]))
+    chosen = build_jobs.choose_jobs(jobs, compile_costs.load(workspace, [request.project]))
     say(f"Building {request.filename} again with {chosen} jobs, {'with' if cache else 'without'} the compile cache")
     with _compile_cache(on=cache):
-        return builds.build(request, channel=channel, jobs=chosen, workspace=place, log=log)
+        return builds.build(request, channel=channel, jobs=chosen, workspace=workspace, log=log)
 
 
-def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspace) -> plan.Options:
+def _options(recorded: Recorded, prefix: Path, jobs: int | None, workspace: Workspace) -> plan.Options:
     options = plan.Options(
         variant=recorded.key.variant,
         python=recorded.key.python,
@@ -314,22 +315,22 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, place: Workspac
     )
     if options.source == "conda":
         return options
-    if _compiler_lock(recorded, place) is not None:
+    if _compiler_lock(recorded, workspace) is not None:
         return replace(options, host_compiler="bridge")
-    return _with_compiler(options, recorded.key.compiler, place)
+    return _with_compiler(options, recorded.key.compiler, workspace)
 
 
-def _with_compiler(options: plan.Options, major: str, place: Workspace) -> plan.Options:
+def _with_compiler(options: plan.Options, major: str, workspace: Workspace) -> plan.Options:
     """The options with a C++ compiler of the major that the package was made with.
 
     Raises:
         MachineError: when there is none.
     """
-    found = []
+    compilers = []
     for choice in ("auto", f"g++-{major}", "g++", "bridge"):
         tried = replace(options, host_compiler=choice)
         try:
-            parts = planning.origin(tried, place).parts
+            parts = planning.origin(tried, workspace).parts
         except MachineError:
             if choice == "auto":
                 raise  # It takes any compiler, so that something else is missing.
@@ -337,10 +338,10 @@ def _with_compiler(options: plan.Options, major: str, place: Workspace) -> plan.
         assert parts is not None
         if str(parts.compiler.major) == major:
             return tried
-        found.append(f"{parts.compiler.origin} {parts.compiler.version}")
+        compilers.append(f"{parts.compiler.origin} {parts.compiler.version}")
     raise MachineError(
         f"the package was compiled with g++ {major}, and this machine has none (found: "
-        f"{', '.join(dict.fromkeys(found))}).",
+        f"{', '.join(dict.fromkeys(compilers))}).",
         fix=f"Install it, e.g. 'apt install g++-{major}'.",
     )
 
@@ -378,9 +379,9 @@ def _check_kept(folder: Path | None, names: set[str]) -> None:
     Raises:
         UsageError: when the rebuilt package would replace a file; above all the one that it is compared with.
     """
-    there = sorted(name for name in names if folder is not None and (folder / name).exists())
-    if there:
-        raise UsageError(f"{folder} has a file {there[0]} already.", fix="Name another folder with --keep.")
+    taken = sorted(name for name in names if folder is not None and (folder / name).exists())
+    if taken:
+        raise UsageError(f"{folder} has a file {taken[0]} already.", fix="Name another folder with --keep.")
 
 
 def _keep(rebuilt: Path, folder: Path | None) -> Path | None:

@@ -31,7 +31,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+!-]*")
 
 @dataclass(frozen=True)
 class Mirror:
-    """Take what is under ``source`` from ``target`` instead.
+    """Where packages are taken from instead: what is under the URL ``source`` comes from ``target``.
 
     Attributes:
         source: URL prefix, ending in a slash.
@@ -43,8 +43,9 @@ class Mirror:
 
     @classmethod
     def parse(cls, text: str) -> Mirror:
-        """Read ``URL=DIR`` as ``--mirror`` takes it; a channel name stands for its URL, and
-        DIR may be an URL.
+        """Read ``URL=DIR`` as ``--mirror`` takes it into a mirror.
+
+        A channel's name stands for its URL, and DIR may be a URL.
 
         Raises:
             UsageError: when there is no ``=``, or DIR is no folder.
@@ -74,25 +75,25 @@ def local_file(record: RepoDataRecord, mirrors: Sequence[Mirror]) -> Path | None
 
 
 def network_mirrors(mirrors: Iterable[Mirror]) -> dict[str, list[str]]:
-    """The mirrors that are URLs, as py-rattler takes them; the original stays the last resort."""
-    found: dict[str, list[str]] = {}
+    """The mirrors that are URLs, as py-rattler takes them: source -> where to look, the source itself last."""
+    targets_of: dict[str, list[str]] = {}
     for mirror in mirrors:
         if isinstance(mirror.target, str):
-            found.setdefault(mirror.source, []).append(mirror.target)
-    return {source: [*targets, source] for source, targets in found.items()}
+            targets_of.setdefault(mirror.source, []).append(mirror.target)
+    return {source: [*targets, source] for source, targets in targets_of.items()}
 
 
 def require_plain_names(records: Iterable[RepoDataRecord]) -> None:
     """Make sure that what records say can be used as the name of a file and of a folder.
 
     Raises:
-        IntegrityError: when it would lead elsewhere: locks and environments may come from anybody.
+        IntegrityError: when such a name would lead elsewhere: locks and environments may come from anybody.
     """
     for record in records:
-        parts = (record.file_name, f"{record.name.normalized}-{record.version}-{record.build}")
-        if not _SUBDIR.fullmatch(record.subdir) or not all(map(_PLAIN.fullmatch, parts)):
+        names = (record.file_name, f"{record.name.normalized}-{record.version}-{record.build}")
+        if not _SUBDIR.fullmatch(record.subdir) or not all(map(_PLAIN.fullmatch, names)):
             raise IntegrityError(
-                f"{record.subdir!r}, {parts[0]!r}, {parts[1]!r} are not a platform, a package's file and its name.",
+                f"{record.subdir!r}, {names[0]!r}, {names[1]!r} are not a platform, a package's file and its name.",
                 fix="Ask whoever made the lock, archive or environment; do not use it.",
             )
 
@@ -101,6 +102,9 @@ def collect(
     records: Sequence[RepoDataRecord], mirrors: Sequence[Mirror], folder: Path, workspace: Workspace
 ) -> list[Path]:
     """Put every record's archive, verified, into ``folder/SUBDIR/``; downloads what is not on this machine.
+
+    Returns:
+        The archives, in the order of the records.
 
     Raises:
         IntegrityError: when bytes differ from the lock.
@@ -116,7 +120,7 @@ def collect(
         if digest(r)[0] == "sha256"
     }
     fetch_all(list(artifacts.values()), workspace)
-    result = []
+    archives = []
     for record in records:
         target = folder / record.subdir / record.file_name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +132,8 @@ def collect(
         else:
             _download(_mirrored(record.url, mirrors), target)
         require_intact(record, target)
-        result.append(target)
-    return result
+        archives.append(target)
+    return archives
 
 
 def _mirrored(url: str, mirrors: Sequence[Mirror]) -> str:

@@ -40,13 +40,13 @@ def create(
     installed: marker.Installed | None = None,
     rules: Sequence[policy.Rule] | None = None,
 ) -> Report:
-    """Make ``prefix`` exactly the locked environment and verify it.
+    """Make ``prefix`` exactly the locked environment, verify it, and return what was compared.
 
     A prefix that was there is set aside, and comes back if the new one can't be made. One run at a time: a second one
     for the same prefix waits.
 
     Args:
-        installed: what ssm-forge is to know of the environment; nothing of one that only a lock describes.
+        installed: what the marker is to say of the environment; None for one that only a lock describes.
         rules: the trust policy; None for the one that is in force here.
 
     Raises:
@@ -96,13 +96,13 @@ def _install_and_verify(
     for attempt in (1, 2):
         _link(admitted, locked.platform.subdir, prefix, mirrors, workspace)
         report = verify(prefix, locked.records)
-        wrong = [d for d in report.deviations if d.kind != "incomplete"]
-        if not wrong:
+        deviations = [d for d in report.deviations if d.kind != "incomplete"]
+        if not deviations:
             return Report((), report.packages, report.files, report.unhashed, report.on_top)
         if attempt == 2:
             break
         # Environments share files with the cache by hard link, so an edit in one damages the cached copy.
-        damaged = {d.package for d in wrong}
+        damaged = {d.package for d in deviations}
         for record in locked.records:
             if record.name.normalized in damaged:
                 stem = f"{record.name.normalized}-{record.version}-{record.build}"
@@ -112,7 +112,9 @@ def _install_and_verify(
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for meta in (prefix / "conda-meta").glob("*.json"):
             meta.unlink()
-    raise InstallError(f"the new environment is not what the lock says: {wrong[0]} ({len(wrong)} deviations).")
+    raise InstallError(
+        f"the new environment is not what the lock says: {deviations[0]} ({len(deviations)} deviations)."
+    )
 
 
 @for_engine()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rattler import RepoDataRecord
 
@@ -31,7 +31,7 @@ Kind = Literal[
 ]
 
 # What packages record for a link that leads nowhere.
-_EMPTY = hashlib.sha256().hexdigest()
+_EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 # Not from packages: what the installer itself writes.
 _INSTALLERS_OWN = frozenset({"CACHEDIR.TAG"})
@@ -42,6 +42,7 @@ class Deviation:
     """One way in which a prefix is not what the lock says.
 
     Attributes:
+        kind: what is wrong.
         package: name, empty for files of no package.
         path: relative to the prefix, empty when it is about the package as a whole.
         detail: what was expected and found.
@@ -60,7 +61,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Report:
-    """Outcome of a verification.
+    """What the comparison of a prefix with a lock gave.
 
     Attributes:
         deviations: empty when the prefix is exactly the lock.
@@ -77,6 +78,18 @@ class Report:
     on_top: tuple[str, ...]
 
 
+class _Compared(NamedTuple):
+    """What came of one recorded path.
+
+    Attributes:
+        hashed: whether bytes were compared.
+        deviation: None where the path is as recorded.
+    """
+
+    hashed: bool
+    deviation: Deviation | None = None
+
+
 @dataclass
 class _Tally:
     deviations: list[Deviation] = field(default_factory=list)
@@ -87,7 +100,7 @@ class _Tally:
 
 
 def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: Iterable[str] = ()) -> Report:
-    """Compare a prefix with the lock.
+    """Compare a prefix with the locked packages, file by file, and report every deviation.
 
     Args:
         prefix: the environment.
@@ -118,19 +131,23 @@ def verify(prefix: Path, records: Sequence[RepoDataRecord], allowed_channels: It
 def _check_package(
     name: str, installed: InstalledRecord, record: RepoDataRecord | None, allowed: tuple[str, ...], tally: _Tally
 ) -> None:
-    have = str(installed)
+    description = str(installed)
     if record is None:
         if _is_from(installed.url, allowed):
-            tally.on_top.append(have)
+            tally.on_top.append(description)
         else:
-            tally.deviations.append(Deviation("extra package", name, "", f"{have} from {installed.url or 'nowhere'}"))
+            tally.deviations.append(
+                Deviation("extra package", name, "", f"{description} from {installed.url or 'nowhere'}")
+            )
         return
     algorithm, expected = digest(record)
-    found = {"sha256": installed.sha256, "md5": installed.md5}.get(algorithm, "")
-    if have != describe(record):
-        tally.deviations.append(Deviation("other package", name, "", f"{describe(record)} is locked, {have} found"))
-    elif found != expected:
-        detail = f"{algorithm} {expected} is locked, {found or 'none'} recorded"
+    recorded = {"sha256": installed.sha256, "md5": installed.md5}.get(algorithm, "")
+    if description != describe(record):
+        tally.deviations.append(
+            Deviation("other package", name, "", f"{describe(record)} is locked, {description} found")
+        )
+    elif recorded != expected:
+        detail = f"{algorithm} {expected} is locked, {recorded or 'none'} recorded"
         tally.deviations.append(Deviation("other package", name, "", detail))
 
 
@@ -142,74 +159,74 @@ def _is_from(url: str, channels: tuple[str, ...]) -> bool:
 
 
 def _check_files(prefix: Path, installed: Mapping[str, InstalledRecord], tally: _Tally) -> None:
-    work: list[tuple[str, InstalledPath]] = []
+    entries: list[tuple[str, InstalledPath]] = []
     for name, record in sorted(installed.items()):
         tally.owned.update(record.files)
         tally.owned.update(entry.path for entry in record.paths)
-        work += [(name, entry) for entry in record.paths]
+        entries += [(name, entry) for entry in record.paths]
 
-    def check(item: tuple[str, InstalledPath]) -> tuple[bool, Deviation | None]:
+    def check(item: tuple[str, InstalledPath]) -> _Compared:
         return _check_file(prefix, *item)
 
     with ThreadPoolExecutor() as pool:
-        for hashed, deviation in pool.map(check, work):
+        for hashed, deviation in pool.map(check, entries):
             tally.files += hashed
             tally.unhashed += not hashed and deviation is None
             if deviation is not None:
                 tally.deviations.append(deviation)
 
 
-def _check_file(prefix: Path, package: str, entry: InstalledPath) -> tuple[bool, Deviation | None]:
-    """Whether the file's bytes were compared, and the deviation if there is one."""
+def _check_file(prefix: Path, package: str, entry: InstalledPath) -> _Compared:
     relative = entry.path
     path = prefix / relative
     if not os.path.lexists(path):
-        return False, Deviation("missing file", package, relative, "")
+        return _Compared(False, Deviation("missing file", package, relative, ""))
     if entry.kind == "directory":
-        return False, None
+        return _Compared(False)
     if entry.kind == "softlink":
         return _check_link(prefix, package, entry)
     # Where the installer wrote the prefix into a file, its hash is another one than in the package.
     expected = entry.sha256_in_prefix or entry.sha256
     if path.is_symlink() or not path.is_file():
-        return False, Deviation("modified file", package, relative, "is no longer a file")
+        return _Compared(False, Deviation("modified file", package, relative, "is no longer a file"))
     if not expected:
-        return False, None
-    found = file_digest(path, "sha256")
-    if found != expected:
-        return True, Deviation("modified file", package, relative, f"sha256 {expected} is recorded, {found} found")
-    return True, None
+        return _Compared(False)
+    sha256 = file_digest(path, "sha256")
+    if sha256 != expected:
+        detail = f"sha256 {expected} is recorded, {sha256} found"
+        return _Compared(True, Deviation("modified file", package, relative, detail))
+    return _Compared(True)
 
 
-def _check_link(prefix: Path, package: str, entry: InstalledPath) -> tuple[bool, Deviation | None]:
+def _check_link(prefix: Path, package: str, entry: InstalledPath) -> _Compared:
     """A symbolic link: the installer records the hash of its text, packages that of what it leads to."""
     relative = entry.path
     path = prefix / relative
     if not path.is_symlink():
-        return False, Deviation("modified file", package, relative, "is no longer a symbolic link")
+        return _Compared(False, Deviation("modified file", package, relative, "is no longer a symbolic link"))
     target = str(path.readlink())
-    wrong = Deviation("modified file", package, relative, f"is a link to {target}, which is not what is recorded")
+    other = Deviation("modified file", package, relative, f"is a link to {target}, which is not what is recorded")
     if entry.sha256_in_prefix:
         same = hashlib.sha256(target.encode()).hexdigest() == entry.sha256_in_prefix
-        return True, None if same else wrong
+        return _Compared(True, None if same else other)
     if not entry.sha256:
-        return False, None
+        return _Compared(False)
     if not path.is_file():
-        return True, None if entry.sha256 == _EMPTY else wrong
+        return _Compared(True, None if entry.sha256 == _EMPTY_SHA256 else other)
     if file_digest(path, "sha256") == entry.sha256:
-        return True, None
+        return _Compared(True)
     # It may lead to a file that the installer wrote the prefix into; that file has been checked itself.
-    return False, None if path.resolve().is_relative_to(prefix.resolve()) else wrong
+    return _Compared(False, None if path.resolve().is_relative_to(prefix.resolve()) else other)
 
 
 def _find_extra_files(prefix: Path, tally: _Tally) -> None:
-    for folder, names, files in os.walk(prefix):
-        here = Path(folder).relative_to(prefix)
-        if here == Path():
-            names[:] = [n for n in names if n != "conda-meta"]
-        links = [n for n in names if (Path(folder) / n).is_symlink()]
+    for folder, subfolders, files in os.walk(prefix):
+        relative_folder = Path(folder).relative_to(prefix)
+        if relative_folder == Path():
+            subfolders[:] = [n for n in subfolders if n != "conda-meta"]
+        links = [n for n in subfolders if (Path(folder) / n).is_symlink()]
         for name in sorted([*files, *links]):
-            relative = (here / name).as_posix()
+            relative = (relative_folder / name).as_posix()
             if relative in tally.owned or relative in _INSTALLERS_OWN or _is_bytecode_of_owned(relative, tally.owned):
                 continue
             tally.deviations.append(Deviation("extra file", "", relative, "no package has it"))

@@ -7,14 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import InstallError
-
-if TYPE_CHECKING:
-    pass
-
 
 # Not .json: conda and pixi take every such file here for the record of a package, and refuse the environment.
 MARKER = Path("conda-meta/ssm-forge")
@@ -44,7 +40,7 @@ class Installed:
 
 
 def read_marker(prefix: Path) -> Installed | None:
-    """What is installed there by us, or None."""
+    """What the marker in ``prefix`` says; None where there is none, or none that can be used."""
     try:
         return installed_from(foreign.json_from(foreign.read_bytes(prefix / MARKER)))
     except (OSError, ValueError):
@@ -52,16 +48,18 @@ def read_marker(prefix: Path) -> Installed | None:
 
 
 def installed_from(content: object) -> Installed:
-    """What a marker, or the same table in a pack, says; an environment or an archive may come from anybody.
+    """Check the content of a marker, or of the same table in a pack, and return it typed.
+
+    An environment or an archive may come from anybody.
 
     Raises:
-        ValueError: when it says anything else than :class:`Installed` does.
+        ValueError: when the content says anything else than :class:`Installed` does.
     """
     foreign.require(content, _INSTALLED)
-    told = cast("dict[str, Any]", content)
-    if set(told) != set(_INSTALLED):
-        raise ValueError(f"it says {sorted(set(told) - set(_INSTALLED))} too")
-    return Installed(**{**told, "packages": tuple(told["packages"])})
+    fields = cast("dict[str, Any]", content)
+    if set(fields) != set(_INSTALLED):
+        raise ValueError(f"it says {sorted(set(fields) - set(_INSTALLED))} too")
+    return Installed(**{**fields, "packages": tuple(fields["packages"])})
 
 
 def _are_file_names(value: object) -> bool:
@@ -79,6 +77,7 @@ _INSTALLED: dict[str, Callable[[object], bool]] = {
 
 
 def write_marker(prefix: Path, installed: Installed) -> None:
+    """Write into ``prefix`` what ssm-forge put there; the marker appears whole or not at all."""
     partial = prefix / f"{MARKER}.part"
     partial.write_text(json.dumps(asdict(installed), indent=2) + "\n", encoding="utf-8")
     partial.replace(prefix / MARKER)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rattler import RepoDataRecord
 
@@ -62,7 +63,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
 
 @dataclass(frozen=True)
 class Pack:
-    """pack.json.
+    """What pack.json says of an archive.
 
     Attributes:
         format: of the archive; readers refuse a newer one.
@@ -81,8 +82,20 @@ class Pack:
     installed: Installed | None
 
 
+class Unpacked(NamedTuple):
+    """An environment that was installed from an archive.
+
+    Attributes:
+        prefix: where it is.
+        report: what its verification gave.
+    """
+
+    prefix: Path
+    report: Report
+
+
 def add_kernels(locked: LockedEnvironment, workspace: Workspace, *, gpu: Capability | None = None) -> LockedEnvironment:
-    """The environment with the kernels of the workspace's channel that fit it as it is.
+    """A locked environment with the kernels of the workspace's channel that fit it as it is.
 
     Args:
         locked: the environment.
@@ -96,14 +109,14 @@ def add_kernels(locked: LockedEnvironment, workspace: Workspace, *, gpu: Capabil
         f"Build them with '{launcher()} install-mamba --variant {locked.name}', name the other machine's GPU with "
         "--gpu if they are for one generation, or pack with --no-kernels."
     )
-    target = (VirtualPackage("__cuda_arch", str(gpu)),) if gpu else ()
+    gpu_package = (VirtualPackage("__cuda_arch", str(gpu)),) if gpu else ()
     if not (workspace.channel / locked.platform.subdir / "repodata.json").exists():
         raise SolveError(f"{workspace.channel} holds no built kernels for {locked.name}.", fix=hint)
     names = [r.name.normalized for r in locked.records]
     request = Request(
         specs=(*PROJECTS, *names),
         channels=(workspace.channel.resolve().as_uri(),),
-        virtual=(*locked.platform.virtual, *target),
+        virtual=(*locked.platform.virtual, *gpu_package),
         subdir=locked.platform.subdir,
         snapshot=workspace.channel,
         pinned=locked.records,
@@ -148,7 +161,12 @@ def pack(
     installed: Installed | None = None,
     add_tools: Callable[[Path], None] | None = None,
 ) -> Pack:
-    """Write the archive; it appears whole or not at all.
+    """Write a locked environment as the archive ``target``, which appears whole or not at all; returns its pack.json.
+
+    Args:
+        mirrors: where packages are taken from instead.
+        installed: what ssm-forge knows of the environment, None where it knows nothing.
+        add_tools: adds the tools to the folder that becomes the archive; None for an archive without them.
 
     Raises:
         IntegrityError: when a package's bytes are not the locked ones.
@@ -163,12 +181,12 @@ def pack(
         channels.index(channel)
         write_locked((_portable(locked),), top / "pixi.lock")
         kernels = tuple(r.file_name for r in locked.records if r.name.normalized in PROJECTS)
-        made = Pack(FORMAT, locked.name, locked.platform.subdir, len(locked.records), kernels, installed)
-        (top / "pack.json").write_text(json.dumps(asdict(made), indent=2) + "\n", encoding="utf-8")
+        contents = Pack(FORMAT, locked.name, locked.platform.subdir, len(locked.records), kernels, installed)
+        (top / "pack.json").write_text(json.dumps(asdict(contents), indent=2) + "\n", encoding="utf-8")
         if add_tools is not None:
             add_tools(top)
         _write_tar(top, target)
-    return made
+    return contents
 
 
 def _add_statements(
@@ -220,27 +238,25 @@ def unpack(
     workspace: Workspace,
     force: bool = False,
     trust: Path | None = None,
-) -> tuple[Path, Report]:
+) -> Unpacked:
     """Install an archive, or the folder it was unpacked to, and verify the result. Uses no network.
 
     Args:
+        prefix: where to; None for ``.pixi/envs/NAME``.
         trust: the policy that is asked for, else the one in force here.
-
-    Returns:
-        The prefix (by default ``.pixi/envs/NAME``) and the outcome of its verification.
 
     Raises:
         UsageError: when ``source`` is not a pack, or ``prefix`` exists and ``force`` is not set.
         IntegrityError: when the archive is damaged, or a package in it lacks the statement that the policy asks for.
     """
     with _opened(source, workspace) as top:
-        made = _read_pack(top, source)
+        contents = _read_pack(top, source)
         environments = read(top / "pixi.lock")
         if len(environments) != 1:
             raise IntegrityError(f"the lock of {source} has {len(environments)} environments, and a pack has one.")
         locked = environments[0]
         require_plain_names(locked.records)
-        target = (prefix or workspace.envs / made.environment).absolute()
+        target = (prefix or workspace.envs / contents.environment).absolute()
         mirrors = [Mirror(url, top / "channel") for url in locked.channels]
         missing = [r for r in locked.records if not (top / "channel" / r.subdir / r.file_name).is_file()]
         if missing:
@@ -251,22 +267,22 @@ def unpack(
             mirrors=mirrors,
             workspace=workspace,
             force=force,
-            installed=made.installed,
+            installed=contents.installed,
             rules=policy.for_channels(trust, locked.channels, workspace),
         )
-    if made.installed:
+    if contents.installed:
         remember(target, workspace)
-    return target, report
+    return Unpacked(target, report)
 
 
 def _read_pack(top: Path, source: Path) -> Pack:
-    """pack.json, of which nothing is believed that it should not say."""
-    strange = UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).")
+    """What pack.json says; nothing of it is believed that it should not say."""
+    unusable = UsageError(f"{source} was not written by '{launcher()} pack' (no usable pack.json).")
     try:
         data = foreign.json_from(foreign.read_bytes(top / "pack.json"))
         foreign.require(data, _FIELDS)
     except (OSError, ValueError) as error:
-        raise strange from error
+        raise unusable from error
     if data["format"] > FORMAT:
         raise UsageError(
             f"{source} has format {data['format']}; this ssm-forge reads up to {FORMAT}.", fix="Update it."
@@ -278,14 +294,14 @@ def _read_pack(top: Path, source: Path) -> Pack:
             fix="Ask whoever made the archive; do not install it.",
         )
     if set(data) - {"installed"} != set(_FIELDS):
-        raise strange
+        raise unusable
     kernels = tuple(data["kernels"])
     try:
         # Of the packages, those that the pack itself holds are believed.
-        told = data.get("installed")
-        installed = None if told is None else replace(installed_from(told), packages=kernels)
+        fields = data.get("installed")
+        installed = None if fields is None else replace(installed_from(fields), packages=kernels)
     except ValueError as error:
-        raise strange from error
+        raise unusable from error
     return Pack(**{**data, "kernels": kernels, "installed": installed})
 
 

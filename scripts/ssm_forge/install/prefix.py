@@ -41,7 +41,9 @@ def install(
         rules: the trust policy; None for the one that is in force here.
 
     Raises:
-        IntegrityError: when a package lacks the statement that the policy asks for; nothing is linked then.
+        IntegrityError: when a package lacks the statement that the policy asks for, or its bytes are not those that its
+            record names; nothing is linked then.
+        NetworkError: when a package can't be downloaded.
         InstallError: when linking fails; a prefix of our own is then unchanged.
     """
     prefix = prefix.absolute()
@@ -83,7 +85,7 @@ def _link(admitted: policy.Admitted, target: Path, final: Path | None, workspace
     import rattler
 
     packages = admitted.records
-    place: dict[str, Any] = {"alternative_target_prefix": final} if final else {}
+    relocation: dict[str, Any] = {"alternative_target_prefix": final} if final else {}
     log(f"installing {len(packages)} packages into {target}")
     # The engine checks what it downloads, and trusts what lies in a folder.
     local = [(record, path) for record in packages if (path := local_file(record, ())) is not None]
@@ -108,7 +110,7 @@ def _link(admitted: policy.Admitted, target: Path, final: Path | None, workspace
                     client=mirrors.client(),
                     show_progress=False,
                     reporter=Reporter(),  # type: ignore[abstract]
-                    **place,
+                    **relocation,
                 )
             )
         except Exception as error:
@@ -127,7 +129,7 @@ _NETWORK = (
 
 
 def kind_of_failure(message: str) -> type[ForgeError]:
-    """What the engine's message is about; it has one type of error for everything.
+    """The type of error that the engine's message is about; the engine has one type for everything.
 
     A package that is not what its record says fails in some twenty ways, which differ from one py-rattler to the next
     (another hash, zip's or tar's or zstd's complaints, whichever comes first). What else can fail while a package is

@@ -7,14 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssm_forge.base import locks, owners
 from ssm_forge.install.marker import UNFINISHED, check_target
-
-if TYPE_CHECKING:
-    pass
-
 
 _DISCARD_SECONDS = 10
 
@@ -65,6 +60,11 @@ def discard(unfinished: Path) -> None:
 
 
 def swap(fresh: Path, prefix: Path) -> None:
+    """Rename ``fresh`` to ``prefix`` and remove what was there, which comes back where that fails.
+
+    Raises:
+        OSError: when ``fresh`` can't be renamed.
+    """
     old = prefix.with_name(f".{prefix.name}.old-{owners.mark()}")
     if prefix.exists():
         prefix.rename(old)
@@ -78,7 +78,7 @@ def swap(fresh: Path, prefix: Path) -> None:
 
 
 def sweep(prefix: Path) -> None:
-    """Remove what killed runs left; bring back the old prefix if one died between the two renames."""
+    """Remove what killed runs left beside a prefix; bring back the old one if a run died between the two renames."""
     leftovers = [*prefix.parent.glob(f".{prefix.name}.new-*"), *prefix.parent.glob(f".{prefix.name}.old-*")]
     for leftover in leftovers:
         if owners.others_work(leftover.name):
@@ -91,7 +91,7 @@ def sweep(prefix: Path) -> None:
 
 @contextmanager
 def locked(prefix: Path) -> Iterator[None]:
-    """One run at a time makes or changes a prefix; a second one waits. The folder that it is in is made."""
+    """Hold the lock of a prefix, whose parent folder is made: one run at a time changes it, and a second one waits."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     lock = prefix.with_name(f".{prefix.name}.lock")
     with locks.held(lock, "name a --prefix on another file system", what=str(prefix)):

@@ -99,16 +99,16 @@ def check(options: argparse.Namespace) -> Document:
             checks.Check(f"torch uses {gpu}", checks.FAIL if why else checks.PASS, why or "it computes there")
             for gpu, why in machine.unusable_devices().items()
         ]
-        for one in usable:
-            _tell(one)
-        done: list[checks.Check] = []
+        for result in usable:
+            _tell(result)
+        finished: list[checks.Check] = []
 
-        def keep(one: checks.Check) -> None:
+        def keep(result: checks.Check) -> None:
             """Whatever ends this process, what ran until then is on disk."""
-            _tell(one)
-            done.append(one)
-            rest = [checks.Check(p.name, checks.NOT_RUN, "stopped before") for p in chosen[len(done) :]]
-            _write(document | {"checks": [c.as_dict() for c in usable + done + rest]}, options)
+            _tell(result)
+            finished.append(result)
+            rest = [checks.Check(p.name, checks.NOT_RUN, "stopped before") for p in chosen[len(finished) :]]
+            _write(document | {"checks": [c.as_dict() for c in usable + finished + rest]}, options)
 
         results = usable + checks.run_plans(
             chosen, backend, torch.device("cuda"), seed, on_done=keep, deadline=_deadline(options)
@@ -167,8 +167,8 @@ def upstream(options: argparse.Namespace) -> Document:
         wrong = Check("upstream tests", FAIL, f"no such folder: {', '.join(absent)}")
         return {**machine.header(), "checks": [wrong.as_dict()]}
     checks, every = upstream_tests.run_projects(folders, limit=options.limit, select=options.select)
-    for one in checks:
-        _tell(one)
+    for result in checks:
+        _tell(result)
     tests = {
         project: [[r.name, r.status, round(r.seconds, 3), r.message] for r in results]
         for project, results in every.items()
@@ -184,8 +184,8 @@ def sanitize(options: argparse.Namespace) -> Document:
         results = [Check(f"compute-sanitizer {tool}", status, reason) for tool in sanitizer.TOOLS]
     else:
         results = sanitizer.run_all(limit=(options.limit or 900.0) / len(sanitizer.TOOLS))
-    for one in results:
-        _tell(one)
+    for result in results:
+        _tell(result)
     return {**machine.header(), "checks": [c.as_dict() for c in results]}
 
 
@@ -201,38 +201,40 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Document]] = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ssm_forge.kernels", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    made = {name: commands.add_parser(name, help=run.__doc__) for name, run in COMMANDS.items()}
-    for sub in made.values():
-        sub.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
-        sub.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here, too")
-        sub.add_argument("--allow-missing-gpu", action="store_true", help="exit 0 where nothing ran for want of a GPU")
-        sub.add_argument("--limit", type=float, metavar="SECONDS", help="report what is left as not run")
+    parsers = {name: commands.add_parser(name, help=run.__doc__) for name, run in COMMANDS.items()}
+    for subparser in parsers.values():
+        subparser.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
+        subparser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON document here, too")
+        subparser.add_argument(
+            "--allow-missing-gpu", action="store_true", help="exit 0 where nothing ran for want of a GPU"
+        )
+        subparser.add_argument("--limit", type=float, metavar="SECONDS", help="report what is left as not run")
 
-    extent = made["check"].add_mutually_exclusive_group()
+    extent = parsers["check"].add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="forward and backward, some seconds (default)")
     extent.add_argument("--full", action="store_true", help="every mode that upstream supports")
     extent.add_argument("--large", action="store_true", help="tensors beyond 2^31 and 2^32 elements, as memory allows")
-    made["check"].add_argument("--only", default="", metavar="TEXT", help="checks whose name contains TEXT")
-    made["check"].add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
+    parsers["check"].add_argument("--only", default="", metavar="TEXT", help="checks whose name contains TEXT")
+    parsers["check"].add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
 
-    made["bench"].add_argument("--small", action="store_true", help="a few sizes only")
-    made["bench"].add_argument(
+    parsers["bench"].add_argument("--small", action="store_true", help="a few sizes only")
+    parsers["bench"].add_argument(
         "--dtype", action="append", default=[], choices=("fp32", "fp16", "bf16"), help="only this precision"
     )
-    made["bench"].add_argument(
+    parsers["bench"].add_argument(
         "--other", action="append", default=[], metavar="LABEL=DIR", help="another build to compare with"
     )
-    made["bench"].add_argument("--plot", type=Path, metavar="DIR", help="write PNG charts here")
-    made["bench"].add_argument(
+    parsers["bench"].add_argument("--plot", type=Path, metavar="DIR", help="write PNG charts here")
+    parsers["bench"].add_argument(
         "--first-use",
         type=float,
         metavar="SECONDS",
         help="also measure the wait before the first call, of each build, at most so long",
     )
-    made["upstream"].add_argument(
+    parsers["upstream"].add_argument(
         "--tests", action="append", required=True, metavar="PROJECT=DIR", help="a tests folder of an sdist"
     )
-    made["upstream"].add_argument("--select", default="", metavar="EXPRESSION", help="pytest's -k")
+    parsers["upstream"].add_argument("--select", default="", metavar="EXPRESSION", help="pytest's -k")
 
     for name in ("first-use-worker", "sanitize-worker"):
         worker = commands.add_parser(name)
@@ -263,8 +265,8 @@ def _publish(document: Document, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(document, indent=2))
         return
-    for one in document["checks"]:
-        print(f"{one['status']:8} {one['name']}: {one['detail']}")
+    for result in document["checks"]:
+        print(f"{result['status']:8} {result['name']}: {result['detail']}")
 
 
 def _work(options: argparse.Namespace) -> int:
@@ -279,6 +281,7 @@ def _work(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
+    """Do what the command line says; the exit code comes out."""
     options = _parser().parse_args()
     if options.command not in COMMANDS:
         return _work(options)

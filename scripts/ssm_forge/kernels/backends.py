@@ -43,7 +43,7 @@ class Backend:
 
 
 def installed() -> Backend:
-    """The packages under test.
+    """The functions of the packages under test.
 
     Raises:
         ImportError: when one of them does not load.
@@ -88,7 +88,16 @@ def conv(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Any:
-    """causal_conv1d_fn in float32 PyTorch."""
+    """causal_conv1d_fn in float32 PyTorch.
+
+    Args:
+        x, initial_states: (B, D, L) and (B, D, W-1).
+        weight, bias: (D, W) and (D,).
+        seq_idx: (B, L) int32.
+
+    Returns:
+        out (B, D, L) in x's dtype; with ``return_final_states`` also the last W-1 inputs.
+    """
     width, length = weight.shape[1], x.shape[2]
     wide, filters = x.float(), weight.float()
     before = F.pad(wide, (width - 1, 0))
@@ -114,11 +123,11 @@ def conv_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """causal_conv1d_update in float32 PyTorch; writes ``conv_state``."""
+    """causal_conv1d_update in float32 PyTorch: out like ``x``, (B, D) or (B, D, L); writes ``conv_state`` (S, D, K)."""
     if x.dim() == 2:
-        one = x[:, :, None]
-        got = conv_update(one, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
-        return got[:, :, 0]
+        with_time = x[:, :, None]
+        updated = conv_update(with_time, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
+        return updated[:, :, 0]
     batch, dim, length = x.shape
     width, kept = weight.shape[1], conv_state.shape[2]
     rows = torch.arange(batch, device=x.device) if conv_state_indices is None else conv_state_indices.long()
@@ -128,9 +137,9 @@ def conv_update(
         together = torch.cat([chosen, x], dim=2)
         window, new = together[:, :, -(length + width - 1) :], together[:, :, -kept:]
     else:
-        at = cache_seqlens.long()[:, None]
-        past = (at + torch.arange(-(width - 1), 0, device=x.device)) % kept
-        fresh = (at + torch.arange(length, device=x.device)) % kept
+        positions = cache_seqlens.long()[:, None]
+        past = (positions + torch.arange(-(width - 1), 0, device=x.device)) % kept
+        fresh = (positions + torch.arange(length, device=x.device)) % kept
         window = torch.cat([chosen.gather(2, past[:, None].expand(-1, dim, -1)), x], dim=2)
         new = chosen.scatter(2, fresh[:, None].expand(-1, dim, -1), x)
     conv_state[rows[real]] = new[real]
@@ -140,7 +149,7 @@ def conv_update(
 
 
 def conv_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
-    """causal_conv1d_varlen_states in PyTorch."""
+    """causal_conv1d_varlen_states in PyTorch: (S, D, state_len) of the S sequences that ``x`` (T, D) packs."""
     parts = x.split(cu_seqlens.diff().tolist())
     return torch.stack([F.pad(part.T, (state_len, 0))[:, -state_len:] for part in parts])
 
@@ -157,7 +166,10 @@ def parallel_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
 ) -> Any:
-    """selective_scan_fn by Hillis and Steele's scan: log2(L) rounds over all of (B, D, N, L)."""
+    """selective_scan_fn by Hillis and Steele's scan: log2(L) rounds over all of (B, D, N, L).
+
+    Arguments and results have the shapes of :func:`ssm_forge.kernels.reference.selective_scan`, the output u's dtype.
+    """
     batch, dim, length = u.shape
     # Converted once: a second cast would round its gradient to 16 bits a second time.
     wide, step = u.float(), delta.float()

@@ -21,7 +21,7 @@ from ssm_forge.kernels.timing import Call, Clock, copy_bandwidth, free_memory
 Say = Callable[[str], None]
 
 UPSTREAM_KERNELS = "upstream's kernels in this build"
-CLOCK_STEPS = 1e-6
+CLOCK_STEP_SECONDS = 1e-6
 CONV_TARGET, SCAN_TARGET, SCAN_LENGTH, SLOWER_TARGET = 0.90, 100.0, 4096, 0.01
 
 
@@ -39,10 +39,11 @@ class Point:
 
     @property
     def bytes_needed(self) -> int:
-        """About what inputs, outputs and the plain PyTorch way take in GPU memory together."""
+        """About how many bytes of GPU memory inputs, outputs and the plain PyTorch way take together."""
         return 12 * self.batch * self.dim * self.length * (4 if self.dtype == "fp32" else 2)
 
     def inputs(self, device: str = "cuda") -> ConvInputs | ScanInputs:
+        """Random inputs of this size, on the device."""
         shape = (self.batch, self.dim, self.length, self.size, DTYPES[self.dtype])
         if self.kernel == "causal_conv1d":
             return ConvInputs.make(*shape, channel_last=self.channel_last, device=device)
@@ -68,13 +69,14 @@ class Row:
     plain: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON, with the speedup over each plain way."""
         speedup = {name: seconds / self.seconds for name, seconds in self.plain.items()}
         rest = {k: v for k, v in asdict(self).items() if k != "point"}
         return {**asdict(self.point), **rest, "speedup": speedup}
 
 
 def grid(*, small: bool = False) -> list[Point]:
-    """What is measured; ``small`` for a look of some seconds."""
+    """The sizes that are measured; ``small`` for a look of some seconds."""
     lengths = (2048, 16384) if small else (256, 1024, 2048, 4096, 8192, 16384, 65536)
     points = [
         Point("causal_conv1d", dtype, 8 if length <= 16384 else 2, 4096, length, 4, last)
@@ -143,7 +145,11 @@ def _plain_backward(inputs: ConvInputs) -> dict[str, Call]:
 
 
 def measure(point: Point, build: Build, clock: Clock, copy: float, *, device: str = "cuda") -> Iterator[Row]:
-    """Forward and backward of one size, with the plain ways beside them."""
+    """The times of forward and backward at one size, with the plain ways beside them.
+
+    Args:
+        copy: the measured copy bandwidth, bytes per second.
+    """
     inputs = point.inputs(device)
     for direction in ("forward", "backward"):
         backward = direction == "backward"
@@ -178,12 +184,13 @@ class Versus:
     same_bits: bool | None
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         rest = {k: v for k, v in asdict(self).items() if k != "point"}
         return {**asdict(self.point), **rest}
 
 
-def compare_builds(mine: Build, other: Build, clock: Clock, dtypes: Sequence[str]) -> Iterator[Versus]:
-    """Both kernels, both directions, at sizes that fill the chip."""
+def compare_builds(installed: Build, other: Build, clock: Clock, dtypes: Sequence[str]) -> Iterator[Versus]:
+    """Times of two builds against each other: both kernels, both directions, at sizes that fill the chip."""
     points = [
         *(Point("causal_conv1d", dtype, 8, 4096, 4096, 4, last) for dtype in dtypes for last in (False, True)),
         *(Point("selective_scan", dtype, 2, 2048, 4096, 16) for dtype in dtypes),
@@ -194,16 +201,20 @@ def compare_builds(mine: Build, other: Build, clock: Clock, dtypes: Sequence[str
         inputs = point.inputs()
         for direction in ("forward", "backward"):
             pair = [
-                inputs.backward(build) if direction == "backward" else inputs.forward(build) for build in (mine, other)
+                inputs.backward(build) if direction == "backward" else inputs.forward(build)
+                for build in (installed, other)
             ]
             same = _same_bits(inputs, pair) if direction == "forward" else None
             first, second = clock.interleaved(pair, repeats=60)
             yield Versus(other.label, point, direction, first, second, first / second, same)
 
 
-def compare_kernels(mine: Build, clock: Clock, dtypes: Sequence[str]) -> Iterator[Versus]:
-    """The scan's kernels as chosen by size against upstream's in the same build, from few channels to many."""
-    if not hasattr(mine.modules["selective_scan"], "calls"):
+def compare_kernels(build: Build, clock: Clock, dtypes: Sequence[str]) -> Iterator[Versus]:
+    """Times of the scan's kernels as chosen by size against upstream's in the same build, from few channels to many.
+
+    Nothing for a build that has upstream's kernels only.
+    """
+    if not hasattr(build.modules["selective_scan"], "calls"):
         return
     sizes = ((2, 2048, 256), (2, 2048, 1024), (2, 2048, 4096), (2, 2048, 16384), (64, 1536, 256), (8, 4096, 2048))
     points = [Point("selective_scan", dtype, *size, 16) for dtype in dtypes for size in sizes]
@@ -223,7 +234,7 @@ def compare_kernels(mine: Build, clock: Clock, dtypes: Sequence[str]) -> Iterato
                 for name in ("", "upstream"):
                     # The backward's states come from the forward of the same kernels.
                     os.environ["SSM_FORGE_KERNELS"] = name
-                    call = inputs.backward(mine) if direction == "backward" else inputs.forward(mine)
+                    call = inputs.backward(build) if direction == "backward" else inputs.forward(build)
                     pair.append(with_kernels(name, call))
                 same = _same_bits(inputs, pair) if direction == "forward" else None
                 first, second = clock.interleaved(pair, repeats=30)
@@ -242,13 +253,13 @@ def _why_not(point: Point, deadline: float | None) -> str:
 def _same_bits(inputs: ConvInputs | ScanInputs, pair: list[Call]) -> bool:
     results = []
     for call in pair:
-        got = call()
-        results.append(inputs.out.clone() if isinstance(inputs, ConvInputs) else got[2].clone())
+        returned = call()
+        results.append(inputs.out.clone() if isinstance(inputs, ConvInputs) else returned[2].clone())
     return bool(torch.equal(results[0], results[1]))
 
 
 def run(
-    mine: Build,
+    installed: Build,
     others: list[Build],
     *,
     small: bool = False,
@@ -256,9 +267,11 @@ def run(
     deadline: float | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure everything.
+    """Measure everything; the document of ``kernels bench`` comes out.
 
     Args:
+        others: builds to compare the installed one with.
+        small: a few sizes only.
         dtypes: only these; all when empty.
         deadline: ``time.monotonic()`` after which the sizes that are left are listed as not run.
     """
@@ -266,14 +279,14 @@ def run(
     clock = Clock(device)
     document: dict[str, Any] = {**machine.header(), "copy_bandwidth": copy_bandwidth(clock, device)}
     say(f"copy: {document['copy_bandwidth'] / 1e9:.0f} GB/s")
-    rows, versus, left = [], [], []
+    rows, versus, not_run = [], [], []
     with torch.no_grad():
         # Two builds against each other first: few sizes, and what the defaults stand on.
         for other in others:
-            for result in compare_builds(mine, other, clock, dtypes or tuple(DTYPES)):
+            for result in compare_builds(installed, other, clock, dtypes or tuple(DTYPES)):
                 versus.append(result)
                 say(f"{result.other}: {result.point} {result.direction} {result.ratio:.3f}")
-        for result in compare_kernels(mine, clock, dtypes or tuple(DTYPES)):
+        for result in compare_kernels(installed, clock, dtypes or tuple(DTYPES)):
             versus.append(result)
             say(f"{result.other}: {result.point} {result.direction} {result.ratio:.3f}")
         for point in grid(small=small):
@@ -281,21 +294,21 @@ def run(
                 continue
             reason = _why_not(point, deadline)
             if reason:
-                left.append({**asdict(point), "reason": reason})
+                not_run.append({**asdict(point), "reason": reason})
                 continue
-            for row in measure(point, mine, clock, document["copy_bandwidth"]):
+            for row in measure(point, installed, clock, document["copy_bandwidth"]):
                 rows.append(row)
                 say(f"{point} {row.direction}: {row.seconds * 1e6:.1f} us, {row.fraction:.2f} of copy")
             torch.cuda.empty_cache()
     document["rows"] = [row.as_dict() for row in rows]
     document["builds"] = [v.as_dict() for v in versus]
-    document["not_run"] = left
+    document["not_run"] = not_run
     document["checks"] = [c.as_dict() for c in targets(rows, versus)]
     return document
 
 
 def targets(rows: list[Row], versus: list[Versus]) -> list[Check]:
-    """What the project promises about speed, against what was measured."""
+    """One check for each promise about speed, by what was measured; not run where that size was not."""
     conv = [r for r in rows if (r.point.kernel, r.point.dtype, r.direction) == ("causal_conv1d", "bf16", "forward")]
     best = max((r.fraction for r in conv if not r.point.channel_last), default=None)
     scans = [
@@ -316,18 +329,20 @@ def targets(rows: list[Row], versus: list[Versus]) -> list[Check]:
         ),
     ]
     for label in sorted({v.other for v in versus}):
-        theirs = [v for v in versus if v.other == label]
-        ratios = [v.ratio for v in theirs]
+        against_other = [v for v in versus if v.other == label]
+        ratios = [v.ratio for v in against_other]
         # The clock counts in half microseconds.
-        met = all(v.ratio <= 1 + SLOWER_TARGET or v.seconds - v.other_seconds < CLOCK_STEPS for v in theirs)
+        is_met = all(
+            v.ratio <= 1 + SLOWER_TARGET or v.seconds - v.other_seconds < CLOCK_STEP_SECONDS for v in against_other
+        )
         slower = f"times from {min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%} of the other's"
         other = label if label == UPSTREAM_KERNELS else f"build '{label}'"
         name = f"never more than {SLOWER_TARGET:.0%} slower than {other}"
-        checks.append(_target(name, met, slower))
+        checks.append(_target(name, is_met, slower))
     return checks
 
 
-def _target(name: str, met: bool | None, detail: str) -> Check:
-    if met is None:
+def _target(name: str, is_met: bool | None, detail: str) -> Check:
+    if is_met is None:
         return Check(name, NOT_RUN, "that size was not measured")
-    return Check(name, PASS if met else FAIL, detail)
+    return Check(name, PASS if is_met else FAIL, detail)

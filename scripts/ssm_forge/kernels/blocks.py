@@ -124,7 +124,7 @@ class BlockCase(Case):
 
     @property
     def unit(self) -> float:
-        """u of the bound above; for Mamba2 doubled."""
+        """``u`` of the bound above; for Mamba2 doubled."""
         if self.kind == "mamba2":
             return 2 * (TF32 if self.dtype == "fp32" else UNIT[self.torch_dtype])
         if self.dtype == "fp32":
@@ -160,12 +160,12 @@ class BlockCase(Case):
             got = block(leaf)
             got.backward(grad)
         exact.backward(reference.wide(grad))
-        found = [compare_to_scale("out", got, exact, FORWARD * self.unit)]
+        comparisons = [compare_to_scale("out", got, exact, FORWARD * self.unit)]
         pairs = {"x": (leaf, wide), **{n: (p, parameters[n]) for n, p in block.named_parameters()}}
-        for name, (mine, true) in pairs.items():
-            gradient = torch.full_like(mine, torch.nan) if mine.grad is None else mine.grad
-            found.append(compare_to_scale(f"d{name}", gradient, true.grad, GRADIENT * self.unit))
-        return found
+        for name, (own, expected) in pairs.items():
+            gradient = torch.full_like(own, torch.nan) if own.grad is None else own.grad
+            comparisons.append(compare_to_scale(f"d{name}", gradient, expected.grad, GRADIENT * self.unit))
+        return comparisons
 
     def _generate(self, block: Any, x: Tensor) -> Tensor:
         """Half of x as the prompt, the rest one token at a time with the state kept."""
@@ -179,13 +179,13 @@ class BlockCase(Case):
 
 
 def quick() -> list[Plan]:
-    """Mamba2's block once: the kernels that Triton compiles where they are used, and no package holds."""
+    """A plan of Mamba2's block, once: the kernels that Triton compiles where they are used, and no package holds."""
     case = BlockCase(dtype="fp16", kind="mamba2", d_model=256, states=64)
     return [Plan("mamba2 block forward and backward fp16 (Triton)", (case,))]
 
 
 def full() -> list[Plan]:
-    """Both blocks in each precision, and generation with both."""
+    """The plans of ``--full``: both blocks in each precision, and generation with both."""
     plans = []
     for kind, dtype in ((k, d) for k in ("mamba", "mamba2") for d in PRECISIONS):
         states, d_model = (16, 64) if kind == "mamba" else (64, 256)

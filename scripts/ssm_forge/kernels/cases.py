@@ -94,9 +94,9 @@ class ConvCase(Case):
         bias = draw.normal(self.dim, dtype=DTYPES[self.weight_dtype]) if self.bias else None
         initial = self._layout(draw, self.width - 1) if self.initial else None
         seq_idx = self._owners(draw, device)
-        given = {"x": x, "weight": weight, "bias": bias, "initial_states": initial}
-        leaves = {name: _leaf(t, wanted=self.backward) for name, t in given.items()}
-        before = {name: None if t is None else t.clone() for name, t in given.items()}
+        inputs = {"x": x, "weight": weight, "bias": bias, "initial_states": initial}
+        leaves = {name: _leaf(t, wanted=self.backward) for name, t in inputs.items()}
+        before = {name: None if t is None else t.clone() for name, t in inputs.items()}
         grads = [self._layout(draw, self.length)]
         if self.padding and seq_idx is not None:
             # Upstream's backward takes what arrives at padding for real: callers send zeros there.
@@ -112,17 +112,17 @@ class ConvCase(Case):
             if self.backward:
                 torch.autograd.backward(outs, [g.to(o.dtype) for o, g in zipped(outs, grads)])
 
-        exact = {name: _exact(t) for name, t in given.items()}
+        exact = {name: _exact(t) for name, t in inputs.items()}
         wanted = reference.causal_conv1d(**exact, seq_idx=seq_idx, activation=activation)
-        found = [compare("out", outs[0], wanted[0], terms=self.width + 1)]
+        comparisons = [compare("out", outs[0], wanted[0], terms=self.width + 1)]
         if self.final:
-            found.append(identical("final_states", outs[1].detach(), wanted[1].detach().to(x.dtype)))
-        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]
+            comparisons.append(identical("final_states", outs[1].detach(), wanted[1].detach().to(x.dtype)))
+        comparisons += [identical(f"input {n}", t, before[n]) for n, t in inputs.items() if t is not None]
         if self.backward:
             torch.autograd.backward(wanted[: len(grads)], [reference.wide(g) for g in grads])
             sums = {"x": self.width + 1, "initial_states": self.width + 1}
-            found += _gradients(leaves, exact, sums, default=self.batch * self.length)
-        return found
+            comparisons += _gradients(leaves, exact, sums, default=self.batch * self.length)
+        return comparisons
 
 
 def _gradients(
@@ -136,14 +136,14 @@ def _gradients(
     cancelled: dict[str, float] | None = None,
 ) -> list[Comparison]:
     """Every leaf's gradient against the exact one."""
-    found = []
+    comparisons = []
     for name, leaf in leaves.items():
         wanted = exact[name]
         if leaf is None or wanted is None:
             continue
         # No gradient at all is how autograd writes one that is zero everywhere.
         got_grad, exact_grad = (t.grad if t.grad is not None else torch.zeros_like(t) for t in (leaf, wanted))
-        found.append(
+        comparisons.append(
             compare(
                 f"d{name}",
                 got_grad,
@@ -154,7 +154,7 @@ def _gradients(
                 cancelled=(cancelled or {}).get(name, 0.0),
             )
         )
-    return found
+    return comparisons
 
 
 @dataclass(frozen=True)
@@ -311,16 +311,16 @@ class ScanCase(Case):
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
         # Long: one call and its reference, tensor after tensor.
         draw = Draw(seed, self, device)
-        given = self._inputs(draw)
+        inputs = self._inputs(draw)
         grad = draw.normal(self.batch, self.dim, self.length, dtype=self.torch_dtype)
-        leaves = {name: _leaf(t, wanted=self.backward) for name, t in given.items()}
-        before = {name: None if t is None else t.clone() for name, t in given.items()}
+        leaves = {name: _leaf(t, wanted=self.backward) for name, t in inputs.items()}
+        before = {name: None if t is None else t.clone() for name, t in inputs.items()}
         calls = backend.calls()
         got = self._scan(backend, leaves, grad, device)
         out = got[0] if self.last_state else got
-        taken = {name: count - calls[name] for name, count in backend.calls().items()}
+        calls_made = {name: count - calls[name] for name, count in backend.calls().items()}
 
-        exact = {name: _exact(t) for name, t in given.items()}
+        exact = {name: _exact(t) for name, t in inputs.items()}
         arguments: list[Any] = [exact[n] for n in ("u", "delta", "a", "b", "c", "d", "z")]
         nudge = torch.zeros_like(arguments[2]).requires_grad_(self.backward)
         options: dict[str, Any] = {
@@ -331,20 +331,27 @@ class ScanCase(Case):
         wanted, state = reference.selective_scan(*arguments, **options)
         factor = COMPLEX if self.complex_a else REAL
         terms = self.length + self.states
-        found = [compare("out", out, wanted, terms=terms, factor=factor)]
+        comparisons = [compare("out", out, wanted, terms=terms, factor=factor)]
         if self.last_state:
-            found.append(compare("last_state", got[1], state, terms=terms, factor=factor))
-        found += [identical(f"input {n}", t, before[n]) for n, t in given.items() if t is not None]
-        if self.along and taken:
-            wrong = taken["forward upstream"] + taken["backward upstream"]
-            found.append(Comparison("kernel", float(wrong), float("inf") if wrong else 0.0, _UPSTREAM if wrong else ""))
+            comparisons.append(compare("last_state", got[1], state, terms=terms, factor=factor))
+        comparisons += [identical(f"input {n}", t, before[n]) for n, t in inputs.items() if t is not None]
+        if self.along and calls_made:
+            upstream_calls = calls_made["forward upstream"] + calls_made["backward upstream"]
+            comparisons.append(
+                Comparison(
+                    "kernel",
+                    float(upstream_calls),
+                    float("inf") if upstream_calls else 0.0,
+                    _UPSTREAM if upstream_calls else "",
+                )
+            )
         if self.backward and self.deterministic:
             again = {name: _leaf(t, wanted=True) for name, t in before.items()}
             self._scan(backend, again, grad, device)
             for name, leaf in leaves.items():
                 repeated = again[name]
                 if leaf is not None and leaf.grad is not None and repeated is not None and repeated.grad is not None:
-                    found.append(identical(f"d{name} again", repeated.grad, leaf.grad))
+                    comparisons.append(identical(f"d{name} again", repeated.grad, leaf.grad))
         if self.backward:
             wanted.backward(reference.wide(grad))
             assert nudge.grad is not None
@@ -352,7 +359,7 @@ class ScanCase(Case):
             shared = terms * self.dim
             sums = {"u": terms, "delta": terms, "z": terms}
             sums.update({n: shared for n in ("b", "c") if not getattr(self, f"constant_{n}")})
-            found += _gradients(
+            comparisons += _gradients(
                 leaves,
                 exact,
                 sums,
@@ -361,4 +368,4 @@ class ScanCase(Case):
                 roundings={"z": 2},
                 cancelled={"a": float(nudge.grad.abs().max())},
             )
-        return found
+        return comparisons

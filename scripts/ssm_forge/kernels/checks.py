@@ -41,6 +41,7 @@ class Check:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
         return asdict(self)
 
 
@@ -55,10 +56,10 @@ def attempt(case: Case, backend: Backend, device: torch.device, seed: int) -> li
         GpuLostError: when the error leaves the GPU unusable (an illegal address, say).
     """
     try:
-        found = case.run(backend, device, seed)
+        comparisons = case.run(backend, device, seed)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return found
+        return comparisons
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         if device.type == "cuda" and not _gpu_alive(device):
@@ -84,39 +85,43 @@ def run_plan(plan: Plan, backend: Backend, device: torch.device, seed: int) -> C
     started = time.monotonic()
     if not plan.cases:
         return Check(plan.name, NOT_RUN, plan.skipped or "no cases")
-    worst, where = 0.0, ""
+    worst, worst_at = 0.0, ""
     with warnings.catch_warnings():
         # Poisoning uses torch's deterministic mode, which warns of every atomic addition.
         warnings.simplefilter("ignore")
         for count, case in enumerate(plan.cases, 1):
-            found = attempt(case, backend, device, seed)
-            bad = [c for c in found if not c.ok]
+            comparisons = attempt(case, backend, device, seed)
+            bad = [c for c in comparisons if not c.ok]
             if bad:
                 detail = explain(case, bad, backend, device, seed)
                 ratio = max((c.ratio for c in bad), default=float("inf"))
                 return Check(plan.name, FAIL, detail, count, ratio, time.monotonic() - started)
-            top = max(found, key=lambda c: c.ratio)
-            if top.ratio >= worst:
-                worst, where = top.ratio, f"{top.name}, {case}"
-    detail = f"{len(plan.cases)} cases; worst error {worst:.2f} of what is allowed ({where})"
+            largest = max(comparisons, key=lambda c: c.ratio)
+            if largest.ratio >= worst:
+                worst, worst_at = largest.ratio, f"{largest.name}, {case}"
+    detail = f"{len(plan.cases)} cases; worst error {worst:.2f} of what is allowed ({worst_at})"
     return Check(plan.name, PASS, detail, len(plan.cases), worst, time.monotonic() - started)
 
 
 def explain(case: Case, bad: list[Comparison], backend: Backend, device: torch.device, seed: int) -> str:
-    """The failure in words, on the smallest case found."""
+    """A failure in words, on the smallest case found that fails as clearly in the same tensors.
 
+    Args:
+        case: the case that failed.
+        bad: its failed comparisons.
+    """
     names = {c.name for c in bad}
     # In a tensor of one or two values a sum can cancel almost wholly, and honest rounding then looks large
     # beside it. So a smaller case counts only where it fails as clearly, and in the same tensors.
     clear = min(max(c.ratio for c in bad), 30.0)
 
     def failures(candidate: Case) -> list[Comparison]:
-        found = attempt(candidate, backend, device, seed)
-        return [c for c in found if not c.ok and c.name in names and c.ratio >= clear]
+        comparisons = attempt(candidate, backend, device, seed)
+        return [c for c in comparisons if not c.ok and c.name in names and c.ratio >= clear]
 
     smallest, tries = shrink(case, lambda candidate: bool(failures(candidate)))
-    said = failures(smallest) or bad
-    problems = "; ".join(f"{c.name}: {c.problem}" for c in said[:4])
+    failed = failures(smallest) or bad
+    problems = "; ".join(f"{c.name}: {c.problem}" for c in failed[:4])
     return f"smallest failing case ({tries} tried): {type(smallest).__name__} {smallest} seed={seed}: {problems}"
 
 
@@ -129,10 +134,10 @@ def run_plans(
     on_done: Callable[[Check], None] = lambda check: None,
     deadline: float | None = None,
 ) -> list[Check]:
-    """Run all plans.
+    """Run all plans; a check of each comes out.
 
     Args:
-        on_done: told of each result as it comes.
+        on_done: called with each check as it comes.
         deadline: ``time.monotonic()`` after which the rest is reported as not run.
     """
     results: list[Check] = []

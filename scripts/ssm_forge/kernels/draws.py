@@ -25,9 +25,11 @@ class Draw:
         self._generator = torch.Generator().manual_seed(seed ^ zlib.crc32(repr(case).encode()))
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normally distributed numbers of mean 0 and variance 1."""
         return torch.randn(*shape, generator=self._generator).to(self._device, dtype)
 
     def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Evenly distributed numbers in [low, high)."""
         return (low + (high - low) * torch.rand(*shape, generator=self._generator)).to(self._device, dtype)
 
     def integers(self, low: int, high: int, count: int) -> list[int]:
@@ -36,6 +38,7 @@ class Draw:
         return drawn
 
     def shuffled(self, count: int) -> list[int]:
+        """The numbers from 0 to ``count`` - 1 in random order."""
         drawn: list[int] = torch.randperm(count, generator=self._generator).tolist()
         return drawn
 
@@ -48,6 +51,7 @@ class Case:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch has it."""
         return DTYPES[self.dtype]
 
     def invalid(self) -> str:
@@ -55,6 +59,11 @@ class Case:
         return ""
 
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
+        """Call ``backend`` with inputs drawn from ``seed``: a comparison for each tensor that comes out or is changed.
+
+        Raises:
+            Exception: whatever the function under test raises.
+        """
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -63,7 +72,7 @@ class Case:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable for a while."""
+    """Have an environment variable set to ``value`` for as long as the context lasts."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

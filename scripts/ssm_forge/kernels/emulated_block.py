@@ -51,6 +51,7 @@ class EmulatedMamba:
             self._parameters[name] = value.to(device).requires_grad_()
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Upstream's name and the tensor of each parameter."""
         yield from self._parameters.items()
 
     def __call__(self, x: Tensor, inference_params: Any = None) -> Tensor:

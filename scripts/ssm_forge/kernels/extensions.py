@@ -31,6 +31,11 @@ class Build:
 
 
 def installed() -> Build:
+    """The installed extensions.
+
+    Raises:
+        ImportError: when one of them does not load.
+    """
     return Build("installed", {kernel: importlib.import_module(name) for kernel, name in MODULES.items()})
 
 
@@ -40,7 +45,7 @@ def load(label: str, folder: Path) -> Build:
     Raises:
         FileNotFoundError: when the folder has none that fits this Python.
     """
-    found = {}
+    modules = {}
     for kernel, name in MODULES.items():
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             paths = sorted(folder.rglob(f"{name}{suffix}"))
@@ -50,13 +55,13 @@ def load(label: str, folder: Path) -> Build:
                 loader = importlib.machinery.ExtensionFileLoader(full, str(paths[0]))
                 spec = importlib.util.spec_from_loader(full, loader)
                 assert spec is not None
-                found[kernel] = importlib.util.module_from_spec(spec)
-                loader.exec_module(found[kernel])
+                modules[kernel] = importlib.util.module_from_spec(spec)
+                loader.exec_module(modules[kernel])
                 break
-    if not found:
+    if not modules:
         msg = f"{folder} holds neither {' nor '.join(MODULES.values())} for this Python"
         raise FileNotFoundError(msg)
-    return Build(label, found)
+    return Build(label, modules)
 
 
 def _size(tensor: Tensor) -> int:
@@ -89,6 +94,8 @@ class ConvInputs:
         channel_last: bool,
         device: str = "cuda",
     ) -> ConvInputs:
+        """Random tensors: x, out, grad and dx (B, D, L) in ``dtype``; weight (D, W) and bias (D,) in float32."""
+
         def plane(fill: bool) -> Tensor:
             make = torch.randn if fill else torch.empty
             if channel_last:
@@ -99,12 +106,12 @@ class ConvInputs:
         return cls(plane(True), weight, bias, plane(False), plane(True), plane(False), weight.clone(), bias.clone())
 
     def forward(self, build: Build) -> Call:
-        """out = silu(conv(x))."""
+        """The call of a build's kernel that writes out = silu(conv(x))."""
         run = build.modules["causal_conv1d"].causal_conv1d_fwd
         return lambda: run(self.x, self.weight, self.bias, None, None, self.out, None, True)
 
     def backward(self, build: Build) -> Call:
-        """dx, and dweight and dbias added to what they hold."""
+        """The call of a build's kernel that writes dx, and adds to what dweight and dbias hold."""
         run = build.modules["causal_conv1d"].causal_conv1d_bwd
         return lambda: run(
             self.x,
@@ -122,7 +129,7 @@ class ConvInputs:
         )
 
     def bytes_moved(self, *, backward: bool) -> int:
-        """The least traffic: x in and out out; or x and grad in and dx out."""
+        """The least traffic in bytes: x in and out out; or x and grad in and dx out."""
         return (3 if backward else 2) * _size(self.x)
 
 
@@ -144,6 +151,8 @@ class ScanInputs:
     def make(
         cls, batch: int, dim: int, length: int, states: int, dtype: torch.dtype, *, device: str = "cuda"
     ) -> ScanInputs:
+        """Random tensors: u, delta, z, grad (B, D, L) and b, c (B, 1, N, L) in ``dtype``; a (D, N) in float32."""
+
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, device=device, dtype=dtype)
 
@@ -161,19 +170,22 @@ class ScanInputs:
         )
 
     def arguments(self) -> tuple[Tensor, ...]:
+        """All but ``grad``, in the order in which the kernels take them."""
         return self.u, self.delta, self.a, self.b, self.c, self.d, self.z, self.delta_bias
 
     def forward(self, build: Build) -> Call:
+        """The call of a build's forward kernel, which returns out, the states and the gated out."""
         run = build.modules["selective_scan"].fwd
         arguments = self.arguments()
         return lambda: run(*arguments, True)
 
     def backward(self, build: Build) -> Call:
+        """The call of a build's backward kernel, which returns the gradients; the forward runs once here."""
         module, arguments = build.modules["selective_scan"], self.arguments()
         out, states, _ = module.fwd(*arguments, True)
         return lambda: module.bwd(*arguments, self.grad, states, out, None, True, False)
 
     def bytes_moved(self, *, backward: bool) -> int:
-        """The least traffic: u, delta, z in, out and gated out; backward 5 in and 3 out; B and C besides."""
+        """The least traffic in bytes: u, delta, z in, out and gated out; backward 5 in and 3 out; B and C besides."""
         plane, small = _size(self.u), 2 * _size(self.b)
         return 8 * plane + 2 * small if backward else 5 * plane + small

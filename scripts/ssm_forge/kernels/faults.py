@@ -47,6 +47,7 @@ class Fault:
     smallest: str = ""
 
     def backend(self) -> Backend:
+        """Correct functions, but for the wrong one."""
         return replace(honest(), name=self.name, **{self.field: self.function})
 
 
@@ -190,7 +191,7 @@ class _ScaledOutput(EmulatedMamba):
 
 
 def every() -> list[Fault]:
-    """One of each kind of mistake."""
+    """All faults: one of each kind of mistake."""
     # Long: a table, one entry a mistake.
     conv, scan = backends.conv, backends.parallel_scan
     last = ConvCase(channel_last=True)

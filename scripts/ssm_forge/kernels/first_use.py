@@ -23,7 +23,11 @@ STEPS = ("conv forward", "conv backward", "scan forward", "scan backward")
 
 
 def worker(folder: Path | None) -> Iterator[tuple[str, float]]:
-    """Time the first call of each kernel in this process: step and seconds, as each is done."""
+    """Time the first call of each kernel in this process; step and seconds come out as each is done.
+
+    Args:
+        folder: of another build; None for the installed one.
+    """
     started = time.monotonic()
     build = extensions.installed() if folder is None else extensions.load("other", folder)
     torch.zeros(1, device="cuda")
@@ -43,7 +47,7 @@ def worker(folder: Path | None) -> Iterator[tuple[str, float]]:
 
 
 def measure(label: str, folder: Path | None, *, limit: float = 400.0) -> dict[str, Any]:
-    """Run :func:`worker` in a fresh process without the driver's cache.
+    """Run :func:`worker` in a fresh process without the driver's cache; label, times and any problem come out.
 
     Args:
         limit: seconds after which it is stopped; what it had measured by then is kept.
@@ -61,12 +65,12 @@ def measure(label: str, folder: Path | None, *, limit: float = 400.0) -> dict[st
     )
     problem = ""
     try:
-        said, errors = process.communicate(timeout=limit)
+        output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.kill()
-        said, errors = process.communicate()
+        output, errors = process.communicate()
         problem = f"stopped after {limit:.0f} s"
     if process.returncode and not problem:
         problem = (errors.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    seconds = dict(json.loads(line) for line in said.splitlines())
+    seconds = dict(json.loads(line) for line in output.splitlines())
     return {"build": label, "seconds": seconds, "process": time.monotonic() - started, "problem": problem}

@@ -32,7 +32,7 @@ MARGIN = 2**25
 EDGES = {"below 2^31": 2**31 - 2**16, "above 2^31": 2**31 + MARGIN, "above 2^32": 2**32 + MARGIN}
 TAIL = 512
 # What else is on the GPU: the context, and the references on slices.
-OVERHEAD = 3 << 30
+OVERHEAD_BYTES = 3 << 30
 
 
 @dataclass(frozen=True)
@@ -50,29 +50,29 @@ class LargeCase(Case):
 
     @property
     def bytes_needed(self) -> int:
-        """GPU memory for all tensors of the case."""
-        return KINDS[self.what].bytes_per_element * EDGES.get(self.edge, 2**31) + OVERHEAD
+        """Bytes of GPU memory for all tensors of the case."""
+        return KINDS[self.what].bytes_per_element * EDGES.get(self.edge, 2**31) + OVERHEAD_BYTES
 
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
         torch.cuda.empty_cache()
         generator = torch.Generator(device).manual_seed(seed)
-        found = KINDS[self.what].run(backend, Maker(device, generator), EDGES.get(self.edge, 2**31))
+        comparisons = KINDS[self.what].run(backend, Maker(device, generator), EDGES.get(self.edge, 2**31))
         torch.cuda.empty_cache()
-        return found
+        return comparisons
 
 
 def _conv_slices(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor) -> list[Comparison]:
     """First and last channels of the first and last sequence, at both ends."""
     length, dim, taps = x.shape[2], x.shape[1], weight.shape[1] - 1
-    found = []
+    comparisons = []
     for b in sorted({0, x.shape[0] - 1}):
         for channels in (slice(0, 8), slice(dim - 8, dim)):
             for end in (slice(0, TAIL), slice(length - TAIL, length)):
                 part, skip = x[b, channels, end][None], 0 if end.start == 0 else taps
                 exact, _ = reference.causal_conv1d(part, weight[channels], bias[channels], activation="silu")
                 got, name = out[b, channels, end][None, :, skip:], f"out[{b}, {channels.start}:, {end.start}:]"
-                found.append(compare(name, got, exact[:, :, skip:], terms=taps + 2))
-    return found
+                comparisons.append(compare(name, got, exact[:, :, skip:], terms=taps + 2))
+    return comparisons
 
 
 def _conv(
@@ -97,7 +97,7 @@ def _conv(
     weight, bias = (make.normal(*shape, dtype=torch.float32) for shape in ((dim, 4), (dim,)))
     leaf = x.detach().requires_grad_()
     out = backend.conv(leaf, weight, bias, activation="silu")
-    found = _conv_slices(x, out.detach(), weight, bias)
+    comparisons = _conv_slices(x, out.detach(), weight, bias)
     # The gradient where it can be known from a slice: kernels recompute the output, and reach 3 tokens on.
     grad = torch.zeros_like(out)
     ends = (slice(0, TAIL), slice(length - TAIL, length))
@@ -113,8 +113,8 @@ def _conv(
             exact[:, :, before:].backward(reference.wide(grad[b, :8, end])[None])
             assert part.grad is not None
             got = leaf.grad[b, :8, end][None]
-            found.append(compare(f"dx[{b}, :8, {end.start}:]", got, part.grad[:, :, before:], terms=6))
-    return found
+            comparisons.append(compare(f"dx[{b}, :8, {end.start}:]", got, part.grad[:, :, before:], terms=6))
+    return comparisons
 
 
 def _conv_update(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
@@ -155,7 +155,7 @@ def _scan(backend: Backend, make: Maker, elements: int, *, states: int = 4) -> l
     backward = elements < 2**32
     leaves = [t.detach().requires_grad_(backward) for t in (u, delta)]
     out, state = backend.scan(*leaves, a, b, c, return_last_state=True)
-    found = []
+    comparisons = []
     for row in (0, batch - 1):
         for channels in (slice(0, 4), slice(dim - 4, dim)):
             end = slice(length - TAIL, length)
@@ -169,8 +169,10 @@ def _scan(backend: Backend, make: Maker, elements: int, *, states: int = 4) -> l
             )
             half = slice(TAIL // 2, TAIL)
             name = f"[{row}, {channels.start}:, {length - TAIL // 2}:]"
-            found.append(compare(f"out{name}", out[row, channels, -TAIL // 2 :][None], exact[:, :, half], terms=TAIL))
-            found.append(compare(f"last_state{name}", state[row, channels][None], exact_state, terms=TAIL))
+            comparisons.append(
+                compare(f"out{name}", out[row, channels, -TAIL // 2 :][None], exact[:, :, half], terms=TAIL)
+            )
+            comparisons.append(compare(f"last_state{name}", state[row, channels][None], exact_state, terms=TAIL))
     if backward:
         grad = make.normal(batch, dim, length)
         out.backward(grad)
@@ -186,9 +188,9 @@ def _scan(backend: Backend, make: Maker, elements: int, *, states: int = 4) -> l
         exact.backward(reference.wide(grad[row, channels, -TAIL:])[None])
         for name, leaf, part in zipped(("du", "ddelta"), leaves, parts):
             assert leaf.grad is not None and part.grad is not None
-            got, true = leaf.grad[row, channels, -TAIL // 2 :][None], part.grad[:, :, TAIL // 2 :]
-            found.append(compare(name, got, true, terms=TAIL))
-    return found
+            got, expected = leaf.grad[row, channels, -TAIL // 2 :][None], part.grad[:, :, TAIL // 2 :]
+            comparisons.append(compare(name, got, expected, terms=TAIL))
+    return comparisons
 
 
 def _scan_states(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
@@ -202,18 +204,18 @@ def _scan_states(backend: Backend, make: Maker, elements: int) -> list[Compariso
     out, state = backend.scan(leaves[0], leaves[1], a, leaves[2], leaves[3], return_last_state=True)
     grad = make.normal(batch, dim, length)
     out.backward(grad)
-    found = []
+    comparisons = []
     for row in (0, batch // 2, batch - 1):
         parts = [reference.wide(t[row][None]).requires_grad_() for t in (u, delta, b, c)]
         exact, exact_state = reference.selective_scan(parts[0], parts[1], reference.wide(a), parts[2], parts[3])
         exact.backward(reference.wide(grad[row][None]))
-        found.append(compare(f"out[{row}]", out[row][None], exact, terms=length + states))
-        found.append(compare(f"last_state[{row}]", state[row][None], exact_state, terms=length + states))
+        comparisons.append(compare(f"out[{row}]", out[row][None], exact, terms=length + states))
+        comparisons.append(compare(f"last_state[{row}]", state[row][None], exact_state, terms=length + states))
         for name, leaf, part in zipped(("du", "ddelta", "db", "dc"), leaves, parts):
             assert leaf.grad is not None and part.grad is not None
             terms = (length + states) * (dim if name in ("db", "dc") else 1)
-            found.append(compare(f"{name}[{row}]", leaf.grad[row][None], part.grad, terms=terms))
-    return found
+            comparisons.append(compare(f"{name}[{row}]", leaf.grad[row][None], part.grad, terms=terms))
+    return comparisons
 
 
 def _op(name: str) -> Any:
@@ -236,8 +238,8 @@ def _ssd_view(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     copies = [t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in (x, dt)]
     grad = make.normal(*x.shape)
     outs = []
-    for given in (leaves, copies):
-        out = run(given[0], given[1], a, b, c, 256)
+    for inputs in (leaves, copies):
+        out = run(inputs[0], inputs[1], a, b, c, 256)
         out.backward(grad)
         outs.append(out)
     return [
@@ -270,15 +272,15 @@ def _rows(module: str, function: str, make: Maker, elements: int, **options: Any
     run = getattr(_op(module), function)
     leaf, end = x.requires_grad_(), x[-16:].detach().clone().requires_grad_()
     grad = make.normal(16, columns)
-    given = torch.zeros_like(x)
-    given[-16:] = grad
-    found = []
+    whole_grad = torch.zeros_like(x)
+    whole_grad[-16:] = grad
+    comparisons = []
     outs = [run(t, weight, None, **options) for t in (leaf, end)]
-    found.append(_same("out[-16:]", outs[0][-16:], outs[1]))
-    outs[0].backward(given)
+    comparisons.append(_same("out[-16:]", outs[0][-16:], outs[1]))
+    outs[0].backward(whole_grad)
     outs[1].backward(grad)
     assert leaf.grad is not None and end.grad is not None
-    return [*found, _same("dx[-16:]", leaf.grad[-16:], end.grad)]
+    return [*comparisons, _same("dx[-16:]", leaf.grad[-16:], end.grad)]
 
 
 def _swiglu(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
@@ -343,11 +345,11 @@ def _sequences(backend: Backend, make: Maker, elements: int) -> list[Comparison]
 def _scan_along(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
     """With sixteen states the kernel that runs along the sequence scans."""
     calls = backend.calls()
-    found = _scan(backend, make, elements, states=16)
-    taken = {name: count - calls[name] for name, count in backend.calls().items()}
-    wrong = taken.get("forward upstream", 0) + taken.get("backward upstream", 0)
-    problem = "upstream's kernel ran instead of the one along the sequence" if wrong else ""
-    return [*found, Comparison("kernel", float(wrong), float("inf") if wrong else 0.0, problem)]
+    comparisons = _scan(backend, make, elements, states=16)
+    calls_made = {name: count - calls[name] for name, count in backend.calls().items()}
+    upstream_calls = calls_made.get("forward upstream", 0) + calls_made.get("backward upstream", 0)
+    problem = "upstream's kernel ran instead of the one along the sequence" if upstream_calls else ""
+    return [*comparisons, Comparison("kernel", float(upstream_calls), float("inf") if upstream_calls else 0.0, problem)]
 
 
 def _gated(backend: Backend, make: Maker, elements: int) -> list[Comparison]:
@@ -377,13 +379,13 @@ KINDS = {
 }
 
 
-def plans(free: int) -> list[Plan]:
-    """Every case that fits in ``free`` bytes of GPU memory; the others say what they need."""
-    found = []
-    for what, kind in KINDS.items():
+def plans(free_bytes: int) -> list[Plan]:
+    """A plan of each case: to run where it fits in ``free_bytes`` of GPU memory; the others say what they need."""
+    result = []
+    for key, kind in KINDS.items():
         for edge in kind.edges:
-            case = LargeCase(what=what, edge=edge)
+            case = LargeCase(what=key, edge=edge)
             name = f"large: {kind.title}, {edge} ({case.bytes_needed / 1e9:.0f} GB)"
-            short = f"needs {case.bytes_needed / 1e9:.0f} GB of GPU memory, {free / 1e9:.0f} GB are free"
-            found.append(Plan(name, () if case.bytes_needed > free else (case,), short))
-    return found
+            reason = f"needs {case.bytes_needed / 1e9:.0f} GB of GPU memory, {free_bytes / 1e9:.0f} GB are free"
+            result.append(Plan(name, () if case.bytes_needed > free_bytes else (case,), reason))
+    return result

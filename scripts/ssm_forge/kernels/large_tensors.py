@@ -16,9 +16,11 @@ class Maker:
     generator: torch.Generator
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Normally distributed numbers of mean 0 and variance 1."""
         return torch.empty(shape, dtype=dtype, device=self.device).normal_(generator=self.generator)
 
     def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        """Evenly distributed numbers in [low, high)."""
         return torch.empty(shape, dtype=dtype, device=self.device).uniform_(low, high, generator=self.generator)
 
 

@@ -27,25 +27,25 @@ def _torchs_reason() -> str:
     try:
         torch.cuda.init()
     except Exception as error:
-        said = str(error).strip().splitlines()
-        return f" ({said[0].rstrip('.')})" if said else ""
+        lines = str(error).strip().splitlines()
+        return f" ({lines[0].rstrip('.')})" if lines else ""
     return ""
 
 
 def unusable_devices() -> dict[str, str]:
     """Every GPU that torch sees -> why it can't use it, empty where it can: it may have no code for it."""
-    found = {}
+    reasons = {}
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         name = f"GPU {index}: {properties.name} ({properties.major}.{properties.minor})"
         try:
             # A kernel of torch's own, and a copy back.
             good = (torch.ones(2, device=f"cuda:{index}") + 1).tolist() == [2.0, 2.0]
-            found[name] = "" if good else "1 + 1 is not 2 there"
+            reasons[name] = "" if good else "1 + 1 is not 2 there"
         except Exception as error:
-            said = str(error).strip().splitlines()
-            found[name] = f"{type(error).__name__}: {said[0] if said else ''}"
-    return found
+            lines = str(error).strip().splitlines()
+            reasons[name] = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return reasons
 
 
 def missing_packages() -> str:
@@ -79,18 +79,18 @@ def _import_packages() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions; None for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    """Python, CUDA and the packages -> installed version; None for what is not installed."""
+    result: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            result[name] = None
+    return result
 
 
 def gpu() -> dict[str, Any] | None:
-    """The current GPU: name, compute capability, memory in bytes, multiprocessors."""
+    """The current GPU's name, compute capability, memory in bytes and multiprocessors; None without a GPU."""
     if missing_gpu():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -103,12 +103,12 @@ def gpu() -> dict[str, Any] | None:
 
 
 def free_bytes() -> int:
-    """GPU memory that is free; 0 without a GPU."""
+    """Bytes of GPU memory that are free; 0 without a GPU."""
     return 0 if missing_gpu() else int(torch.cuda.mem_get_info()[0])
 
 
 def header(seed: int | None = None) -> dict[str, Any]:
-    """The start of every JSON document."""
+    """The start of every JSON document: date, GPU, versions, and the seed where there is one."""
     document: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": gpu(),

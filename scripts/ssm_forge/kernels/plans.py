@@ -29,7 +29,7 @@ class Plan:
 
 
 def quick() -> list[Plan]:
-    """Forward and backward of both kernels in each precision: some seconds on a GPU."""
+    """The plans of ``--quick``: forward and backward of both kernels in each precision, some seconds on a GPU."""
     plans = []
     for dtype in PRECISIONS:
         conv = [
@@ -48,7 +48,7 @@ def quick() -> list[Plan]:
 
 
 def full() -> list[Plan]:
-    """Every mode that upstream supports, in each precision."""
+    """The plans of ``--full``: every mode that upstream supports, in each precision."""
     plans = []
     for dtype in PRECISIONS:
         plans += [
@@ -90,7 +90,7 @@ def supported(plans: list[Plan], capability: str | None) -> list[Plan]:
 
 
 def upstream_limits() -> list[Plan]:
-    """What upstream's kernels are known to get wrong, read in their source: said, not run."""
+    """Plans without cases, which say what upstream's kernels are known to get wrong, by their source."""
     return [
         Plan(
             "causal_conv1d seq_idx, gradient arriving at padding",

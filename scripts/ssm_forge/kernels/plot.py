@@ -24,10 +24,7 @@ def missing() -> str:
 
 
 def draw(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the charts.
-
-    Returns:
-        The files written.
+    """Write the charts of a benchmark's document as PNG into a folder; their paths come out.
 
     Raises:
         ImportError: without matplotlib.
@@ -119,10 +116,10 @@ def _builds(document: dict[str, Any], folder: Path) -> Path:
     """The installed build's time against each other build's, at the same moment on the same inputs."""
     figure, axis = _figure(document, "Time of the installed build against another's, one dot a size", 1)
     rows = sorted({(row["other"], row["kernel"], row["direction"]) for row in document["builds"]})
-    for place, (other, kernel, direction) in enumerate(reversed(rows)):
+    for height, (other, kernel, direction) in enumerate(reversed(rows)):
         for row in document["builds"]:
             if (row["other"], row["kernel"], row["direction"]) == (other, kernel, direction):
-                axis.plot(100 * (row["ratio"] - 1), place, "o", color=COLOURS[row["dtype"]], alpha=0.7)
+                axis.plot(100 * (row["ratio"] - 1), height, "o", color=COLOURS[row["dtype"]], alpha=0.7)
     for dtype, colour in COLOURS.items():
         axis.plot([], [], "o", color=colour, label=dtype)
     axis.axvline(0, color="black", linewidth=0.8)

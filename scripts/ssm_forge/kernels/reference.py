@@ -21,6 +21,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
+    """x / (1 + e^-x)."""
     return x * torch.sigmoid(x)
 
 
@@ -198,10 +199,10 @@ def selective_scan(
         b_t = b[..., t if b.shape[-1] > 1 else 0]
         c_t = c[..., t if c.shape[-1] > 1 else 0]
         step = delta[:, :, t, None]
-        taken = step * b_t * u[:, :, t, None]
+        added = step * b_t * u[:, :, t, None]
         if nudge is not None:
-            taken = taken * (1 + nudge * step)
-        state = torch.exp(step * a) * state + taken
+            added = added * (1 + nudge * step)
+        state = torch.exp(step * a) * state + added
         y = (c_t * state).sum(dim=-1)
         outputs.append(2 * y.real if y.is_complex() else y)
     out = torch.stack(outputs, dim=2)

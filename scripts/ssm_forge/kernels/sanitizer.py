@@ -24,15 +24,15 @@ _REFUSED = ("Device not supported", "Unable to find injection library", "not sup
 
 
 def find() -> Path | None:
-    """compute-sanitizer on PATH or in a CUDA toolkit."""
+    """The path of compute-sanitizer, on PATH or in a CUDA toolkit; None where there is none."""
     on_path = shutil.which("compute-sanitizer")
     if on_path:
         return Path(on_path)
     homes = [os.environ.get(name, "") for name in ("CUDA_HOME", "CUDA_PATH")] + ["/usr/local/cuda"]
     for home in filter(None, homes):
-        for place in ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer"):
-            if (Path(home) / place).is_file():
-                return Path(home) / place
+        for location in ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer"):
+            if (Path(home) / location).is_file():
+                return Path(home) / location
     return None
 
 
@@ -109,7 +109,7 @@ def _update(module: Any, dtype: Any) -> None:
 
 
 def run(tool: str, *, limit: float = 300.0) -> Check:
-    """Watch :func:`worker` with one of compute-sanitizer's tools."""
+    """Watch :func:`worker` with one of compute-sanitizer's tools, for at most ``limit`` seconds."""
     name = f"compute-sanitizer {tool}"
     program = find()
     if program is None:
@@ -129,31 +129,32 @@ def run(tool: str, *, limit: float = 300.0) -> Check:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=limit)
+        output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return Check(name, NOT_RUN, f"not done after {limit:.0f} s", seconds=limit)
-    return judge(name, process.returncode, said, time.monotonic() - started)
+    return judge(name, process.returncode, output, time.monotonic() - started)
 
 
-def judge(name: str, status: int, said: str, seconds: float) -> Check:
-    """What compute-sanitizer's output means."""
-    lines = said.splitlines()
+def judge(name: str, status: int, output: str, seconds: float) -> Check:
+    """The check that compute-sanitizer's exit status and output mean."""
+    lines = output.splitlines()
     refused = next((line for line in lines if any(text in line for text in _REFUSED)), "")
     if refused:
         return Check(name, NOT_RUN, f"it can't run here: {refused.strip('= ')}", seconds=seconds)
-    summary = _SUMMARY.search(said)
-    found = [line.strip("= ") for line in lines if _FINDING.match(line)]
+    summary = _SUMMARY.search(output)
+    findings = [line.strip("= ") for line in lines if _FINDING.match(line)]
     if summary is None:
         last = lines[-1] if lines else "no output"
         return Check(name, FAIL, f"it ended with status {status} and no summary: {last}", seconds=seconds)
     count = int(summary.group(2))
     if count or status:
-        detail = f"{count} problems, status {status}; first: {found[0] if found else lines[-1]}"
+        detail = f"{count} problems, status {status}; first: {findings[0] if findings else lines[-1]}"
         return Check(name, FAIL, detail, seconds=seconds)
     return Check(name, PASS, "no problems", seconds=seconds)
 
 
 def run_all(*, limit: float = 300.0) -> list[Check]:
+    """One check for each of compute-sanitizer's tools, each run for at most ``limit`` seconds."""
     return [run(tool, limit=limit) for tool in TOOLS]

@@ -245,9 +245,9 @@ def tests() -> dict[str, Callable[[], None]]:
         deadline_leaves_the_rest_not_run,
         same_seed_same_inputs,
     )
-    found: dict[str, Callable[[], None]] = {test.__name__.replace("_", " "): test for test in plain}
-    found.update({f"caught: {fault.name}": partial(fault_is_caught, fault) for fault in faults.every()})
-    return found
+    by_name: dict[str, Callable[[], None]] = {test.__name__.replace("_", " "): test for test in plain}
+    by_name.update({f"caught: {fault.name}": partial(fault_is_caught, fault) for fault in faults.every()})
+    return by_name
 
 
 def run(on_done: Callable[[Check], None] = lambda check: None) -> list[Check]:

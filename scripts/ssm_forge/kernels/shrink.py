@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssm_forge.kernels.draws import Case
 
@@ -28,7 +28,14 @@ def _smaller_values(field: Field[Any], value: Any) -> Iterator[Any]:
         yield field.default
 
 
-def shrink(case: Case, fails: Callable[[Case], bool], *, seconds: float = 20.0, tries: int = 300) -> tuple[Case, int]:
+class Shrunk(NamedTuple):
+    """A case that fails, and how many runs it took to find it."""
+
+    case: Case
+    tries: int
+
+
+def shrink(case: Case, fails: Callable[[Case], bool], *, seconds: float = 20.0, tries: int = 300) -> Shrunk:
     """Make ``case`` smaller while it fails.
 
     Args:
@@ -38,8 +45,7 @@ def shrink(case: Case, fails: Callable[[Case], bool], *, seconds: float = 20.0, 
         tries: runs to spend.
 
     Returns:
-        A failing case of which no single simplification fails (or the best found in time), and the runs
-        it took.
+        A failing case of which no single simplification fails (or the best found in time).
     """
     deadline = time.monotonic() + seconds
     used = 0
@@ -52,9 +58,9 @@ def shrink(case: Case, fails: Callable[[Case], bool], *, seconds: float = 20.0, 
                 if candidate.invalid():
                     continue
                 if used >= tries or time.monotonic() > deadline:
-                    return case, used
+                    return Shrunk(case, used)
                 used += 1
                 if fails(candidate):
                     case, again = candidate, True
                     break
-    return case, used
+    return Shrunk(case, used)

@@ -55,6 +55,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
+        """Whether the tensor is close enough."""
         # Written so that a NaN ratio is a failure.
         return not self.problem and self.ratio <= 1.0
 
@@ -69,7 +70,7 @@ def compare(
     roundings: int = 1,
     cancelled: float = 0.0,
 ) -> Comparison:
-    """Compare a kernel's tensor with the exact one.
+    """Compare a kernel's tensor with the exact one, by the bound above.
 
     Args:
         name: what it is, for the report.

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 from ssm_forge.kernels.sequences import zipped
@@ -41,6 +42,7 @@ class Result:
 
     @property
     def function(self) -> str:
+        """The name without parameters."""
         return self.name.partition("[")[0]
 
 
@@ -50,7 +52,7 @@ def missing() -> str:
 
 
 def read_junit(path: Path) -> list[Result]:
-    """Every test of a junit file."""
+    """The result of every test in a junit file."""
     results = []
     for case in ET.parse(path).iter("testcase"):
         status, message = PASS, ""
@@ -63,16 +65,20 @@ def read_junit(path: Path) -> list[Result]:
     return results
 
 
-def run(tests: Path, *, limit: float | None = None, select: str = "") -> tuple[list[Result], str]:
+class Run(NamedTuple):
+    """Results of a run, and what kept it from ending well (empty when nothing did)."""
+
+    results: list[Result]
+    problem: str
+
+
+def run(tests: Path, *, limit: float | None = None, select: str = "") -> Run:
     """Run every test under a folder, or of one file, in a process of its own.
 
     Args:
         tests: the ``tests`` folder of an unpacked sdist, or a file in it.
         limit: seconds; then pytest is interrupted, and what ran until then is reported.
         select: pytest's ``-k``.
-
-    Returns:
-        The results, and what kept the run from ending well (empty when nothing did).
     """
     with tempfile.TemporaryDirectory() as scratch:
         junit = Path(scratch) / "junit.xml"
@@ -90,22 +96,22 @@ def run(tests: Path, *, limit: float | None = None, select: str = "") -> tuple[l
         )
         problem = ""
         try:
-            said, _ = process.communicate(timeout=limit)
+            output, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             problem = f"interrupted after {limit:.0f} s"
             process.send_signal(signal.SIGINT)
             try:
-                said, _ = process.communicate(timeout=GRACE_SECONDS)
+                output, _ = process.communicate(timeout=GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-                said, _ = process.communicate()
+                output, _ = process.communicate()
         if not junit.is_file():
-            last = (said.strip().splitlines() or ["no output"])[-1]
-            return [], f"{problem or 'pytest did not finish'} ({last})"
+            last = (output.strip().splitlines() or ["no output"])[-1]
+            return Run([], f"{problem or 'pytest did not finish'} ({last})")
         # 0 all passed, 1 some failed, 2 interrupted by us; 5 none collected.
         if process.returncode not in (0, 1) and not problem:
             problem = f"pytest ended with status {process.returncode}"
-        return read_junit(junit), problem
+        return Run(read_junit(junit), problem)
 
 
 def summarize(project: str, results: list[Result], problem: str, seconds: float) -> list[Check]:
@@ -124,8 +130,8 @@ def summarize(project: str, results: list[Result], problem: str, seconds: float)
         if bad:
             detail += f"; first failure: {bad[0].name}: {bad[0].message}"
         status = FAIL if bad else PASS if counts[PASS] else NOT_RUN
-        took = sum(r.seconds for r in group)
-        checks.append(Check(f"{project} {function}", status, detail, len(group), seconds=took))
+        seconds_of_group = sum(r.seconds for r in group)
+        checks.append(Check(f"{project} {function}", status, detail, len(group), seconds=seconds_of_group))
     if problem or not results:
         status = NOT_RUN if "interrupted after" in problem else FAIL
         checks.append(Check(f"{project} complete run", status, problem or "no tests found", seconds=seconds))
@@ -135,25 +141,27 @@ def summarize(project: str, results: list[Result], problem: str, seconds: float)
 def run_projects(
     folders: dict[str, Path], *, limit: float | None = None, select: str = ""
 ) -> tuple[list[Check], dict[str, list[Result]]]:
-    """Run several projects' tests within one limit, some files at a time.
+    """Run several projects' tests within one limit, some files at a time: checks, and project -> results.
 
     Args:
         folders: project -> its ``tests`` folder.
+        limit: seconds for all of them together.
+        select: pytest's ``-k``.
     """
     checks: list[Check] = []
-    every: dict[str, list[Result]] = {project: [] for project in folders}
+    by_project: dict[str, list[Result]] = {project: [] for project in folders}
     deadline = None if limit is None else time.monotonic() + limit
 
     def run_file(file: Path) -> tuple[list[Result], str, float]:
         started = time.monotonic()
-        left = None if deadline is None else max(1.0, deadline - started)
-        return *run(file, limit=left, select=select), time.monotonic() - started
+        seconds_left = None if deadline is None else max(1.0, deadline - started)
+        return *run(file, limit=seconds_left, select=select), time.monotonic() - started
 
     # A folder without test files is pytest's to report.
     files = [(p, file) for p, folder in folders.items() for file in sorted(folder.rglob("test_*.py")) or [folder]]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        for (project, file), done in zipped(files, pool.map(run_file, [file for _, file in files])):
-            results, problem, seconds = done
-            every[project] += results
+        for (project, file), outcome in zipped(files, pool.map(run_file, [file for _, file in files])):
+            results, problem, seconds = outcome
+            by_project[project] += results
             checks += summarize(project, results, f"{file.name}: {problem}" if problem else "", seconds)
-    return checks, every
+    return checks, by_project

@@ -45,14 +45,16 @@ def _copies(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _gradients(out: Tensor, grad: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(out, list(leaves.values()), grad)
-    return dict(zipped(leaves, found))
+    gradients = torch.autograd.grad(out, list(leaves.values()), grad)
+    return dict(zipped(leaves, gradients))
 
 
 def _same(got: Tensor, plain: Tensor, got_grads: dict[str, Tensor], plain_grads: dict[str, Tensor]) -> list[Comparison]:
     """The same output to the bit, and gradients that differ by the order of sums."""
-    found = [identical("out", got.detach(), plain.detach())]
-    return found + [compare_to_scale(f"d{n}", g, plain_grads[n].double(), REORDERED) for n, g in got_grads.items()]
+    comparisons = [identical("out", got.detach(), plain.detach())]
+    return comparisons + [
+        compare_to_scale(f"d{n}", g, plain_grads[n].double(), REORDERED) for n, g in got_grads.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class UsageCase(Case):
 
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
         with environment("SSM_FORGE_KERNELS", self.kernels):
-            found: list[Comparison] = getattr(self, self.way)(backend, Draw(seed, self, device), device, seed)
-        return found
+            comparisons: list[Comparison] = getattr(self, self.way)(backend, Draw(seed, self, device), device, seed)
+        return comparisons
 
     def _plain(self, backend: Backend, leaves: dict[str, Tensor], grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         out = backend.scan(**leaves, delta_softplus=True)
@@ -112,7 +114,9 @@ class UsageCase(Case):
         leaves = _leaves(draw)
         grad = torch.ones_like(leaves["u"])
         plain, plain_grads = self._plain(backend, leaves, grad)
-        compiled = torch.compile(lambda **given: backend.scan(**given, delta_softplus=True) * 1.0, backend="aot_eager")
+        compiled = torch.compile(
+            lambda **inputs: backend.scan(**inputs, delta_softplus=True) * 1.0, backend="aot_eager"
+        )
         out = compiled(**leaves)
         return _same(out, plain, _gradients(out, grad, leaves), plain_grads)
 
@@ -144,11 +148,13 @@ class UsageCase(Case):
         out.backward(grad.to(out.dtype))
         exact.backward(reference.wide(grad.to(out.dtype)))
         unit = UNIT[self.torch_dtype]
-        found = [compare_to_scale("out", out, exact, 2 * blocks.FORWARD * unit)]
-        found.append(compare_to_scale("dx", x.grad, wide.grad, 2 * blocks.GRADIENT * unit))
+        comparisons = [compare_to_scale("out", out, exact, 2 * blocks.FORWARD * unit)]
+        comparisons.append(compare_to_scale("dx", x.grad, wide.grad, 2 * blocks.GRADIENT * unit))
         for name, parameter in block.named_parameters():
-            found.append(compare_to_scale(f"d{name}", parameter.grad, exact_p[name].grad, 2 * blocks.GRADIENT * unit))
-        return found
+            comparisons.append(
+                compare_to_scale(f"d{name}", parameter.grad, exact_p[name].grad, 2 * blocks.GRADIENT * unit)
+            )
+        return comparisons
 
     def checkpointed(self, backend: Backend, draw: Draw, device: torch.device, seed: int) -> list[Comparison]:
         """A Mamba block whose forward runs a second time in the backward."""
@@ -177,7 +183,7 @@ class UsageCase(Case):
 
 
 def full() -> list[Plan]:
-    """Every way to call, with each of the scan's kernels."""
+    """The plans of ``--full``: every way to call, with each of the scan's kernels."""
     ways = {
         "side stream": UsageCase(way="side_stream"),
         "CUDA graph": UsageCase(way="cuda_graph"),
@@ -186,7 +192,7 @@ def full() -> list[Plan]:
         "autocast bf16": UsageCase(way="autocast", dtype="bf16"),
         "gradient checkpointing": UsageCase(way="checkpointed"),
     }
-    found = [Plan(f"usage {name}", (case, replace(case, kernels="along"))) for name, case in ways.items()]
-    found.append(Plan("usage torch.compile, convolution", (UsageCase(way="compiled_conv"),)))
-    found.append(Plan("usage packed sequences", (UsageCase(way="packed", dtype="fp16"),)))
-    return found
+    plans = [Plan(f"usage {name}", (case, replace(case, kernels="along"))) for name, case in ways.items()]
+    plans.append(Plan("usage torch.compile, convolution", (UsageCase(way="compiled_conv"),)))
+    plans.append(Plan("usage packed sequences", (UsageCase(way="packed", dtype="fp16"),)))
+    return plans

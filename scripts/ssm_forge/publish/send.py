@@ -30,6 +30,7 @@ class Published:
     """What became of one package.
 
     Attributes:
+        sha256: of the package, hex.
         statement: whether its signed statement lies beside it.
     """
 
@@ -40,7 +41,7 @@ class Published:
 
 
 def target(url: str) -> Target:
-    """The channel that ``--to`` names.
+    """The channel that ``--to`` names by path or URL.
 
     Raises:
         UsageError: for an URL that is none, or holds a secret.
@@ -84,7 +85,7 @@ def publish(
         NetworkError: when the server can't be reached or refuses.
         MachineError: when the disk is full.
     """
-    there = target(to)
+    destination = target(to)
     parcels = []
     for path in paths:
         if not path.is_file():
@@ -93,42 +94,44 @@ def publish(
             )
         package = inspect(path)
         parcels.append(Parcel(package, statements(package)))
-    return send(there, parcels, to, log)
+    return send(destination, parcels, to, log)
 
 
-def send(there: Target, parcels: Sequence[Parcel], to: str, log: Callable[[str], None]) -> list[Published]:
+def send(destination: Target, parcels: Sequence[Parcel], to: str, log: Callable[[str], None]) -> list[Published]:
     """Bring checked files to a target; arguments and errors are those of :func:`publish`."""
-    done: list[Published] = []
+    published: list[Published] = []
     with for_engine(), download_progress() as progress:
         # A conflict is found before anything is sent: one in the last package leaves no half of the others.
-        known = {p.package.filename: _present(there, p.package, to) for p in parcels}
-        todo = [p for p in parcels if known[p.package.filename] is None]
-        bar = progress.add_task(f"publishing {len(todo)} packages", total=sum(p.package.size for p in todo) or None)
+        present = {p.package.filename: _present(destination, p.package, to) for p in parcels}
+        missing = [p for p in parcels if present[p.package.filename] is None]
+        bar = progress.add_task(
+            f"publishing {len(missing)} packages", total=sum(p.package.size for p in missing) or None
+        )
         for parcel in parcels:
             package = parcel.package
             outcome: Outcome = "was there"
-            if known[package.filename] is None:
-                outcome = _upload(there, parcel, lambda count: progress.advance(bar, count), log)
-            stated = bool(parcel.statements) and _attach(there, parcel, log)
-            done.append(Published(package.filename, package.sha256, outcome, stated))
-            log(f"{package.filename} sha256 {package.sha256}: {outcome}, statement: {stated}")
-        retrying(lambda: there.finish(parcels), log)
-    return done
+            if present[package.filename] is None:
+                outcome = _upload(destination, parcel, lambda count: progress.advance(bar, count), log)
+            has_statement = bool(parcel.statements) and _attach(destination, parcel, log)
+            published.append(Published(package.filename, package.sha256, outcome, has_statement))
+            log(f"{package.filename} sha256 {package.sha256}: {outcome}, statement: {has_statement}")
+        retrying(lambda: destination.finish(parcels), log)
+    return published
 
 
-def _present(there: Target, package: Publishable, to: str) -> str | None:
-    found = retrying(lambda: there.present(package))
-    if found is not None and found != package.sha256:
+def _present(destination: Target, package: Publishable, to: str) -> str | None:
+    present_sha256 = retrying(lambda: destination.present(package))
+    if present_sha256 is not None and present_sha256 != package.sha256:
         raise channels.different(package.filename, redact(to))
-    return found
+    return present_sha256
 
 
-def _upload(there: Target, parcel: Parcel, advance: Advance, log: Callable[[str], None]) -> Outcome:
-    return retrying(lambda: there.upload(parcel, advance), log)
+def _upload(destination: Target, parcel: Parcel, advance: Advance, log: Callable[[str], None]) -> Outcome:
+    return retrying(lambda: destination.upload(parcel, advance), log)
 
 
-def _attach(there: Target, parcel: Parcel, log: Callable[[str], None]) -> bool:
-    return retrying(lambda: there.attach(parcel), log)
+def _attach(destination: Target, parcel: Parcel, log: Callable[[str], None]) -> bool:
+    return retrying(lambda: destination.attach(parcel), log)
 
 
 def select(names: Sequence[str], channel: Path) -> list[Path]:
@@ -149,8 +152,8 @@ def select(names: Sequence[str], channel: Path) -> list[Path]:
             continue
         fitting = [path for path in everything if path.name == name or path.name.rsplit("-", 2)[0] == name]
         if not fitting:
-            known = {form for path in everything for form in (path.name, path.name.rsplit("-", 2)[0])}
-            what = f"'{name}' is neither a package file nor a package in {channel}."
-            raise UsageError(what, fix=did_you_mean(name, known).strip())
+            names_known = {form for path in everything for form in (path.name, path.name.rsplit("-", 2)[0])}
+            message = f"'{name}' is neither a package file nor a package in {channel}."
+            raise UsageError(message, fix=did_you_mean(name, names_known).strip())
         chosen += fitting
     return list(dict.fromkeys(chosen))

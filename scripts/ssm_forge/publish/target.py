@@ -19,7 +19,10 @@ class Publishable(Protocol):
     """A checked file that has a place in a channel: a conda package, or a wheel.
 
     Attributes:
+        path: the file on this machine.
+        filename: its name in the channel.
         subdir: the folder of the channel that it belongs into.
+        sha256: of its bytes, hex.
         size: bytes.
     """
 
@@ -52,11 +55,11 @@ class Target(Protocol):
     """A channel that can be published to."""
 
     def present(self, package: Publishable) -> str | None:
-        """sha256 of the file of that name that the channel has; None when it has none."""
+        """sha256 (hex) of the file of the package's name in the channel; None when there is none."""
         ...
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
-        """Add one package. May be called again after a :class:`TransientError`."""
+        """Add one package, calling ``advance`` with the bytes that went. May be called again after a TransientError."""
         ...
 
     def attach(self, parcel: Parcel) -> bool:
@@ -64,15 +67,15 @@ class Target(Protocol):
         ...
 
     def finish(self, parcels: Sequence[Parcel]) -> None:
-        """Bring the index in step."""
+        """Bring the index in step, once everything was sent."""
         ...
 
 
 def compare(package: Publishable, record: IndexRecord | None) -> str | None:
-    """sha256 that an index tells of a package; None when it does not list it.
+    """The sha256 that an index's record tells of a package; None when the index does not list it.
 
     Raises:
-        ForgeError: when the index lists it without one, so that nothing can be said about its bytes.
+        ForgeError: when the record has no sha256, so that nothing can be said about the package's bytes.
     """
     if record is None:
         return None

@@ -13,7 +13,7 @@ from ssm_forge.publish.target import Advance, Outcome, Parcel, Publishable
 
 
 class FolderTarget:
-    """A channel in a folder, on this machine or on a network drive."""
+    """A channel in a folder, on this machine or on a network drive; its methods are those of :class:`Target`."""
 
     def __init__(self, channel: Path) -> None:
         self.channel = channel

@@ -21,11 +21,11 @@ Upload = Callable[[list[str], str | None], None]
 
 @dataclass(frozen=True)
 class Hosted:
-    """One kind of server.
+    """One channel on a hosted server, and how files get there.
 
     Attributes:
         read_url: the channel, as installers read it.
-        login_url: whose credentials are meant.
+        login_url: address whose credentials are meant.
         variable: environment variable that holds a key, where the engine's own stores do not.
         upload: sends files, given a key or None for the engine's own stores.
         takes: kinds of credential that the server's upload takes, the usual one first.
@@ -107,7 +107,10 @@ def _anaconda(base: str, path: str) -> Hosted:
 
 
 class HostedTarget:
-    """A channel on such a server: what it has is read from its index, what it lacks is sent by the engine."""
+    """A channel on such a server, with the methods of :class:`Target`.
+
+    What the channel has is read from its index, what it lacks is sent by the engine.
+    """
 
     def __init__(self, hosted: Hosted) -> None:
         self._hosted = hosted
@@ -141,17 +144,17 @@ class HostedTarget:
         key = os.environ.get(self._hosted.variable)
         if key:
             return key
-        found = find(self._hosted.login_url)
-        return found.secret if found and found.kind in self._hosted.takes else None
+        credential = find(self._hosted.login_url)
+        return credential.secret if credential and credential.kind in self._hosted.takes else None
 
     def _explained(self, error: Exception, package: Publishable) -> NetworkError:
         """The engine's error; it has tried passing failures three times itself, and often tells no more than that."""
         text = redact(" ".join(str(error).split()))
-        what = f"{self._hosted.read_url} did not take {package.filename}: {text.rstrip('.')}."
+        message = f"{self._hosted.read_url} did not take {package.filename}: {text.rstrip('.')}."
         if any(word in text.lower() for word in ("connect", "timed out", "dns", "sending request")):
-            return TransientError(what)
+            return TransientError(message)
         return NetworkError(
-            what,
+            message,
             fix=f"Check that the channel exists, and that the key for {self._hosted.login_url} (RATTLER_AUTH_FILE or "
             f"{self._hosted.variable}) may write to it.",
         )

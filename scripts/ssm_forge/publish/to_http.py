@@ -15,7 +15,7 @@ from ssm_forge.base.web import Client, TransientError, reason
 from ssm_forge.channel.source import records_at
 from ssm_forge.publish.target import Advance, Outcome, Parcel, Publishable, Target, compare
 
-_CHUNK = 1 << 18
+_CHUNK_BYTES = 1 << 18
 
 
 def target(url: str) -> Target:
@@ -37,7 +37,7 @@ def target(url: str) -> Target:
 
 
 class ServeTarget:
-    """Our own server: it resumes, checks and indexes by itself."""
+    """Our own server, which resumes, checks and indexes by itself; the methods are those of :class:`Target`."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -49,10 +49,10 @@ class ServeTarget:
         package = parcel.package
         path = f"{package.subdir}/{package.filename}"
         digest = {"Repr-Digest": _digest(package.sha256)}
-        held = int(self.client.send("HEAD", path, headers=digest).headers.get("Upload-Offset", "0"))
-        advance(held)
-        headers = {**digest, **_extent(held, package.size)}
-        answer = self.client.send("PUT", path, headers=headers, content=_body(package.path, held, advance))
+        first = int(self.client.send("HEAD", path, headers=digest).headers.get("Upload-Offset", "0"))
+        advance(first)
+        headers = {**digest, **_extent(first, package.size)}
+        answer = self.client.send("PUT", path, headers=headers, content=_body(package.path, first, advance))
         if answer.status_code == httpx.codes.CONFLICT and "Upload-Offset" in answer.headers:
             raise TransientError(redact(f"{self.client.url}: {reason(answer)}"))
         return "added" if _accepted(answer, package.filename, self.client.url) == 201 else "was there"
@@ -67,7 +67,12 @@ class ServeTarget:
         return True
 
     def send_statement(self, parcel: Parcel) -> None:
-        """Upload the statements of a package, from where an earlier attempt was cut."""
+        """Upload the statements of a package, from where an earlier attempt was cut.
+
+        Raises:
+            TransientError: when the upload was cut.
+            IntegrityError, MachineError, NetworkError: when the server refuses it.
+        """
         package = parcel.package
         sha256 = hashlib.sha256(parcel.statements).hexdigest()
         path = f"{package.subdir}/{package.filename}.sigs"
@@ -89,13 +94,13 @@ def _accepted(answer: httpx.Response, filename: str, url: str) -> int:
         IntegrityError: when another file has that name, or the server found the package wanting.
         MachineError: when the server's disk is full.
     """
-    status, why = answer.status_code, reason(answer)
+    status, explanation = answer.status_code, reason(answer)
     if status in (200, 201):
         return status
     kinds: dict[int, type[ForgeError]] = {409: IntegrityError, 422: IntegrityError, 507: MachineError}
-    if "was cut" in why or "other bytes than were announced" in why:
-        raise TransientError(redact(f"{url}: {why}"))
-    raise kinds.get(status, NetworkError)(redact(f"{url} did not take {filename} ({status}): {why}"))
+    if "was cut" in explanation or "other bytes than were announced" in explanation:
+        raise TransientError(redact(f"{url}: {explanation}"))
+    raise kinds.get(status, NetworkError)(redact(f"{url} did not take {filename} ({status}): {explanation}"))
 
 
 def _digest(sha256: str) -> str:
@@ -111,6 +116,6 @@ def _extent(first: int, total: int) -> dict[str, str]:
 def _body(path: Path, first: int, advance: Advance) -> Iterator[bytes]:
     with path.open("rb") as stream:
         stream.seek(first)
-        while chunk := stream.read(_CHUNK):
+        while chunk := stream.read(_CHUNK_BYTES):
             yield chunk
             advance(len(chunk))

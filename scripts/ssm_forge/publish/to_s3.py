@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class S3Target:
-    """``s3://BUCKET/PREFIX``."""
+    """A channel in a bucket, ``s3://BUCKET/PREFIX``; its methods are those of :class:`Target`."""
 
     def __init__(self, url: str) -> None:
         import boto3
@@ -41,10 +41,10 @@ class S3Target:
 
     def present(self, package: Publishable) -> str | None:
         try:
-            told = compare(package, self._records(package.subdir).get(package.filename))
+            listed = compare(package, self._records(package.subdir).get(package.filename))
         except repodata.DamagedIndexError:
-            told = None  # The object itself is asked, and the index is written anew in the end.
-        return told or self._stored(package)
+            listed = None  # The object itself is asked, and the index is written anew in the end.
+        return listed or self._stored(package)
 
     def upload(self, parcel: Parcel, advance: Advance) -> Outcome:
         package = parcel.package
@@ -86,8 +86,8 @@ class S3Target:
         for subdir in sorted({p.package.subdir for p in parcels} | {"noarch"}):
             data = self._get(subdir, "repodata.json")
             if data is not None:
-                told = repodata.document(data, f"{self.url}/{subdir}/repodata.json")
-                self._put(subdir, "run_exports.json", repodata.run_exports(told))
+                content = repodata.document(data, f"{self.url}/{subdir}/repodata.json")
+                self._put(subdir, "run_exports.json", repodata.run_exports(content))
         missing = [p for p in parcels if p.package.filename not in self._records(p.package.subdir)]
         if missing:
             raise TransientError(f"the index of {self.url} does not list {missing[0].package.filename} yet.")
@@ -116,9 +116,9 @@ class S3Target:
         head = self._call(lambda: self._client.head_object(Bucket=self._bucket, Key=key))
         if head is None:
             return None
-        noted = head.get("Metadata", {}).get("sha256")
-        if noted:
-            return str(noted)
+        stated_sha256 = head.get("Metadata", {}).get("sha256")
+        if stated_sha256:
+            return str(stated_sha256)
         data = self._get(package.subdir, package.filename)
         return hashlib.sha256(data).hexdigest() if data is not None else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,35 +34,42 @@ def publish(
     Raises:
         UsageError: also for a channel that has no place for wheels.
     """
-    there = _target(to)
+    destination = _target(to)
     wheels = [inspect(path) for path in paths]
-    return send(there, [Parcel(wheel, statements(wheel)) for wheel in wheels], to, log)
+    return send(destination, [Parcel(wheel, statements(wheel)) for wheel in wheels], to, log)
 
 
 def _target(to: str) -> Target:
-    there = target(to) if takes_wheels(to) else None
-    if isinstance(there, FolderTarget):
-        return FolderWheels(there.channel)
-    if isinstance(there, ServeTarget):
-        return ServedWheels(there.client)
+    destination = target(to) if takes_wheels(to) else None
+    if isinstance(destination, FolderTarget):
+        return FolderWheels(destination.channel)
+    if isinstance(destination, ServeTarget):
+        return ServedWheels(destination.client)
     raise UsageError(
         f"{redact(to)} has no place for wheels.",
         fix="Publish them to a folder or to a server of 'serve'; a plain web server can offer that folder, too.",
     )
 
 
-def select(names: Sequence[str], channel: Path) -> tuple[list[Path], list[str]]:
+class Selection(NamedTuple):
+    """Wheels that names mean, and those of the names that mean something else, too (or nothing)."""
+
+    wheels: list[Path]
+    other_names: list[str]
+
+
+def select(names: Sequence[str], channel: Path) -> Selection:
     """The wheels that a user means: paths, or names of projects in the local channel; all when none is named.
 
-    Returns:
-        The files, and the names that mean something else, too.
+    Raises:
+        UsageError: when a path ends in ``.whl`` and there is no such file.
     """
-    there = [p for page in index.pages(channel) for p in sorted((channel / FOLDER / page).glob("*.whl"))]
+    wheels = [p for page in index.pages(channel) for p in sorted((channel / FOLDER / page).glob("*.whl"))]
     packages = {path.name.rsplit("-", 2)[0] for path in channel.glob("*/*.conda")}
     if not names:
-        return there, []
+        return Selection(wheels, [])
     chosen: list[Path] = []
-    others = []
+    other_names = []
     for name in names:
         if name.endswith(".whl"):
             path = Path(name).absolute()
@@ -69,15 +77,15 @@ def select(names: Sequence[str], channel: Path) -> tuple[list[Path], list[str]]:
                 raise UsageError(f"{path} does not exist.")
             chosen.append(path)
             continue
-        fitting = [path for path in there if parse(path.name).project == name]
+        fitting = [path for path in wheels if parse(path.name).project == name]
         if not fitting or name in packages:
-            others.append(name)
+            other_names.append(name)
         chosen += fitting
-    return list(dict.fromkeys(chosen)), others
+    return Selection(list(dict.fromkeys(chosen)), other_names)
 
 
 class FolderWheels:
-    """The index in a channel's folder."""
+    """The index of wheels in a channel's folder; its methods are those of :class:`Target`."""
 
     def __init__(self, channel: Path) -> None:
         self._channel = channel
@@ -116,7 +124,7 @@ class FolderWheels:
 
 
 class ServedWheels(ServeTarget):
-    """The index of our own server."""
+    """The index of wheels on our own server; its methods are those of :class:`Target`."""
 
     def present(self, package: Publishable) -> str | None:
         entry = self._entries(package).get(package.filename)
@@ -131,9 +139,9 @@ class ServedWheels(ServeTarget):
     def _entries(self, package: Publishable) -> dict[str, index.Entry]:
         path = f"{package.subdir}/{parse(package.filename).project}/index.json"
         answer = self.client.send("GET", path)
-        where = redact(f"{self.client.url}/{path}")
+        address = redact(f"{self.client.url}/{path}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             return {}
         if answer.status_code != httpx.codes.OK:
-            raise NetworkError(f"{where} answered {answer.status_code}.")
-        return index.read_entries(answer.content, where)
+            raise NetworkError(f"{address} answered {answer.status_code}.")
+        return index.read_entries(answer.content, address)

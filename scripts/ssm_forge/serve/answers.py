@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -27,18 +28,16 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 def authorize(request: Request, right: Right, tokens: TokenStore, *, public: bool) -> str:
-    """Who asks, by the token in the request's path or header.
+    """The name of the token in a request's path or header, for the record; ``anyone`` where none is needed.
 
     Args:
+        right: what the request needs.
         public: whether reading needs no token.
-
-    Returns:
-        The name of the token, for the record.
 
     Raises:
         HTTPException: 401 without a valid token, 403 for one that may only read.
     """
-    secret = request.path_params.get("token") or _shown(request)
+    secret = request.path_params.get("token") or _secret_of(request)
     if not secret:
         if right == "read" and public:
             return "anyone"
@@ -60,33 +59,35 @@ class OpenFile(FileResponse):
 
     @classmethod
     def open(cls, root: Path, parts: tuple[str, ...], media: str = "") -> OpenFile:
-        """An open file of the channel, reached without following links.
+        """The response with a file of the channel, which is opened without following links.
 
         Args:
-            media: the type of what is in it, where its name does not tell.
+            root: the channel.
+            parts: the file's path below it.
+            media: the type of the file's content, where its name does not tell.
 
         Raises:
             HTTPException: 404 when there is no such file, 403 for a symbolic link or a special file.
         """
         descriptor = _open_beneath(root, parts)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise HTTPException(404, "The channel has no such file.")
         name = parts[-1]
         fixed = not name.startswith(("repodata", "run_exports", "index.")) and not name.endswith((".sigs", ".html"))
         headers = {
-            "ETag": f'"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"',
+            "ETag": f'"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"',
             "Cache-Control": "private, max-age=31536000, immutable" if fixed else "private, no-cache",
             "X-Content-Type-Options": "nosniff",
         }
         media = media or ("application/json" if name.endswith(".json") else "application/octet-stream")
-        response = cls(f"/proc/self/fd/{descriptor}", headers=headers, media_type=media, stat_result=found)
+        response = cls(f"/proc/self/fd/{descriptor}", headers=headers, media_type=media, stat_result=status)
         response.descriptor = descriptor
         return response
 
     def unless_known(self, tags: str) -> Response:
-        """304 without a body for a client that has these bytes."""
+        """The response itself, or 304 without a body for a client whose ``tags`` (If-None-Match) name these bytes."""
         if self.headers["etag"] not in [tag.strip().removeprefix("W/") for tag in tags.split(",")]:
             return self
         os.close(self.descriptor)
@@ -121,7 +122,7 @@ def _open_beneath(root: Path, parts: tuple[str, ...]) -> int:
         os.close(folder)
 
 
-def _shown(request: Request) -> str:
+def _secret_of(request: Request) -> str:
     """The secret in the Authorization header: a bearer token, or the password of basic authentication."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -139,26 +140,41 @@ def _refusal(reason: str) -> HTTPException:
 
 
 def announced(request: Request) -> str:
-    """The sha256 of what is about to be uploaded, in hexadecimal digits."""
-    found = _DIGEST.search(request.headers.get(DIGEST, ""))
-    if not found:
+    """The sha256 that a request announces for the whole uploaded file, in hexadecimal digits.
+
+    Raises:
+        HTTPException: 400 when it announces none.
+    """
+    match = _DIGEST.search(request.headers.get(DIGEST, ""))
+    if not match:
         raise HTTPException(400, f"An upload announces its sha256: '{DIGEST}: sha-256=:BASE64:'.")
-    return base64.b64decode(found.group(1)).hex()
+    return base64.b64decode(match.group(1)).hex()
 
 
-def extent(request: Request) -> tuple[int, int]:
-    """First byte of this request's body in the file, and the file's size."""
-    reach = request.headers.get("content-range", "")
-    if whole := _NOTHING_LEFT.fullmatch(reach):
-        return int(whole.group(1)), int(whole.group(1))
-    found = _RANGE.fullmatch(reach)
-    if found:
-        first, last, total = (int(number) for number in found.groups())
+class Extent(NamedTuple):
+    """Where the body of an upload belongs: its first byte's place in the file, and the file's size in bytes."""
+
+    first: int
+    total: int
+
+
+def extent(request: Request) -> Extent:
+    """Where the body of this request belongs in its file, by Content-Range, else by Content-Length.
+
+    Raises:
+        HTTPException: 400 when the range does not reach to the file's end, 411 without a length.
+    """
+    content_range = request.headers.get("content-range", "")
+    if whole := _NOTHING_LEFT.fullmatch(content_range):
+        return Extent(int(whole.group(1)), int(whole.group(1)))
+    match = _RANGE.fullmatch(content_range)
+    if match:
+        first, last, total = (int(number) for number in match.groups())
         if first <= last == total - 1:
-            return first, total
-    if reach:
+            return Extent(first, total)
+    if content_range:
         raise HTTPException(400, "Content-Range must reach from the first missing byte to the end of the file.")
     length = request.headers.get("content-length", "")
     if not _LENGTH.fullmatch(length):
         raise HTTPException(411, "An upload announces its length.")
-    return 0, int(length)
+    return Extent(0, int(length))

@@ -41,12 +41,13 @@ Access = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Server:
-    """The requests' handlers.
+    """The handlers of requests for packages: a request comes in, a response goes out.
 
     Attributes:
         root: the channel.
         tokens: who may do what.
         public: whether reading needs no token.
+        uploads: takes the files that are uploaded.
         access: takes one line for each request; tokens never get into it.
     """
 
@@ -69,14 +70,14 @@ class Server:
 
     async def write(self, request: Request) -> Response:
         """PUT: a package or its statement, whole or from where an earlier upload was cut."""
-        who = self.authorize(request, "write")
+        token_name = self.authorize(request, "write")
         parts = _address(request)
         if parts is None or not (FILENAME.fullmatch(parts[-1]) or parts[-1].endswith(".conda.sigs")):
             raise HTTPException(403, "Only packages (NAME-VERSION-BUILD.conda) and their statements are taken.")
         sha256 = announced(request)
         first, total = extent(request)
         subdir, filename = parts[0], parts[-1]
-        status = await self.uploads.receive(request.stream(), subdir, filename, sha256, first, total, who)
+        status = await self.uploads.receive(request.stream(), subdir, filename, sha256, first, total, token_name)
         return PlainTextResponse(f"{filename}: {'added' if status == 201 else 'was there'}\n", status)
 
     async def about(self, request: Request) -> Response:
@@ -84,11 +85,11 @@ class Server:
         return Response(status_code=204, headers={MARK: "1", "Allow": "GET, HEAD, PUT, OPTIONS"})
 
     async def alive(self, request: Request) -> Response:
-        """For a watchdog."""
+        """GET of /health: ``ok``, for a watchdog."""
         return PlainTextResponse("ok\n")
 
     def authorize(self, request: Request, right: Right) -> str:
-        """As :func:`ssm_forge.serve.answers.authorize`, for this channel."""
+        """The name of the request's token; as :func:`ssm_forge.serve.answers.authorize`, for this channel."""
         return authorize(request, right, self.tokens, public=self.public)
 
     def _upload_state(self, request: Request, subdir: str, filename: str) -> Response:
@@ -177,6 +178,6 @@ class _AccessLog:
         try:
             await self._app(scope, receive, observe)
         finally:
-            spent = (time.monotonic() - started) * 1000
+            milliseconds = (time.monotonic() - started) * 1000
             client = (scope.get("client") or ("?",))[0]
-            self._access(f"{client} {status} {scope['method']} {redact_path(scope['path'])!r} {spent:.0f} ms")
+            self._access(f"{client} {status} {scope['method']} {redact_path(scope['path'])!r} {milliseconds:.0f} ms")

@@ -29,6 +29,7 @@ class Settings:
 
     Attributes:
         channel: the folder.
+        host: name or address to listen on.
         port: 0 for any free one.
         public: reading needs no token.
         certificate: PEM file with the certificate chain; with ``key`` it makes the server speak TLS.
@@ -45,6 +46,7 @@ class Settings:
 
     @property
     def scheme(self) -> str:
+        """``https`` with a certificate, else ``http``."""
         return "https" if self.certificate else "http"
 
 

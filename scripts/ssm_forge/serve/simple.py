@@ -36,11 +36,12 @@ Authorize = Callable[[Request, Right], str]
 
 @dataclass(frozen=True)
 class WheelServer:
-    """The requests' handlers.
+    """The handlers of requests for wheels and their index: a request comes in, a response goes out.
 
     Attributes:
         root: the channel.
-        authorize: who asks, or a refusal.
+        uploads: takes the files that are uploaded.
+        authorize: gives the name of a request's token, or refuses.
     """
 
     root: Path
@@ -49,10 +50,11 @@ class WheelServer:
 
     @classmethod
     def of(cls, root: Path, access: Callable[[str], None], authorize: Authorize) -> WheelServer:
+        """The handlers for the channel ``root``; ``access`` takes one line for each uploaded file."""
         return cls(root, WheelUploads(root, access), authorize)
 
     def routes(self, start: str) -> list[Route]:
-        """What is answered below ``start``."""
+        """The routes below the path ``start``."""
         simple, read = f"{start}/{FOLDER}", ["GET", "HEAD"]
         return [
             Route(f"{simple}/", self.page, methods=read),
@@ -94,14 +96,14 @@ class WheelServer:
 
     async def write(self, request: Request) -> Response:
         """PUT: a wheel or its statement, whole or from where an earlier upload was cut."""
-        who = self.authorize(request, "write")
+        token_name = self.authorize(request, "write")
         page, filename = request.path_params["page"], request.path_params["name"]
         if not PAGE.fullmatch(page) or not _UPLOAD.fullmatch(filename):
             raise HTTPException(403, "Only wheels of this project, for an index such as cu130-torch211, are taken.")
         sha256 = announced(request)
         first, total = extent(request)
-        where = f"{FOLDER}/{page}"
-        status = await self.uploads.receive(request.stream(), where, filename, sha256, first, total, who)
+        subdir = f"{FOLDER}/{page}"
+        status = await self.uploads.receive(request.stream(), subdir, filename, sha256, first, total, token_name)
         return PlainTextResponse(f"{filename}: {'added' if status == 201 else 'was there'}\n", status)
 
     def _upload_state(self, request: Request, page: str, filename: str) -> Response:
@@ -123,12 +125,12 @@ def _wanted(accept: str) -> str:
     """The form of a page that a client likes best (PEP 691); HTML where it does not say."""
     best, form = 0.0, ""
     for item in accept.split(","):
-        kind, *parameters = (part.strip().lower() for part in item.split(";"))
+        media, *parameters = (part.strip().lower() for part in item.split(";"))
         quality = next((value for p in parameters if p.startswith("q=") and (value := p[2:])), "1")
         weight = float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
-        known = {JSON: JSON, JSON.replace("v1", "latest"): JSON, HTML: HTML, HTML.replace("v1", "latest"): HTML}
-        if weight > best and (kind in known or kind in ("text/html", "text/*", "*/*")):
-            best, form = weight, known.get(kind, "text/html")
+        forms = {JSON: JSON, JSON.replace("v1", "latest"): JSON, HTML: HTML, HTML.replace("v1", "latest"): HTML}
+        if weight > best and (media in forms or media in ("text/html", "text/*", "*/*")):
+            best, form = weight, forms.get(media, "text/html")
     return form or "text/html"
 
 

@@ -19,12 +19,12 @@ from ssm_forge.base.errors import UsageError, did_you_mean
 
 Right = Literal["read", "write"]
 
-_DAY = 86_400
+_DAY_SECONDS = 86_400
 # conda takes a token in a channel's URL for as long as it consists of [a-zA-Z0-9-] only, and crashes on the rest.
 # Tokens of before that held "_" are still found: a token is looked up whatever it looks like.
 _PREFIX = "ssmf-"
 _LETTERS = string.ascii_letters + string.digits
-_LENGTH = 43  # As many as 256 random bits need.
+_SECRET_LETTERS = 43  # As many as 256 random bits need.
 _FIELDS = {
     "name": foreign.is_text,
     "right": lambda value: value in ("read", "write"),
@@ -51,6 +51,7 @@ class Token:
 
     @property
     def expired(self) -> bool:
+        """Whether its time is over."""
         return time.time() >= self.expires
 
 
@@ -72,22 +73,26 @@ class TokenStore:
         return sorted(self._tokens.values(), key=lambda token: token.name)
 
     def find(self, secret: str) -> Token | None:
-        """The stored token for a secret that somebody shows, expired or not."""
+        """The stored token for a secret that somebody shows, expired or not; None when no token fits.
+
+        Raises:
+            UsageError: when the file can't be read.
+        """
         self._refresh()
         # Looked up by hash: how long it takes says nothing about the secrets that are stored.
         return self._tokens.get(_hash(secret))
 
     def add(self, name: str, right: Right, days: float) -> str:
-        """Make a token, store its hash and return it: the only time it is seen.
+        """Make a token that is valid for ``days``, store its hash and return it: the only time it is seen.
 
         Raises:
             UsageError: when the name is taken.
         """
-        secret = _PREFIX + "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
+        secret = _PREFIX + "".join(secrets.choice(_LETTERS) for _ in range(_SECRET_LETTERS))
         with self._changing() as tokens:
             if any(token.name == name for token in tokens):
                 raise UsageError(f"there is a token '{name}' already.", fix="Choose another name, or revoke it first.")
-            tokens.append(Token(name, right, _hash(secret), int(time.time() + days * _DAY)))
+            tokens.append(Token(name, right, _hash(secret), int(time.time() + days * _DAY_SECONDS)))
         return secret
 
     def revoke(self, name: str) -> None:
@@ -99,8 +104,10 @@ class TokenStore:
         with self._changing() as tokens:
             kept = [token for token in tokens if token.name != name]
             if len(kept) == len(tokens):
-                near = did_you_mean(name, [token.name for token in tokens])
-                raise UsageError(f"there is no token '{name}'.", fix=f"{near}'serve token list' shows those there are.")
+                suggestion = did_you_mean(name, [token.name for token in tokens])
+                raise UsageError(
+                    f"there is no token '{name}'.", fix=f"{suggestion}'serve token list' shows those there are."
+                )
             tokens[:] = kept
 
     @contextmanager
@@ -118,11 +125,11 @@ class TokenStore:
 
     def _refresh(self) -> None:
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             self._seen, self._tokens = None, {}
             return
-        state = (found.st_mtime_ns, found.st_size, found.st_ino)
+        state = (status.st_mtime_ns, status.st_size, status.st_ino)
         if state == self._seen:
             return
         try:

@@ -26,7 +26,7 @@ from ssm_forge.package.read import inspect
 MOST_BYTES = 20_000_000_000
 MOST_SIDECAR_BYTES = 4 * 1024 * 1024
 # Of each upload under way, this much is kept in memory: with hundreds of slow clients that adds up.
-_BLOCK = 1 << 17
+_BLOCK_BYTES = 1 << 17
 # Hashing, unpacking, indexing. Readers need threads too, and those that wait for the channel's lock are lost to them.
 _WORKERS = 4
 # A client whose network broke down says nothing any more, and its next attempt must not find the file taken.
@@ -40,14 +40,16 @@ class Uploads:
 
     Args:
         record: takes one line for each file.
-        patience: seconds without a byte after which an upload ends; what came is kept.
+        patience_seconds: how long nothing may come before an upload ends; what came is kept.
     """
 
-    def __init__(self, channel: Path, record: Callable[[str], None], patience: float = _PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, channel: Path, record: Callable[[str], None], patience_seconds: float = _PATIENCE_SECONDS
+    ) -> None:
         self._channel = channel
         self._folder = channel / channels.UPLOADS
         self._record = record
-        self._patience = patience
+        self._patience_seconds = patience_seconds
         self._busy: set[Path] = set()
         # Held as long as this lives: repair and prune leave what clients go on with.
         self._in_use: object = None
@@ -55,14 +57,14 @@ class Uploads:
             self._in_use = channels.receiving(channel)
 
     def received(self, sha256: str) -> int:
-        """Bytes that are here of a file with this digest."""
+        """How many bytes of the file with this digest have come already."""
         try:
             return self._part(sha256).stat().st_size
         except FileNotFoundError:
             return 0
 
     def sweep(self) -> None:
-        """Forget uploads that nobody went on with for a week."""
+        """Remove what came of uploads that nobody went on with for a week."""
         for path in channels.unfinished(self._channel):
             path.unlink(missing_ok=True)
 
@@ -74,9 +76,16 @@ class Uploads:
         sha256: str,
         first: int,
         total: int,
-        who: str,
+        token_name: str,
     ) -> int:
-        """Take the bytes from ``first`` on, and the file once it is whole.
+        """Take the bytes of a file from ``first`` on, and give the file its place once it is whole.
+
+        Args:
+            body: the bytes, chunk by chunk.
+            subdir: folder of the channel.
+            sha256: of the whole file, hex.
+            first, total: where ``body`` begins in the file, and the file's size, in bytes.
+            token_name: who uploads, for the record.
 
         Returns:
             201 for a new file, 200 for one that was there.
@@ -87,9 +96,9 @@ class Uploads:
             IntegrityError: when the bytes are not what was announced, or not a package for this place.
             MachineError: when the disk is full, or the system has no more files to open.
         """
-        most = MOST_SIDECAR_BYTES if filename.endswith(".sigs") else MOST_BYTES
-        if total > most:
-            raise HTTPException(413, f"{filename} would have {total} bytes; at most {most} are taken.")
+        most_bytes = MOST_SIDECAR_BYTES if filename.endswith(".sigs") else MOST_BYTES
+        if total > most_bytes:
+            raise HTTPException(413, f"{filename} would have {total} bytes; at most {most_bytes} are taken.")
         if await self._in_thread(self._is_there, subdir, filename, sha256):
             return 200
         part = self._part(sha256)
@@ -100,7 +109,7 @@ class Uploads:
                 added = await self._in_thread(self._accept, part, subdir, filename, sha256)
         except OSError as error:
             raise self._full(part, error) from error
-        self._record(f"{'added' if added else 'had'} {subdir}/{filename} sha256 {sha256} from '{who}'")
+        self._record(f"{'added' if added else 'had'} {subdir}/{filename} sha256 {sha256} from '{token_name}'")
         return 201 if added else 200
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
@@ -116,15 +125,15 @@ class Uploads:
     @contextmanager
     def _alone(self, part: Path) -> Iterator[None]:
         """One upload of a file at a time, also of several servers: two would write into each other."""
-        taken = HTTPException(423, "Somebody else is uploading this very file.", headers={"Retry-After": "1"})
+        refusal = HTTPException(423, "Somebody else is uploading this very file.", headers={"Retry-After": "1"})
         if part in self._busy:  # Where the file system has no locks, this server at least knows its own.
-            raise taken
+            raise refusal
         self._busy.add(part)
         try:
             # Not the part itself: it gets another name while the lock is held.
             with part.with_suffix(".lock").open("w") as stream:
                 if locks.acquire(stream, wait=False) is False or not _has_its_name(stream):
-                    raise taken
+                    raise refusal
                 try:
                     yield
                 finally:
@@ -145,35 +154,35 @@ class Uploads:
         return True
 
     async def _append(self, body: AsyncIterable[bytes], part: Path, first: int, total: int) -> None:
-        have = self.received(part.stem)
-        if first != have:
-            raise HTTPException(409, f"The upload goes on at byte {have}.", headers={"Upload-Offset": str(have)})
+        size = self.received(part.stem)
+        if first != size:
+            raise HTTPException(409, f"The upload goes on at byte {size}.", headers={"Upload-Offset": str(size)})
         silent = False
         with part.open("ab") as stream:
             buffer = bytearray()
             try:
                 async for chunk in self._heard(body):
                     buffer += chunk
-                    have += len(chunk)
-                    if have > total:
+                    size += len(chunk)
+                    if size > total:
                         part.unlink()
                         raise HTTPException(400, "More bytes came than were announced.")
-                    if len(buffer) >= _BLOCK:
+                    if len(buffer) >= _BLOCK_BYTES:
                         await anyio.to_thread.run_sync(stream.write, bytes(buffer))
                         buffer.clear()
             except (ClientDisconnect, TimeoutError) as error:
                 silent = isinstance(error, TimeoutError)  # What came is kept below, for the next attempt.
             await anyio.to_thread.run_sync(_finish, stream, bytes(buffer))
         if silent:
-            raise HTTPException(408, f"Nothing came any more after byte {have} of {total}.")
-        if have < total:
-            raise HTTPException(400, f"The upload was cut at byte {have} of {total}.")
+            raise HTTPException(408, f"Nothing came any more after byte {size} of {total}.")
+        if size < total:
+            raise HTTPException(400, f"The upload was cut at byte {size} of {total}.")
 
     async def _heard(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         """What comes, as long as something comes; TimeoutError when nothing does."""
         chunks = body.__aiter__()
         while True:
-            with anyio.fail_after(self._patience):
+            with anyio.fail_after(self._patience_seconds):
                 try:
                     chunk = await chunks.__anext__()
                 except StopAsyncIteration:

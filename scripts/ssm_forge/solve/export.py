@@ -80,8 +80,11 @@ def _conda_lock_package(record: RepoDataRecord, subdir: str) -> dict[str, Any]:
 
 
 def cyclonedx(locked: LockedEnvironment) -> str:
-    """A CycloneDX software bill of materials."""
+    """A CycloneDX software bill of materials, as JSON.
 
+    Raises:
+        MachineError: as :func:`ssm_forge.solve.sbom.bill_of_materials`.
+    """
     return bill_of_materials(locked)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord
+from rattler import LockChannel, LockFile, LockPlatform, MatchSpec, RepoDataRecord, VersionSpec
 
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.foreign import read_bytes
@@ -19,7 +19,7 @@ from ssm_forge.manifest.environments import EnvironmentSpec, Manifest, Platform
 from ssm_forge.manifest.virtual import VirtualPackage, subdir_type, virtual_packages
 from ssm_forge.package.intact import digest
 from ssm_forge.solve import lock_sources, source_solve
-from ssm_forge.solve.lock_sources import Kind, SourcePackage
+from ssm_forge.solve.lock_sources import Kind, SolvedFor, SourcePackage
 from ssm_forge.solve.run_exports import RunExports
 from ssm_forge.solve.solver import Request, solve
 
@@ -48,7 +48,7 @@ class LockedEnvironment:
 def write(
     manifest: Manifest, path: Path, *, snapshot: Path | None, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[LockedEnvironment, ...]:
-    """Solve every environment and write the lock; the file is replaced only when all of them solved.
+    """Solve every environment, write the lock and return it; the file is replaced only when all of them solved.
 
     Raises:
         SolveError, NetworkError, UsageError: see :func:`ssm_forge.solve.solver.solve`.
@@ -59,8 +59,8 @@ def write(
     for environment in manifest.environments:
         for platform in environment.platforms:
             request = _request(environment, platform, snapshot)
-            found = [source_solve.Found(source, manifest) for source in environment.sources]
-            sources = source_solve.solve_sources(found, manifest.variants.get(platform.name, {}), request)
+            dependencies = [source_solve.SourceDependency(source, manifest) for source in environment.sources]
+            sources = source_solve.solve_sources(dependencies, manifest.variants.get(platform.name, {}), request)
             for source in sources:
                 exports.update(source.exports)
             records = solve(source_solve.with_sources(request, sources))
@@ -121,13 +121,13 @@ def write_locked(
             lock.set_channels(name, [])
             for record in package.built_with(kind):
                 lock.add_conda_package(name, next(iter(platforms.values())), record)
-    listed = {(e.name, e.platform.name): e.sources for e in environments if e.sources}
+    sources_of = {SolvedFor(e.name, e.platform.name): e.sources for e in environments if e.sources}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lock-") as folder:
         draft = Path(folder) / path.name
         lock.to_path(draft)
         text = _INDEXED.sub("", draft.read_text(encoding="utf-8"))
         if packages:
-            text = lock_sources.join(text, packages, listed, exports or {})
+            text = lock_sources.join(text, packages, sources_of, exports or {})
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)
 
@@ -170,26 +170,26 @@ def read(path: Path) -> tuple[LockedEnvironment, ...]:
 
 
 def _environments(lock: LockFile, parted: lock_sources.Parted) -> tuple[LockedEnvironment, ...]:
-    found: dict[str, list[LockedEnvironment]] = {}
+    by_name: dict[str, list[LockedEnvironment]] = {}
     for name, environment in sorted(lock.environments(), key=lambda item: item[0]):
         channels = tuple(str(c) for c in environment.channels())
         for platform in sorted(environment.platforms(), key=lambda p: p.name):
             records = environment.conda_repodata_records_for_platform(platform) or []
             virtual = tuple(VirtualPackage.parse(v) for v in platform.virtual_packages)
-            where = Platform(platform.name, str(platform.subdir), virtual)
+            solved_for = Platform(platform.name, str(platform.subdir), virtual)
             ordered = tuple(sorted(records, key=lambda r: r.name.normalized))
-            found.setdefault(name, []).append(LockedEnvironment(name, channels, where, ordered))
+            by_name.setdefault(name, []).append(LockedEnvironment(name, channels, solved_for, ordered))
 
     def built_with(number: int, kind: Kind) -> tuple[RepoDataRecord, ...]:
-        return next((e.records for e in found.get(lock_sources.stand_in(number, kind), [])), ())
+        return next((e.records for e in by_name.get(lock_sources.stand_in(number, kind), [])), ())
 
     packages = {
         entry["conda_source"]: lock_sources.package(entry, functools.partial(built_with, number))
         for number, entry in enumerate(parted.entries)
     }
-    real = [e for name, environments in found.items() if not lock_sources.is_stand_in(name) for e in environments]
+    real = [e for name, environments in by_name.items() if not lock_sources.is_stand_in(name) for e in environments]
     return tuple(
-        replace(e, sources=tuple(packages[selector] for selector in parted.listed.get((e.name, e.platform.name), ())))
+        replace(e, sources=tuple(packages[s] for s in parted.listed.get(SolvedFor(e.name, e.platform.name), ())))
         for e in real
     )
 
@@ -205,8 +205,8 @@ def environment(path: Path, name: str) -> LockedEnvironment:
         if candidate.name == name:
             return candidate
     names = list(dict.fromkeys(e.name for e in locked))
-    what = f"{path.name} has no environment '{name}'; it has {', '.join(names)}."
-    raise UsageError(what, fix=did_you_mean(name, names).strip())
+    message = f"{path.name} has no environment '{name}'; it has {', '.join(names)}."
+    raise UsageError(message, fix=did_you_mean(name, names).strip())
 
 
 @dataclass(frozen=True)
@@ -234,37 +234,37 @@ def check(manifest: Manifest, path: Path) -> dict[str, list[Disagreement]]:
     Raises:
         UsageError: when the lock can't be read.
     """
-    locked = list(read(path))
+    unmatched = list(read(path))
     names = short_names(manifest)
-    result: dict[str, list[Disagreement]] = {}
+    by_environment: dict[str, list[Disagreement]] = {}
     for wanted in manifest.environments:
-        problems = result.setdefault(wanted.name, [])
+        problems = by_environment.setdefault(wanted.name, [])
         for platform in wanted.platforms:
-            candidates = [e for e in locked if e.name == wanted.name]
-            have = counterpart(platform, candidates, platform.name, names[platform.name])
-            if have is not None:
-                locked.remove(have)
-                problems += _compare(wanted, platform, have)
-                problems += _compare_sources(wanted, platform, have, manifest)
+            candidates = [e for e in unmatched if e.name == wanted.name]
+            match = counterpart(platform, candidates, platform.name, names[platform.name])
+            if match is not None:
+                unmatched.remove(match)
+                problems += _compare(wanted, platform, match)
+                problems += _compare_sources(wanted, platform, match, manifest)
             elif wanted.specs or wanted.sources:
                 problems.append(Disagreement(wanted.name, "", f"not locked for platform {platform.name}"))
-    for extra in locked:
+    for extra in unmatched:
         reason = f"locked for platform {extra.platform.name}, which pixi.toml does not ask for"
-        result.setdefault(extra.name, []).append(Disagreement(extra.name, "", reason))
-    return result
+        by_environment.setdefault(extra.name, []).append(Disagreement(extra.name, "", reason))
+    return by_environment
 
 
-def _compare(wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironment) -> list[Disagreement]:
+def _compare(wanted: EnvironmentSpec, platform: Platform, locked: LockedEnvironment) -> list[Disagreement]:
     def about(package: str, reason: str) -> Disagreement:
         return Disagreement(wanted.name, package, reason)
 
     problems = []
-    if have.channels != wanted.channels:
-        problems.append(about("", f"channels are {_names(have.channels)}, pixi.toml has {_names(wanted.channels)}"))
-    if have.platform.subdir != platform.subdir or set(have.platform.virtual) != set(platform.virtual):
-        locked_for, asked = _names(map(str, have.platform.virtual)), _names(map(str, platform.virtual))
+    if locked.channels != wanted.channels:
+        problems.append(about("", f"channels are {_names(locked.channels)}, pixi.toml has {_names(wanted.channels)}"))
+    if locked.platform.subdir != platform.subdir or set(locked.platform.virtual) != set(platform.virtual):
+        locked_for, asked = _names(map(str, locked.platform.virtual)), _names(map(str, platform.virtual))
         problems.append(about("", f"locked for a machine with {locked_for}, pixi.toml has {asked}"))
-    by_name: dict[str, Any] = {r.name.normalized: r for r in have.records}
+    by_name: dict[str, Any] = {r.name.normalized: r for r in locked.records}
     for text in wanted.specs:
         spec = MatchSpec(text)
         name = _name(spec)
@@ -277,67 +277,68 @@ def _compare(wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironmen
         record = by_name.get(_name(spec))
         if record is not None and not satisfies(record, spec):
             problems.append(about(_name(spec), f"pixi.toml allows only '{text}', the lock has {describe(record)}"))
-    return problems + [about(*p) for p in _unsound(have, by_name, wanted, platform.name)]
+    return problems + [about(*p) for p in _unsound(locked, by_name, wanted, platform.name)]
 
 
 def _compare_sources(
-    wanted: EnvironmentSpec, platform: Platform, have: LockedEnvironment, manifest: Manifest
+    wanted: EnvironmentSpec, platform: Platform, locked: LockedEnvironment, manifest: Manifest
 ) -> list[Disagreement]:
     """Packages from source: asked for and there, and locked from their recipes as they are now."""
-    by_name = {source.name: source for source in have.sources}
+    by_name = {source.name: source for source in locked.sources}
     asked = {source.name for source in wanted.sources}
-    found = [(name, "locked as built from a recipe, and pixi.toml does not ask for that") for name in by_name]
-    problems = [problem for problem in found if problem[0] not in asked]
+    unasked = [(name, "locked as built from a recipe, and pixi.toml does not ask for that") for name in by_name]
+    problems = [problem for problem in unasked if problem[0] not in asked]
     for spec in wanted.sources:
         source = by_name.get(spec.name)
-        if source is None or source.place != spec.path:
-            got = f"from '{source.place}'" if source else "from no recipe"
+        if source is None or source.location != spec.path:
+            locked_from = f"from '{source.location}'" if source else "from no recipe"
             problems.append(
-                (spec.name, f"pixi.toml asks for it from the recipe in '{spec.path}', the lock has it {got}")
+                (spec.name, f"pixi.toml asks for it from the recipe in '{spec.path}', the lock has it {locked_from}")
             )
             continue
-        stated = source_solve.stated(source_solve.Found(spec, manifest), manifest.variants.get(platform.name, {}))
-        problems += [(spec.name, reason) for reason in _unlike(stated, source, platform)]
+        dependency = source_solve.SourceDependency(spec, manifest)
+        recipe = source_solve.recipe_requirements(dependency, manifest.variants.get(platform.name, {}))
+        problems += [(spec.name, reason) for reason in _unlike(recipe, source, platform)]
     return [Disagreement(wanted.name, name, reason) for name, reason in problems]
 
 
-def _unlike(stated: source_solve.Stated, source: SourcePackage, platform: Platform) -> list[str]:
+def _unlike(recipe: source_solve.RecipeRequirements, source: SourcePackage, platform: Platform) -> list[str]:
     """Why a recipe, as it is now, would be locked otherwise."""
     problems = []
-    keys = sorted(set(stated.variants) | set(source.variants))
-    for key in (key for key in keys if stated.variants.get(key) != source.variants.get(key)):
-        new, old = (values.get(key, "nothing") for values in (stated.variants, source.variants))
+    keys = sorted(set(recipe.variants) | set(source.variants))
+    for key in (key for key in keys if recipe.variants.get(key) != source.variants.get(key)):
+        new, old = (values.get(key, "nothing") for values in (recipe.variants, source.variants))
         problems.append(f"its recipe is built with {key} {new}, the lock has {old}")
-    problems += [f"its recipe needs '{text}', the lock does not" for text in stated.run if text not in source.depends]
-    for kind, specs in (("build", stated.build), ("host", stated.host)):
+    problems += [f"its recipe needs '{text}', the lock does not" for text in recipe.run if text not in source.depends]
+    for kind, specs in (("build", recipe.build), ("host", recipe.host)):
         records = {r.name.normalized: r for r in (source.build if kind == "build" else source.host)}
         problems += [f"its recipe's {kind} environment: {reason}" for reason in _lacking(specs, records)]
         for name, record in records.items():
-            mine = [text for text in record.depends if not _name(MatchSpec(text)).startswith("__")]
-            problems += [f"its {kind} environment: {name}: {reason}" for reason in _lacking(mine, records)]
+            needs = [text for text in record.depends if not _name(MatchSpec(text)).startswith("__")]
+            problems += [f"its {kind} environment: {name}: {reason}" for reason in _lacking(needs, records)]
             if not digest(record)[0]:
                 problems.append(f"its {kind} environment: the lock has no hash of {name}")
     return problems
 
 
 def _lacking(specs: Sequence[str], records: Mapping[str, RepoDataRecord]) -> list[str]:
-    found = []
+    reasons = []
     for text in specs:
         spec = MatchSpec(text)
         record = records.get(_name(spec))
         if record is None or not satisfies(record, spec):
-            found.append(f"needs '{text}', the lock has {describe(record) if record else f'no {_name(spec)}'}")
-    return found
+            reasons.append(f"needs '{text}', the lock has {describe(record) if record else f'no {_name(spec)}'}")
+    return reasons
 
 
 def _unsound(
-    have: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec, platform_name: str
+    locked: LockedEnvironment, by_name: dict[str, Any], wanted: EnvironmentSpec, platform_name: str
 ) -> list[tuple[str, str]]:
-    """What no solve would have written: unmet dependencies, packages nothing needs, missing hashes."""
+    """What no solve would have written, as (package, reason): unmet needs, unneeded packages, missing hashes."""
     problems: list[tuple[str, str]] = []
-    virtual = {v.name: v for v in have.platform.virtual}
+    virtual = {v.name: v for v in locked.platform.virtual}
     needed: set[str] = set()
-    sources = {source.name: source for source in have.sources}
+    sources = {source.name: source for source in locked.sources}
     waiting = [_name(MatchSpec(text)) for text in wanted.specs] + list(sources)
     while waiting:
         name = waiting.pop()
@@ -354,22 +355,20 @@ def _unsound(
                 if not _machine_has(virtual.get(target), spec):
                     problems.append((name, f"needs '{depend}' of the machine, which {platform_name} lacks"))
             elif target not in by_name or not satisfies(by_name[target], spec):
-                got = describe(by_name[target]) if target in by_name else f"no {target}"
-                problems.append((name, f"needs '{depend}', the lock has {got}"))
+                there_is = describe(by_name[target]) if target in by_name else f"no {target}"
+                problems.append((name, f"needs '{depend}', the lock has {there_is}"))
             waiting.append(target)
     problems += [(n, "nothing in pixi.toml needs it") for n in sorted(set(by_name) - needed)]
     for name, record in by_name.items():
         if not digest(record)[0]:
             problems.append((name, "the lock has no hash of it"))
-        if not any(is_from(record, channel) for channel in have.channels):
+        if not any(is_from(record, channel) for channel in locked.channels):
             problems.append((name, f"comes from {record.url}, which is none of the channels"))
     return problems
 
 
 def _machine_has(virtual: VirtualPackage | None, spec: MatchSpec) -> bool:
     """Whether a declared machine property meets a requirement such as ``__glibc >=2.28``."""
-    from rattler import VersionSpec
-
     if virtual is None:
         return False
     return not spec.version or VersionSpec(spec.version).matches(virtual.to_rattler().version)
@@ -377,8 +376,7 @@ def _machine_has(virtual: VirtualPackage | None, spec: MatchSpec) -> bool:
 
 def satisfies(record: Any, spec: MatchSpec) -> bool:
     """Whether a locked package meets a spec, its channel included."""
-    wanted = spec.channel
-    if wanted is not None and not is_from(record, wanted.base_url):
+    if spec.channel is not None and not is_from(record, spec.channel.base_url):
         return False
     return bool(spec.matches(record))
 
@@ -389,6 +387,7 @@ def is_from(record: Any, channel: str) -> bool:
 
 
 def describe(record: Any) -> str:
+    """A record's name, version and build, for people."""
     return f"{record.name.normalized} {record.version} {record.build}"
 
 

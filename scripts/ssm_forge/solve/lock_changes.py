@@ -25,7 +25,7 @@ KINDS: tuple[Kind, ...] = ("bytes changed", "upgraded", "downgraded", "rebuilt",
 
 @dataclass(frozen=True)
 class Change:
-    """One package of one environment.
+    """How one package of one environment changed.
 
     Attributes:
         kind: ``rebuilt`` is another build of the same version, ``moved`` the same build from another channel,
@@ -52,7 +52,7 @@ class EnvironmentChange:
 
 
 def at_revision(workspace: Workspace, revision: str, path: Path | None = None) -> tuple[LockedEnvironment, ...]:
-    """A lock as committed at a git revision.
+    """The environments of a lock as committed at a git revision.
 
     Args:
         path: of a lock in the checkout; None for that of the root.
@@ -115,9 +115,11 @@ def _compare_environment(
     if old.channels != new.channels:
         notes.append(f"channels: {', '.join(old.channels)} -> {', '.join(new.channels)}")
     if set(old.platform.virtual) != set(new.platform.virtual):
-        gone = sorted(set(old.platform.virtual) - set(new.platform.virtual))
-        come = sorted(set(new.platform.virtual) - set(old.platform.virtual))
-        notes.append(f"machine: {', '.join(map(str, gone)) or 'nothing'} -> {', '.join(map(str, come)) or 'nothing'}")
+        removed = sorted(set(old.platform.virtual) - set(new.platform.virtual))
+        added = sorted(set(new.platform.virtual) - set(old.platform.virtual))
+        notes.append(
+            f"machine: {', '.join(map(str, removed)) or 'nothing'} -> {', '.join(map(str, added)) or 'nothing'}"
+        )
     return EnvironmentChange(new.name, tuple(notes), _compare_records(old.records, new.records, asked_for))
 
 
@@ -140,33 +142,33 @@ def _compare_sources(old: LockedEnvironment, new: LockedEnvironment) -> list[Env
     before, after = ({s.name: s for s in e.sources} for e in (old, new))
     notes = [f"{name} is no longer built from source" for name in before if name not in after]
     notes += [f"{name} is built from source now" for name in after if name not in before]
-    found: dict[tuple[str, tuple[Change, ...]], list[str]] = {}
+    names_by_changes: dict[tuple[str, tuple[Change, ...]], list[str]] = {}
     for name in sorted(set(before) & set(after)):
         notes += [f"{name}: {text}" for text in _compare_recipe(before[name], after[name])]
         for kind in lock_sources.KINDS:
             changes = _compare_records(before[name].built_with(kind), after[name].built_with(kind), set())
             if changes:
-                found.setdefault((kind, changes), []).append(name)
+                names_by_changes.setdefault((kind, changes), []).append(name)
     result = [EnvironmentChange(f"{new.name}, from source", tuple(notes), ())] if notes else []
     titles = {"build": "is compiled with", "host": "is linked to"}
     return result + [
         EnvironmentChange(f"{new.name}: what {' and '.join(names)} {titles[kind]}", (), changes)
-        for (kind, changes), names in found.items()
+        for (kind, changes), names in names_by_changes.items()
     ]
 
 
 def _compare_recipe(old: SourcePackage, new: SourcePackage) -> list[str]:
     keys = sorted(set(old.variants) | set(new.variants))
-    notes = [f"from {old.place} -> {new.place}"] if old.place != new.place else []
+    notes = [f"from {old.location} -> {new.location}"] if old.location != new.location else []
     notes += [
         f"{key}: {old.variants.get(key, 'nothing')} -> {new.variants.get(key, 'nothing')}"
         for key in keys
         if old.variants.get(key) != new.variants.get(key)
     ]
-    gone = [text for text in old.depends if text not in new.depends]
-    come = [text for text in new.depends if text not in old.depends]
-    if gone or come:
-        notes.append(f"needs: {', '.join(gone) or 'nothing'} -> {', '.join(come) or 'nothing'}")
+    removed = [text for text in old.depends if text not in new.depends]
+    added = [text for text in new.depends if text not in old.depends]
+    if removed or added:
+        notes.append(f"needs: {', '.join(removed) or 'nothing'} -> {', '.join(added) or 'nothing'}")
     return notes
 
 

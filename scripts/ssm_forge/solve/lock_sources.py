@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from rattler import RepoDataRecord
@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("build", "host")
 
 _ENTRY = re.compile(r"^- conda_source: .+\n(?:  .*\n)*", re.MULTILINE)
 _LISTED = re.compile(r"^      - conda_source: (.+)\n", re.MULTILINE)
-_SELECTOR = re.compile(r"(?P<name>[^\[\]]+)\[(?P<identity>[^\[\]]+)\] @ (?P<place>.+)")
+_SELECTOR = re.compile(r"(?P<name>[^\[\]]+)\[(?P<identity>[^\[\]]+)\] @ (?P<location>.+)")
 _PLATFORM = re.compile(r"^- name: (.+)$", re.MULTILINE)
 _STAND_IN = "built-with-"
 
@@ -32,7 +32,7 @@ class SourcePackage:
 
     Attributes:
         identity: what tells it from others of the same recipe.
-        place: folder of the recipe, relative to the lock, or the address of a git repository.
+        location: folder of the recipe, relative to the lock, or the address of a git repository.
         variants: the keys of the build matrix that the recipe used.
         depends, constrains: what it will need to run, what its compilers add to that included.
         build, host: the packages it is built with: compilers, and what it is linked to.
@@ -40,7 +40,7 @@ class SourcePackage:
 
     name: str
     identity: str
-    place: str
+    location: str
     variants: Mapping[str, str] = field(default_factory=dict)
     depends: tuple[str, ...] = ()
     constrains: tuple[str, ...] = ()
@@ -49,9 +49,10 @@ class SourcePackage:
     host: tuple[RepoDataRecord, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}[{self.identity}] @ {self.place}"
+        return f"{self.name}[{self.identity}] @ {self.location}"
 
     def built_with(self, kind: Kind) -> tuple[RepoDataRecord, ...]:
+        """The records of its build or host environment."""
         return self.build if kind == "build" else self.host
 
 
@@ -61,22 +62,30 @@ def stand_in(number: int, kind: Kind) -> str:
 
 
 def is_stand_in(environment: str) -> bool:
+    """Whether an environment's name is one that :func:`stand_in` gave."""
     return environment.startswith(_STAND_IN)
+
+
+class SolvedFor(NamedTuple):
+    """Names of an environment and of a platform that it is solved for, as a lock has them."""
+
+    environment: str
+    platform: str
 
 
 @dataclass(frozen=True)
 class Parted:
-    """A lock's text, parted.
+    """A lock's text, parted into what the engine reads and its packages from source.
 
     Attributes:
-        engine: what the engine reads.
-        entries: packages from source, each as the lock has it; their places are those of :func:`stand_in`.
-        listed: (environment, platform) -> selectors of its packages from source.
+        engine: the text that the engine reads.
+        entries: packages from source, each as the lock has it; their indices are the numbers of :func:`stand_in`.
+        listed: environment on a platform -> selectors of its packages from source.
     """
 
     engine: str
     entries: tuple[dict[str, Any], ...]
-    listed: Mapping[tuple[str, str], tuple[str, ...]]
+    listed: Mapping[SolvedFor, tuple[str, ...]]
 
 
 def part(text: str) -> Parted:
@@ -92,8 +101,10 @@ def part(text: str) -> Parted:
         return Parted(text, (), {})
     entries = tuple(_load(block) for block in blocks)
     listed = _listed(text)
-    known = {entry["conda_source"] for entry in entries}
-    missing = [selector for selectors in listed.values() for selector in selectors if selector not in known]
+    selectors_with_entry = {entry["conda_source"] for entry in entries}
+    missing = [
+        selector for selectors in listed.values() for selector in selectors if selector not in selectors_with_entry
+    ]
     if missing:
         raise ValueError(f"it has no entry for {missing[0]}")
     rest = _LISTED.sub("", _ENTRY.sub("", text))
@@ -102,14 +113,16 @@ def part(text: str) -> Parted:
     platforms = _PLATFORM.findall(text)
     if not platforms:
         raise ValueError("it names no platform")
-    more = [
+    stand_ins = [
         f"  {stand_in(number, kind)}:\n    channels: []\n    packages:\n      {platforms[0]}:\n{lines}"
         for number, entry in enumerate(entries)
         for kind in KINDS
         if (lines := "".join(f"      - {line}\n" for line in _selectors(entry, kind)))
     ]
     return Parted(
-        re.sub(r"^environments:\n", lambda m: m.group(0) + "".join(more), rest, flags=re.MULTILINE), entries, listed
+        re.sub(r"^environments:\n", lambda m: m.group(0) + "".join(stand_ins), rest, flags=re.MULTILINE),
+        entries,
+        listed,
     )
 
 
@@ -124,17 +137,17 @@ def _load(block: str) -> dict[str, Any]:
 
 
 def _selectors(entry: Mapping[str, Any], kind: Kind) -> list[str]:
-    found = entry.get(f"{kind}_packages", [])
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+    packages = entry.get(f"{kind}_packages", [])
+    if not isinstance(packages, list) or not all(isinstance(item, dict) for item in packages):
         raise ValueError(f"{entry['conda_source']} has no list of {kind} packages")
-    other = [item for item in found if set(item) != {"conda"}]
+    other = [item for item in packages if set(item) != {"conda"}]
     if other:
         raise ValueError(f"{entry['conda_source']} is built with a package that is built from source itself")
-    return [f"conda: {item['conda']}" for item in found]
+    return [f"conda: {item['conda']}" for item in packages]
 
 
-def _listed(text: str) -> dict[tuple[str, str], tuple[str, ...]]:
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
+def _listed(text: str) -> dict[SolvedFor, tuple[str, ...]]:
+    selectors: dict[SolvedFor, tuple[str, ...]] = {}
     environment = platform = ""
     for line in text.splitlines():
         if match := re.match(r"^  (\S.*):$", line):
@@ -142,8 +155,9 @@ def _listed(text: str) -> dict[tuple[str, str], tuple[str, ...]]:
         elif match := re.match(r"^      (\S.*):$", line):
             platform = match.group(1)
         elif match := _LISTED.match(f"{line}\n"):
-            found[environment, platform] = (*found.get((environment, platform), ()), match.group(1))
-    return found
+            solved_for = SolvedFor(environment, platform)
+            selectors[solved_for] = (*selectors.get(solved_for, ()), match.group(1))
+    return selectors
 
 
 def package(entry: Mapping[str, Any], built_with: Callable[[Kind], Sequence[RepoDataRecord]]) -> SourcePackage:
@@ -161,7 +175,7 @@ def package(entry: Mapping[str, Any], built_with: Callable[[Kind], Sequence[Repo
     return SourcePackage(
         name=selector["name"],
         identity=selector["identity"],
-        place=selector["place"],
+        location=selector["location"],
         variants={str(key): str(value) for key, value in variants.items()},
         depends=tuple(map(str, texts[0])),
         constrains=tuple(map(str, texts[1])),
@@ -174,13 +188,13 @@ def package(entry: Mapping[str, Any], built_with: Callable[[Kind], Sequence[Repo
 def join(
     engine: str,
     packages: Iterable[SourcePackage],
-    listed: Mapping[tuple[str, str], Sequence[SourcePackage]],
+    listed: Mapping[SolvedFor, Sequence[SourcePackage]],
     exports: Mapping[str, RunExports],
 ) -> str:
     """The lock's text from what the engine wrote, with stand-ins for what ``packages`` are built with.
 
     Args:
-        listed: (environment, platform) -> its packages from source.
+        listed: environment on a platform -> its packages from source.
         exports: URL -> what the package there exports; those that came out of a lock have it already.
     """
     text = re.sub(rf"^  {_STAND_IN}\S+:\n(?:    .*\n)*", "", engine, flags=re.MULTILINE)
@@ -210,8 +224,8 @@ def _with_exports(entry: re.Match[str], exports: Mapping[str, RunExports]) -> st
     if exported is None or "\n  run_exports:" in text:
         return text
     lines = _dump({"run_exports": exported.lists()}).splitlines()
-    place = re.search(r"^  (size|legacy_bz2_size|timestamp|python_site_packages_path):", text, re.MULTILINE)
-    at = place.start() if place else len(text)
+    next_field = re.search(r"^  (size|legacy_bz2_size|timestamp|python_site_packages_path):", text, re.MULTILINE)
+    at = next_field.start() if next_field else len(text)
     return text[:at] + "".join(f"  {line}\n" for line in lines) + text[at:]
 
 

@@ -11,21 +11,21 @@ from ssm_forge.solve.lock import LockedEnvironment
 
 
 def sorted_by_dependency(records: tuple[RepoDataRecord, ...]) -> list[RepoDataRecord]:
-    """Dependencies before what needs them; the order of names where there is a choice."""
+    """The records in another order: dependencies before what needs them, by name where there is a choice."""
     by_name = {r.name.normalized: r for r in records}
-    done: dict[str, RepoDataRecord] = {}
+    ordered: dict[str, RepoDataRecord] = {}
 
     def visit(name: str, path: frozenset[str]) -> None:
         # conda packages may need each other in a circle (python and pip did).
-        if name in done or name in path or name not in by_name:
+        if name in ordered or name in path or name not in by_name:
             return
         for needed in dependency_names(by_name[name]):
             visit(needed, path | {name})
-        done[name] = by_name[name]
+        ordered[name] = by_name[name]
 
     for name in sorted(by_name):
         visit(name, frozenset())
-    return list(done.values())
+    return list(ordered.values())
 
 
 def dependency_names(record: RepoDataRecord) -> list[str]:

@@ -28,7 +28,8 @@ class Written:
     """What was written.
 
     Attributes:
-        lines: what an own pixi.toml needs beside its own.
+        manifest: path of the pixi.toml.
+        lines: of its dependencies, those that a pixi.toml of the user's own needs.
         locked: whether there is a lock, too.
     """
 
@@ -37,11 +38,13 @@ class Written:
     locked: bool
 
 
-def write(folder: Path, variant: str, origin: Origin, place: Workspace, *, channel: str = "", git: str = "") -> Written:
+def write(
+    folder: Path, variant: str, origin: Origin, workspace: Workspace, *, channel: str = "", git: str = ""
+) -> Written:
     """Write pixi.toml, and pixi.lock where that needs no commit that only pixi can ask for.
 
     Args:
-        folder: new or empty.
+        folder: the user's workspace, new or empty.
         channel: URL of the channel that has the packages; default: the folder of this checkout.
         git: URL of the repository with the recipes; default: where this checkout was cloned from.
 
@@ -54,30 +57,32 @@ def write(folder: Path, variant: str, origin: Origin, place: Workspace, *, chann
         raise UsageError(
             f"{path} exists already.", fix="Name another folder, or add the lines that docs/pixi.md shows."
         )
-    locked = lock.environment(place.source_lock, variant)
-    root = manifest.read_toml(place.source_manifest)
+    locked = lock.environment(workspace.source_lock, variant)
+    root = manifest.read_toml(workspace.source_manifest)
     feature = root["feature"][variant]
     platform = next(p for p in root["workspace"]["platforms"] if p["name"] == feature["platforms"][0])
     channels = list(feature.get("channels", root["workspace"]["channels"]))
     kernels: dict[str, Any]
     if origin == "channel":
-        finished = source_packages.finished(locked, place.source_lock, place, published=channel)
+        finished = source_packages.finished(locked, workspace.source_lock, workspace, published=channel)
         base = finished.channels[0]
         channels.insert(0, base.rstrip("/"))
         kernels = {r.name.normalized: _from_channel(r, base) for r in finished.records if r.name.normalized in PROJECTS}
         locked = replace(finished, sources=())
     elif origin == "path":
-        folders = {name: os.path.relpath(place.recipes / name, folder.absolute()) for name in PROJECTS}
-        kernels = {name: {"path": where} for name, where in folders.items()}
-        sources = tuple(_moved(source, folders[source.name], place) for source in locked.sources)
+        folders = {name: os.path.relpath(workspace.recipes / name, folder.absolute()) for name in PROJECTS}
+        kernels = {name: {"path": location} for name, location in folders.items()}
+        sources = tuple(_moved(source, folders[source.name], workspace) for source in locked.sources)
         locked = replace(locked, sources=sources)
     else:
-        url = git or _cloned_from(place)
+        url = git or _cloned_from(workspace)
         kernels = {name: {"git": url, "subdirectory": f"recipes/{name}"} for name in PROJECTS}
-    others = {name: value for name, value in feature["dependencies"].items() if name not in PROJECTS}
+    other_dependencies = {name: value for name, value in feature["dependencies"].items() if name not in PROJECTS}
     variants = root["workspace"]["target"][platform["name"]]["build-variants"] if origin != "channel" else {}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(_manifest(folder, root, channels, platform, {**others, **kernels}, variants), encoding="utf-8")
+    path.write_text(
+        _manifest(folder, root, channels, platform, {**other_dependencies, **kernels}, variants), encoding="utf-8"
+    )
     if origin != "git":
         _write_lock(locked, folder / "pixi.lock")
     lines = tuple(f"{name} = {source_workspace.toml(spec)}" for name, spec in kernels.items())
@@ -88,33 +93,33 @@ def _from_channel(record: Any, base: str) -> dict[str, str]:
     return {"version": f"=={record.version}", "build": str(record.build), "channel": base.rstrip("/")}
 
 
-def _moved(source: SourcePackage, where: str, place: Workspace) -> SourcePackage:
+def _moved(source: SourcePackage, location: str, workspace: Workspace) -> SourcePackage:
     """A package from source as a lock in another folder has it; pixi tells it by where its recipe is."""
-    made = source_packages.rendered(source, place.source_lock)
+    package = source_packages.rendered(source, workspace.source_lock)
     digits = identity(
-        where,
+        location,
         variants=source.variants,
         build_packages=[r.url for r in source.build],
         host_packages=[r.url for r in source.host],
-        version=made.version,
-        build=made.build,
-        build_number=made.build_number,
-        subdir=made.subdir,
+        version=package.version,
+        build=package.build,
+        build_number=package.build_number,
+        subdir=package.subdir,
         depends=source.depends,
         constrains=source.constrains,
     )
-    return replace(source, place=where, identity=digits)
+    return replace(source, location=location, identity=digits)
 
 
-def _cloned_from(place: Workspace) -> str:
-    command = ["git", "-C", str(place.root), "remote", "get-url", "origin"]
+def _cloned_from(workspace: Workspace) -> str:
+    command = ["git", "-C", str(workspace.root), "remote", "get-url", "origin"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        told = None
-    if told is None or told.returncode or not told.stdout.strip():
-        raise UsageError(f"nothing is known to have {place.root} cloned from.", fix="Name it with --git URL.")
-    return told.stdout.strip()
+        answer = None
+    if answer is None or answer.returncode or not answer.stdout.strip():
+        raise UsageError(f"nothing is known to have {workspace.root} cloned from.", fix="Name it with --git URL.")
+    return answer.stdout.strip()
 
 
 def _manifest(

@@ -45,7 +45,7 @@ def identity(
     depends: Sequence[str],
     constrains: Sequence[str] = (),
 ) -> str:
-    """The digits of one source package.
+    """The eight hex digits of one source package.
 
     Args:
         path: of the recipe's folder, relative to the workspace.
@@ -90,15 +90,15 @@ def _path(path: str) -> bytes:
 
 def _version(version: str) -> bytes:
     """Epoch, and each dotted part from its end, without the zeros that make no difference; then the text itself."""
-    found = [_number(0)]
+    parts = [_number(0)]
     for segment in version.split("."):
         components = [_component(part) for part in re.findall(r"\d+|[a-z]+", segment.lower())]
         if not segment[0].isdigit():
             components.insert(0, _component("0"))
         while components and components[-1] == _component("0"):
             components.pop()
-        found += reversed(components)
-    return b"".join([*found, _number(_SOMETHING), _text(version)])
+        parts += reversed(components)
+    return b"".join([*parts, _number(_SOMETHING), _text(version)])
 
 
 def _component(part: str) -> bytes:
@@ -109,10 +109,10 @@ def _component(part: str) -> bytes:
 
 
 def xxh3(data: bytes) -> int:
-    """XXH3 of more than 16 bytes.
+    """XXH3 (64 bits) of ``data``, which has more than 16 bytes.
 
     Raises:
-        ValueError: for fewer.
+        ValueError: when it has fewer.
     """
     if len(data) <= 16:
         raise ValueError(f"{len(data)} bytes")

@@ -20,7 +20,7 @@ from ssm_forge.solve.solver import Request, solve
 
 
 def present(prefix: Path) -> tuple[RepoDataRecord, ...]:
-    """The packages of an existing environment but ours; empty where there is none.
+    """The records of an existing environment's packages but ours; empty where there is no environment.
 
     Raises:
         InstallError: as :func:`engine_records`.
@@ -40,13 +40,13 @@ def machine_virtual_packages(subdir: str | None = None) -> tuple[VirtualPackage,
     from rattler import VirtualPackageOverrides
 
     detected = Detected.detect(VirtualPackageOverrides.from_env())
-    found = {str(v.into_generic().name.normalized): str(v.into_generic().version) for v in detected}
+    versions = {str(v.into_generic().name.normalized): str(v.into_generic().version) for v in detected}
     capabilities = sorted(gpu.capability for gpu in gpus())
     return virtual_packages(
-        cuda=found.get("__cuda"),
+        cuda=versions.get("__cuda"),
         cuda_arch=os.environ.get("CONDA_OVERRIDE_CUDA_ARCH") or (str(capabilities[0]) if capabilities else None),
         glibc=os.environ.get("CONDA_OVERRIDE_GLIBC") or glibc() or "2.28",
-        linux=found.get("__linux", "4.18"),
+        linux=versions.get("__linux", "4.18"),
         subdir=subdir or _own_subdir(),
     )
 

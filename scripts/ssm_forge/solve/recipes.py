@@ -39,7 +39,7 @@ class SolvedEnvironment:
     records: tuple[RepoDataRecord, ...]
 
     def answer(self, spec: str) -> RepoDataRecord:
-        """The record that meets one of ``requested``."""
+        """The record of the package that one of ``requested`` names."""
         name = MatchSpec(spec).name.normalized
         return next(r for r in self.records if r.name.normalized == name)
 
@@ -69,7 +69,7 @@ def solve_builds(
     recipes: Sequence[Rendered],
     channels: tuple[str, ...],
     virtual: tuple[VirtualPackage, ...],
-    what: str,
+    made_for: str,
     *,
     snapshot: Path | None = None,
 ) -> list[SolvedEnvironment]:
@@ -80,30 +80,30 @@ def solve_builds(
     Args:
         channels: URLs to take build and host packages from, first wins.
         virtual: the machine to solve for.
-        what: what the builds are for, for error messages.
+        made_for: whom the builds are for, the end of a sentence in error messages.
 
     Raises:
         SolveError: naming recipe, environment and what is missing.
     """
-    made: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     solved = []
     for rendered in recipes:
-        wanted = requirements(rendered)
-        made[rendered.filename] = _record(rendered, wanted["run"])
+        needs = requirements(rendered)
+        entries[rendered.filename] = _record(rendered, needs["run"])
         # In the end both packages are installed, not only what they run with.
-        specs = {**wanted, "run": (f"{rendered.name} =={rendered.version} {rendered.build}", *wanted["run"])}
+        specs = {**needs, "run": (f"{rendered.name} =={rendered.version} {rendered.build}", *needs["run"])}
         for kind in KINDS:
-            question = Request(
+            request = Request(
                 specs=specs[kind],
                 channels=channels,
                 virtual=virtual,
                 subdir=platforms.here().subdir if kind == "build" else rendered.subdir,
                 snapshot=snapshot,
                 offers_snapshot=True,
-                extra=made if kind == "run" else {},
-                purpose=f"the {kind} environment of {rendered.name} {what}",
+                extra=entries if kind == "run" else {},
+                purpose=f"the {kind} environment of {rendered.name} {made_for}",
             )
-            records = tuple(solve(question))
+            records = tuple(solve(request))
             solved.append(SolvedEnvironment(rendered.name, rendered.filename, kind, specs[kind], records))
     return solved
 

@@ -26,7 +26,7 @@ _FILES = ("run_exports.json.zst", "run_exports.json")
 
 @dataclass(frozen=True)
 class RunExports:
-    """Match specs, in the order in which a lock has them.
+    """What a package exports: match specs, in the order in which a lock has them.
 
     Attributes:
         weak: for what it runs with, where the package is linked to.
@@ -42,7 +42,7 @@ class RunExports:
     strong_constrains: tuple[str, ...] = ()
 
     def lists(self) -> dict[str, list[str]]:
-        """What there is, by kind."""
+        """Kind -> match specs, of those kinds that there are."""
         return {kind: list(specs) for kind in KINDS if (specs := getattr(self, kind))}
 
 
@@ -65,9 +65,9 @@ def of(records: Sequence[RepoDataRecord], snapshot: Path | None) -> dict[str, Ru
 def _of(record: RepoDataRecord, snapshot: Path | None) -> RunExports:
     base = record.url.rpartition("/")[0]
     # Indexes that the engine makes have them in their records.
-    told = json.loads(record.to_json()).get("run_exports")
-    if told is not None:
-        return _read(told, base)
+    in_record = json.loads(record.to_json()).get("run_exports")
+    if in_record is not None:
+        return _read(in_record, base)
     published = _published(base, snapshot).get(record.file_name)
     if published is not None:
         return _read(published.get("run_exports") or {}, base)
@@ -78,10 +78,10 @@ def _of(record: RepoDataRecord, snapshot: Path | None) -> RunExports:
     return _from_package(record.url)
 
 
-def _read(exported: Mapping[str, Any], where: str) -> RunExports:
+def _read(exported: Mapping[str, Any], address: str) -> RunExports:
     lists = {kind: exported.get(kind) or [] for kind in KINDS}
     if not all(isinstance(v, list) and all(isinstance(text, str) for text in v) for v in lists.values()):
-        raise repodata.DamagedIndexError(f"{redact(where)}/{_FILES[1]}", "has exports that are no lists of text")
+        raise repodata.DamagedIndexError(f"{redact(address)}/{_FILES[1]}", "has exports that are no lists of text")
     return RunExports(**{kind: tuple(specs) for kind, specs in lists.items()})
 
 
@@ -95,11 +95,11 @@ def _published(base: str, snapshot: Path | None) -> dict[str, dict[str, Any]]:
     elif snapshot is not None:
         folder = snapshot / unquote(address.path).strip("/")
     for name in _FILES:
-        where = str(folder / name) if folder else redact(f"{base}/{name}")
+        file_address = str(folder / name) if folder else redact(f"{base}/{name}")
         data = _bytes_in(folder / name) if folder else _bytes_at(f"{base}/{name}")
         if data is not None:
-            content = repodata.decompress(data, where) if name.endswith(".zst") else data
-            return repodata.published_exports(content, where)
+            content = repodata.decompress(data, file_address) if name.endswith(".zst") else data
+            return repodata.published_exports(content, file_address)
     return {}
 
 
@@ -123,14 +123,14 @@ def _bytes_at(url: str) -> bytes | None:
 def _from_package(url: str) -> RunExports:
     """What the package itself says; of one on a server as little is downloaded as its format allows."""
     try:
-        told: RunExportsJson | None
+        exported: RunExportsJson | None
         if url.startswith("file:"):
-            told = RunExportsJson.from_package_archive(Path(unquote(urlparse(url).path)))
+            exported = RunExportsJson.from_package_archive(Path(unquote(urlparse(url).path)))
         else:
-            told = asyncio.run(RunExportsJson.from_remote_url(mirrors.client(), url))
+            exported = asyncio.run(RunExportsJson.from_remote_url(mirrors.client(), url))
     except Exception as error:  # The engine has no common base class for its failures.
         # Of a package at hand that has no such file.
         if "component is missing" in str(error):
             return RunExports()
         raise IntegrityError(f"{redact(url)} does not say what it exports ({error}).") from error
-    return RunExports(**{kind: tuple(getattr(told, kind)) for kind in KINDS}) if told else RunExports()
+    return RunExports(**{kind: tuple(getattr(exported, kind)) for kind in KINDS}) if exported else RunExports()

@@ -60,13 +60,13 @@ def _tools(locked: LockedEnvironment, installed: Mapping[str, Any]) -> list[Any]
     from cyclonedx.model import Property
     from cyclonedx.model.component import ComponentScope
 
-    known = {str(component.purl): component for component in installed.values()}
+    installed_purls = {str(component.purl): component for component in installed.values()}
     tools: dict[str, Any] = {}
     for source in locked.sources:
         for record in (*source.build, *source.host):
             component = _component(record, locked)
             purl = str(component.purl)
-            if purl not in known:
+            if purl not in installed_purls:
                 component.scope = ComponentScope.EXCLUDED
                 tools.setdefault(purl, component)
             if source.name in installed:

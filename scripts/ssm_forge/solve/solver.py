@@ -41,7 +41,7 @@ _PROBE_SECONDS = 8
 
 @dataclass(frozen=True)
 class Request:
-    """One solve.
+    """What is to be solved, and for which machine.
 
     Attributes:
         specs: what must be in the result, as match specs.
@@ -94,11 +94,11 @@ def solve_in_order(request: Request) -> list[RepoDataRecord]:
         return _solve(request)
     with _recorded_as_folders(request) as folders:
         try:
-            found = _solve(replace(request, channels=tuple(folders), snapshot=None))
+            records = _solve(replace(request, channels=tuple(folders), snapshot=None))
         except SolveError:
             # Solved again for an error that names the channels.
             return _solve(request)
-    return [_moved(record, folders) for record in found]
+    return [_moved(record, folders) for record in records]
 
 
 @contextmanager
@@ -106,20 +106,20 @@ def _recorded_as_folders(request: Request) -> Iterator[dict[str, str]]:
     """``file://`` URL of a folder -> URL of the recorded channel that it holds, in the order of the channels."""
     assert request.snapshot is not None
     with tempfile.TemporaryDirectory(prefix="ssm-forge-recorded-") as scratch:
-        found = {}
+        urls_of_folders = {}
         for number, channel in enumerate(request.channels):
             base = channel_url(channel)
             recorded = folder_of(base, request.snapshot)
             assert recorded is not None
             for part in (request.subdir, "noarch"):
-                place = Path(scratch) / str(number) / part / "repodata.json"
-                place.parent.mkdir(parents=True)
+                target = Path(scratch) / str(number) / part / "repodata.json"
+                target.parent.mkdir(parents=True)
                 if (path := repodata_file(recorded / part)) is not None:
-                    place.symlink_to(path.resolve())
+                    target.symlink_to(path.resolve())
             if not any((Path(scratch) / str(number)).glob("*/*")):
                 raise _no_record(channel, recorded, request)
-            found[channel_url(Path(scratch, str(number)).as_uri())] = base
-        yield found
+            urls_of_folders[channel_url(Path(scratch, str(number)).as_uri())] = base
+        yield urls_of_folders
 
 
 def _moved(record: RepoDataRecord, folders: Mapping[str, str]) -> RepoDataRecord:
@@ -150,8 +150,8 @@ def _solve(request: Request) -> list[RepoDataRecord]:
             if request.snapshot is None:
                 records = asyncio.run(_solve_online(sources, request.subdir, common))
             else:
-                known = [sparse for c in sources for sparse in _sparse(c, request, request.snapshot)]
-                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=known, **common))
+                recorded = [sparse for c in sources for sparse in _sparse(c, request, request.snapshot)]
+                records = asyncio.run(rattler.solve_with_sparse_repodata(sparse_repodata=recorded, **common))
         except rattler.exceptions.SolverError as error:
             raise SolveError(
                 f"no set of packages satisfies {request.purpose}: {_shorten(str(error))}\n"
@@ -162,8 +162,8 @@ def _solve(request: Request) -> list[RepoDataRecord]:
             # A failed gateway leaves threads behind that crash the interpreter if it ends at once.
             time.sleep(0.5)
             # An answer that is refused is told with its body after it, which may be empty.
-            told = str(error).partition("\n\nBody:")[0].strip()
-            reason = told.splitlines()[-1].removeprefix("Caused by: ")
+            summary = str(error).partition("\n\nBody:")[0].strip()
+            reason = summary.splitlines()[-1].removeprefix("Caused by: ")
             require_readable(request.channels, request.subdir, request.snapshot)
             if repodata.damage_in(str(error)):
                 raise repodata.DamagedIndexError(
@@ -201,22 +201,22 @@ def _sparse(channel: str, request: Request, snapshot: Path) -> list[SparseRepoDa
     base = channel_url(channel)
     folder = folder_of(base, snapshot)
     assert folder is not None
-    found = [
+    recorded = [
         SparseRepoData(Channel(channel), part, str(path))
         for part in (request.subdir, "noarch")
         if (path := repodata_file(folder / part)) is not None
     ]
-    if not found:
+    if not recorded:
         raise _no_record(channel, folder, request)
-    return found
+    return recorded
 
 
 def _no_record(channel: str, folder: Path, request: Request) -> UsageError:
-    what = f"{request.snapshot} holds no recorded repodata of channel {channel}"
+    problem = f"{request.snapshot} holds no recorded repodata of channel {channel}"
     if channel_url(channel).startswith("file://"):
-        what = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
+        problem = f"{folder} is not a conda channel: it has no repodata.json for {request.subdir} or noarch"
     online = ", or leave --snapshot out to solve online" if request.offers_snapshot else ""
-    return UsageError(f"{what} (looked in {folder}).", fix=f"Check the folder{online}.")
+    return UsageError(f"{problem} (looked in {folder}).", fix=f"Check the folder{online}.")
 
 
 @contextmanager
@@ -227,13 +227,13 @@ def _extra_channel(request: Request) -> Iterator[tuple[str, ...]]:
         return
     with tempfile.TemporaryDirectory(prefix="ssm-forge-records-") as folder:
         for part in (request.subdir, "noarch"):
-            mine = {name: dict(r) for name, r in request.extra.items() if r.get("subdir", request.subdir) == part}
+            entries = {name: dict(r) for name, r in request.extra.items() if r.get("subdir", request.subdir) == part}
             path = Path(folder) / part / "repodata.json"
             path.parent.mkdir()
             content = {
                 "info": {"subdir": part},
                 "packages": {},
-                "packages.conda": mine,
+                "packages.conda": entries,
                 "repodata_version": 1,
             }
             path.write_text(json.dumps(content), encoding="utf-8")

@@ -29,20 +29,20 @@ def rendered(source: SourcePackage, lock: Path) -> Rendered:
         UsageError: when the recipe is not in a folder on this machine.
         BuildError: when it does not render.
     """
-    path = lock.parent / source.place / "recipe.yaml"
+    path = lock.parent / source.location / "recipe.yaml"
     if not path.is_file():
         raise UsageError(
-            f"{lock} has {source.name} from '{source.place}', and there is no recipe.yaml in that folder beside it.",
+            f"{lock} has {source.name} from '{source.location}', and there is no recipe.yaml in that folder beside it.",
             fix="Name the lock of the checkout that holds the recipes.",
         )
     return recipe.render_file(path, {key: [value] for key, value in source.variants.items()})
 
 
 def finished(locked: LockedEnvironment, lock: Path, workspace: Workspace, *, published: str = "") -> LockedEnvironment:
-    """The environment with the packages from the workspace's channel beside what says how they are built.
+    """The environment with finished packages, out of the workspace's channel, for what it has from source.
 
     Args:
-        lock: the file that it was read from.
+        lock: the file that ``locked`` was read from.
         published: URL of a channel that the packages are to be had from by others; default: the folder here.
 
     Raises:
@@ -53,19 +53,19 @@ def finished(locked: LockedEnvironment, lock: Path, workspace: Workspace, *, pub
         return locked
     folder = workspace.channel.resolve().as_uri()
     base = channel_url(published or folder)
-    made = [_record(rendered(source, lock), locked, workspace) for source in locked.sources]
-    moved = [RepoDataRecord(r, r.file_name, f"{base}{r.subdir}/{r.file_name}", base) for r in made]
-    records = sorted([*locked.records, *moved], key=lambda r: r.name.normalized)
+    built = [_record(rendered(source, lock), locked, workspace) for source in locked.sources]
+    addressed = [RepoDataRecord(r, r.file_name, f"{base}{r.subdir}/{r.file_name}", base) for r in built]
+    records = sorted([*locked.records, *addressed], key=lambda r: r.name.normalized)
     return replace(locked, channels=(base, *locked.channels), records=tuple(records))
 
 
 def _record(package: Rendered, locked: LockedEnvironment, workspace: Workspace) -> RepoDataRecord:
     index = workspace.channel / locked.platform.subdir / "repodata.json"
-    found: Sequence[RepoDataRecord] = ()
+    candidates: Sequence[RepoDataRecord] = ()
     if index.exists():
         sparse = SparseRepoData(Channel(workspace.channel.resolve().as_uri()), locked.platform.subdir, str(index))
-        found = sparse.load_records(PackageName(package.name))
-    record = next((r for r in found if r.file_name == package.filename), None)
+        candidates = sparse.load_records(PackageName(package.name))
+    record = next((r for r in candidates if r.file_name == package.filename), None)
     if record is None:
         raise SolveError(
             f"{locked.name} is locked with {package.filename} built from its recipe, and {workspace.channel} does not "

@@ -28,14 +28,15 @@ _Needs = dict[str, dict[tuple[str, str], None]]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A source dependency, and the manifest that names it."""
+class SourceDependency:
+    """A package that a manifest wants built from a recipe, and that manifest."""
 
     spec: SourceSpec
     manifest: Manifest
 
     @property
     def recipe(self) -> Path:
+        """The recipe's file, which need not exist."""
         return self.manifest.path.parent / self.spec.path / "recipe.yaml"
 
 
@@ -44,6 +45,8 @@ class SolvedSource:
     """A package from source, and the entry that an index would have of it.
 
     Attributes:
+        filename: of the package that the recipe makes.
+        entry: as in a repodata.json.
         exports: URL of a package that its recipe names -> what that adds to the needs of this one.
     """
 
@@ -54,9 +57,9 @@ class SolvedSource:
 
 
 def solve_sources(
-    found: Sequence[Found], variants: Mapping[str, Sequence[str]], request: Request
+    dependencies: Sequence[SourceDependency], variants: Mapping[str, Sequence[str]], request: Request
 ) -> tuple[SolvedSource, ...]:
-    """Solve what each package is built with.
+    """Solve what each package from source is built with, and what it will need to run.
 
     Args:
         variants: the keys of the build matrix, as the manifest has them for the platform.
@@ -67,19 +70,21 @@ def solve_sources(
         BuildError: when a recipe does not render.
         UsageError: when a recipe is missing, or a key has not exactly one value.
     """
-    several = [key for key, values in variants.items() if len(values) != 1]
-    if several and found:
-        raise UsageError(f"{found[0].manifest.path} gives {several[0]} not one value, which can't be locked here.")
-    return tuple(_solve_source(source, variants, request) for source in found)
+    ambiguous = [key for key, values in variants.items() if len(values) != 1]
+    if ambiguous and dependencies:
+        raise UsageError(
+            f"{dependencies[0].manifest.path} gives {ambiguous[0]} not one value, which can't be locked here."
+        )
+    return tuple(_solve_source(source, variants, request) for source in dependencies)
 
 
 @dataclass(frozen=True)
-class Stated:
+class RecipeRequirements:
     """What a recipe says for one row of the build matrix, before anything is solved.
 
     Attributes:
-        variants: the keys that it uses.
-        build, host, run: its requirements.
+        variants: the keys of the build matrix that it uses, with their values.
+        build, host, run: its requirements, as match specs.
     """
 
     variants: Mapping[str, str]
@@ -88,28 +93,28 @@ class Stated:
     run: tuple[str, ...]
 
 
-def stated(source: Found, variants: Mapping[str, Sequence[str]]) -> Stated:
-    """What a recipe asks for, rendered with these variants.
+def recipe_requirements(source: SourceDependency, variants: Mapping[str, Sequence[str]]) -> RecipeRequirements:
+    """What a recipe asks for, rendered with ``variants`` (key of the build matrix -> its values).
 
     Raises:
         BuildError: when the recipe does not render.
-        UsageError: when it is missing.
+        UsageError: when the recipe is missing.
     """
     rendered = _render(source, variants)
-    wanted = requirements(rendered)
-    run = tuple(str(MatchSpec(text)) for text in wanted["run"])
-    return Stated(dict(rendered.engine.variant), wanted["build"], wanted["host"], run)
+    needs = requirements(rendered)
+    run = tuple(str(MatchSpec(text)) for text in needs["run"])
+    return RecipeRequirements(dict(rendered.engine.variant), needs["build"], needs["host"], run)
 
 
 def with_sources(request: Request, sources: Sequence[SolvedSource]) -> Request:
-    """The request for the environment itself, packages from source among it."""
+    """The request for the environment itself, with the packages from source among its specs."""
     if not sources:
         return request
     names = tuple(source.package.name for source in sources)
     return replace(request, specs=(*request.specs, *names), extra={s.filename: s.entry for s in sources})
 
 
-def _render(source: Found, variants: Mapping[str, Sequence[str]]) -> Rendered:
+def _render(source: SourceDependency, variants: Mapping[str, Sequence[str]]) -> Rendered:
     if not source.recipe.is_file():
         raise UsageError(
             f"{source.manifest.path} names {source.spec.name} at '{source.spec.path}', and {source.recipe} does not "
@@ -119,18 +124,18 @@ def _render(source: Found, variants: Mapping[str, Sequence[str]]) -> Rendered:
     return render_file(source.recipe, {key: list(values) for key, values in variants.items()})
 
 
-def _solve_source(source: Found, variants: Mapping[str, Sequence[str]], request: Request) -> SolvedSource:
+def _solve_source(source: SourceDependency, variants: Mapping[str, Sequence[str]], request: Request) -> SolvedSource:
     rendered = _render(source, variants)
-    wanted = requirements(rendered)
-    build = _environment(rendered, "build", wanted["build"], request)
-    build_exports = _exports(build, wanted["build"], request.snapshot)
+    needs = requirements(rendered)
+    build = _environment(rendered, "build", needs["build"], request)
+    build_exports = _exports(build, needs["build"], request.snapshot)
     strong = [text for exported in build_exports.values() for text in exported.strong]
     limits = [text for exported in build_exports.values() for text in exported.strong_constrains]
-    host = _environment(rendered, "host", (*wanted["host"], *strong), request, limits)
-    host_exports = _exports(host, wanted["host"], request.snapshot)
-    depends = _needs(wanted["run"], build_exports, host_exports, "strong", "weak")
-    limits_of_mine = rendered.engine.recipe.requirements.to_dict().get("run_constraints", [])
-    constrains = _needs(limits_of_mine, build_exports, host_exports, "strong_constrains", "weak_constrains")
+    host = _environment(rendered, "host", (*needs["host"], *strong), request, limits)
+    host_exports = _exports(host, needs["host"], request.snapshot)
+    depends = _needs(needs["run"], build_exports, host_exports, "strong", "weak")
+    own_limits = rendered.engine.recipe.requirements.to_dict().get("run_constraints", [])
+    constrains = _needs(own_limits, build_exports, host_exports, "strong_constrains", "weak_constrains")
     package = SourcePackage(
         name=rendered.name,
         identity=identity(
@@ -145,7 +150,7 @@ def _solve_source(source: Found, variants: Mapping[str, Sequence[str]], request:
             depends=depends,
             constrains=constrains,
         ),
-        place=source.spec.path,
+        location=source.spec.path,
         variants=dict(rendered.engine.variant),
         depends=depends,
         constrains=constrains,
@@ -165,8 +170,8 @@ def _solve_source(source: Found, variants: Mapping[str, Sequence[str]], request:
     urls = {r.name.normalized: r.url for r in build}, {r.name.normalized: r.url for r in host}
     exports = {
         names[name]: exported
-        for names, found in zip(urls, (build_exports, host_exports), strict=True)
-        for name, exported in found.items()
+        for names, by_name in zip(urls, (build_exports, host_exports), strict=True)
+        for name, exported in by_name.items()
     }
     return SolvedSource(package, rendered.filename, entry, exports)
 
@@ -181,9 +186,9 @@ def _environment(
     return solve_in_order(replace(request, specs=tuple(specs), constraints=tuple(constraints), purpose=purpose))
 
 
-def _exports(records: Sequence[RepoDataRecord], wanted: Sequence[str], snapshot: Path | None) -> dict[str, RunExports]:
+def _exports(records: Sequence[RepoDataRecord], specs: Sequence[str], snapshot: Path | None) -> dict[str, RunExports]:
     """What the packages that a recipe names export; not what only came along with them."""
-    named = {MatchSpec(text).name.normalized for text in wanted}
+    named = {MatchSpec(text).name.normalized for text in specs}
     direct = [r for r in records if r.name.normalized in named]
     return run_exports.of(direct, snapshot)
 
@@ -191,12 +196,12 @@ def _exports(records: Sequence[RepoDataRecord], wanted: Sequence[str], snapshot:
 def _needs(
     run: Sequence[str], build: Mapping[str, RunExports], host: Mapping[str, RunExports], strong: str, weak: str
 ) -> tuple[str, ...]:
-    """By name, in the order in which names come up; a need that two packages export is there twice."""
-    found: _Needs = {}
+    """Match specs by name, in the order in which names come up; a need that two packages export is there twice."""
+    specs_by_name: _Needs = {}
 
     def add(text: str, origin: str) -> None:
         spec = MatchSpec(text)
-        found.setdefault(spec.name.normalized, {})[str(spec), origin] = None
+        specs_by_name.setdefault(spec.name.normalized, {})[str(spec), origin] = None
 
     for text in run:
         add(text, "")
@@ -204,4 +209,4 @@ def _needs(
         for name, exported in exports.items():
             for text in getattr(exported, strength):
                 add(text, f"{kind} {name}")
-    return tuple(text for specs in found.values() for text, _ in specs)
+    return tuple(text for specs in specs_by_name.values() for text, _ in specs)

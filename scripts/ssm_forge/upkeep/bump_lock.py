@@ -74,7 +74,7 @@ def _again(environment: LockedEnvironment, given: Mapping[str, Sequence[str]], t
 
 
 def _source(source: SourcePackage, given: Mapping[str, Sequence[str]], there: Workspace) -> SourcePackage:
-    path = there.recipes / source.place / "recipe.yaml"
+    path = there.recipes / source.location / "recipe.yaml"
     rendered = recipe.render_file(path, given)
     variants = dict(rendered.engine.variant)
     return replace(source, variants=variants, identity=_identity(source, rendered, variants))
@@ -82,7 +82,7 @@ def _source(source: SourcePackage, given: Mapping[str, Sequence[str]], there: Wo
 
 def _identity(source: SourcePackage, rendered: Rendered, variants: Mapping[str, str]) -> str:
     return identity(
-        source.place,
+        source.location,
         variants=variants,
         build_packages=[r.url for r in source.build],
         host_packages=[r.url for r in source.host],

@@ -21,7 +21,7 @@ from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.base.ui import Log, open_log
 from ssm_forge.build import jobs
 from ssm_forge.build import run as builds
-from ssm_forge.build.jobs import MEMORY_BASE, MEMORY_MARGIN, choose_jobs, memory_needed
+from ssm_forge.build.jobs import MEMORY_BASE_BYTES, MEMORY_MARGIN, choose_jobs, memory_needed
 from ssm_forge.build.leftovers import sweep
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.build.schedule import Job
@@ -57,11 +57,11 @@ COSTS = [Job(f"{i}.cu", 10.0, round(size * GB / MEMORY_MARGIN)) for i, size in e
     [
         (64 * GB, 2, None, 2),
         (64 * GB, 16, None, 4),
-        (MEMORY_BASE + 6 * GB, 16, None, 3),
-        (MEMORY_BASE + 6 * GB - 10, 16, None, 2),
-        (MEMORY_BASE + 3 * GB, 16, None, 1),
+        (MEMORY_BASE_BYTES + 6 * GB, 16, None, 3),
+        (MEMORY_BASE_BYTES + 6 * GB - 10, 16, None, 2),
+        (MEMORY_BASE_BYTES + 3 * GB, 16, None, 1),
         (64 * GB, 2, 5, 5),
-        (MEMORY_BASE + 3 * GB, 1, 1, 1),
+        (MEMORY_BASE_BYTES + 3 * GB, 1, 1, 1),
     ],
 )
 def test_as_many_jobs_as_cores_files_and_memory_allow(
@@ -72,12 +72,12 @@ def test_as_many_jobs_as_cores_files_and_memory_allow(
 
 
 def test_the_files_that_take_most_may_run_side_by_side() -> None:
-    assert memory_needed(2, COSTS) == MEMORY_BASE + 5 * GB
-    assert memory_needed(9, COSTS) == MEMORY_BASE + 7 * GB
+    assert memory_needed(2, COSTS) == MEMORY_BASE_BYTES + 5 * GB
+    assert memory_needed(9, COSTS) == MEMORY_BASE_BYTES + 7 * GB
 
 
 def test_too_many_jobs_are_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    have(monkeypatch, memory=MEMORY_BASE + 5 * GB, cores=16)
+    have(monkeypatch, memory=MEMORY_BASE_BYTES + 5 * GB, cores=16)
     with pytest.raises(MachineError) as error:
         choose_jobs(4, COSTS)
     sums = "800.0 MB + 3.0 GB + 2.0 GB + 1.0 GB + 1.0 GB = 7.8 GB"

@@ -231,12 +231,12 @@ def test_the_network_is_asked(
     log.write_text("fine\n")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(network, "_SECONDS", 60)
-    monkeypatch.setattr(network, "_PLACES", {"mine": server, "other": "http://127.0.0.1:1/"})
+    monkeypatch.setattr(network, "_ADDRESSES", {"mine": server, "other": "http://127.0.0.1:1/"})
     assert doctor_main.main(["--log", str(log), "--network", "--json"]) == app.HEALTHY
     told = json.loads(capsys.readouterr().out)
     assert told["facts"]["network"] == {"mine": "answers", "other": "[Errno 111] Connection refused"}
     assert told["notes"] == ["does not answer: other: [Errno 111] Connection refused"]
-    monkeypatch.setattr(network, "_PLACES", {"other": "http://127.0.0.1:1/"})
+    monkeypatch.setattr(network, "_ADDRESSES", {"other": "http://127.0.0.1:1/"})
     assert doctor_main.main(["--log", str(log), "--network"]) == app.BROKEN
     assert "error network-unreachable" in capsys.readouterr().out
 

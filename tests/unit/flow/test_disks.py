@@ -63,7 +63,7 @@ def test_a_conda_variant_takes_what_the_lock_says_less_what_is_there(tmp_path: P
     assert found == Packages(total, 4 * total, 4 * total)
     (torch,) = (r for r in records if r.name.normalized == "pytorch")
     (place.package_cache / f"pytorch-{torch.version}-{torch.build}").mkdir(parents=True)
-    assert disks.packages(row, None, place).download == total - (torch.size or 0)
+    assert disks.packages(row, None, place).download_bytes == total - (torch.size or 0)
 
 
 @pytest.mark.parametrize("full", ["prefix", "cache"])

@@ -139,7 +139,7 @@ def test_an_exported_workspace_is_locked_as_pixi_locks_it(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     head = subprocess.check_output(["git", "-C", str(root), "rev-parse", "HEAD"], text=True).strip()
     cloned = locks.environment(tmp_path / "cloned/pixi.lock", "default").sources
-    assert all(source.place.startswith("git+file://") and source.place.endswith(head) for source in cloned)
+    assert all(source.location.startswith("git+file://") and source.location.endswith(head) for source in cloned)
     assert [[r.url for r in s.build] for s in cloned] == [
         [r.url for r in s.build] for s in locks.environment(place.source_lock, "cu130").sources
     ]

@@ -127,7 +127,7 @@ class TestLock:
                 python = source.variants["python"].split(".*")[0]
                 rendered = recipe.render(source.name, row.key(python, ArchList.parse(row.default_archs)), place)
                 assert source.identity == identity(
-                    source.place,
+                    source.location,
                     variants=source.variants,
                     build_packages=[r.url for r in source.build],
                     host_packages=[r.url for r in source.host],
