@@ -251,7 +251,8 @@ def _other_values(recorded: Recorded, workspace: Workspace) -> list[str]:
     row = next((v for v in matrix.variants if (v.name, v.source) == (key.variant, key.source)), None)
     if row is None or key.python not in row.pythons:
         return [f"recipes/variants.yaml has no {key.variant} ({key.source}) for Python {key.python}"]
-    own_key = row.key(key.python, key.archs, compiler=key.compiler if key.source == "bridge" else None)
+    compiler = key.compiler if key.source == "bridge" else None
+    own_key = row.key(key.python, key.archs, compiler=compiler, platform=key.platform)
     if own_key == key:
         return []
     return [
