@@ -115,7 +115,7 @@ rm -rf "${SP_DIR:?}/${PKG_NAME//-/_}" "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info "
 printf '[bdist_wheel]\ncompression = stored\n' >"${SRC_DIR}/.tools/setup.cfg"
 export DIST_EXTRA_CONFIG="${SRC_DIR}/.tools/setup.cfg"
 
-"${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile "${pip_options[@]}"
+"${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile ${pip_options[@]+"${pip_options[@]}"}
 
 # pip notes the work folder; bytecode is made with hashes and paths below the prefix, so that it is always the same.
 for record in "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info/RECORD; do

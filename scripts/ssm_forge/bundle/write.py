@@ -73,6 +73,7 @@ class Package:
         try:
             index, listed = (archive.json_of(info, name, path) for name in ("index.json", "paths.json"))
             foreign.require(index, _INDEX)
+            foreign.require(index, {"subdir": foreign.is_text}, all_of_them=False)
             foreign.require(listed, {"paths": lambda value: isinstance(value, list)})
             for entry in listed["paths"]:
                 foreign.require(entry, _ENTRY)
