@@ -2,11 +2,28 @@
 # Compiles one project's CUDA extension; both recipes run it, with their settings in the environment.
 set -euo pipefail
 
+case "${target_platform}" in
+    linux-64) targets=targets/x86_64-linux ;;
+    linux-aarch64) targets=targets/sbsa-linux ;;
+    *) echo "error: there is no folder of CUDA's headers known for ${target_platform}" >&2 && exit 1 ;;
+esac
 # conda-forge keeps the toolkit's headers under targets/, NVIDIA's 11.8 packages under include/. The paths are those
 # that compile.sh works with: the compile cache compares this variable too.
 export CUDA_HOME="${BUILD_PREFIX}"
-export CPATH=".host/targets/x86_64-linux/include:.host/targets/x86_64-linux/include/cccl:.host/include:.build/targets/x86_64-linux/include:.build/include"
-export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/targets/x86_64-linux/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
+export CPATH=".host/${targets}/include:.host/${targets}/include/cccl:.host/include:.build/${targets}/include:.build/include"
+export LIBRARY_PATH="${PREFIX}/lib:${PREFIX}/${targets}/lib${LIBRARY_PATH:+:$LIBRARY_PATH}"
+# For another platform: this machine's Python builds, and answers as the host's does where it is asked about itself; what
+# runs in the build is compiled by this machine's compiler.
+pip_options=()
+native_cxx="${CXX}"
+if [ "${build_platform}" != "${target_platform}" ]; then
+    mkdir -p "${SRC_DIR}/.tools"
+    cp -r "${RECIPE_DIR}/../common/cross" "${SRC_DIR}/.tools/cross"
+    export PYTHON="${BUILD_PREFIX}/bin/python" PYTHONPATH="${SRC_DIR}/.tools/cross"
+    export _PYTHON_SYSCONFIGDATA_NAME=_sysconfigdata_of_host _PYTHON_HOST_PLATFORM="${target_platform}"
+    pip_options=(--prefix "${PREFIX}")
+    native_cxx="${CXX_FOR_BUILD}"
+fi
 costs="${RECIPE_DIR}/../compile-costs.txt"
 # Upstream's kernels are in fewer and larger files, which were measured, too.
 measured="${EXTENSION}${KERNELS:+@${KERNELS}}"
@@ -55,7 +72,7 @@ export PYTORCH_NVCC="${SRC_DIR}/.tools/nvcc"
 # knows of both files.
 identity="${RECIPE_DIR}/../common/constant_identity.cpp"
 stage="${RECIPE_DIR}/../common/nvcc_stage.sh"
-"${CXX}" -shared -fPIC -o "${SRC_DIR}/.tools/constant_identity.so" "${identity}" -ldl
+"${native_cxx}" -shared -fPIC -o "${SRC_DIR}/.tools/constant_identity.so" "${identity}" -ldl
 export CCACHE_EXTRAFILES="${identity}:${stage}"
 # A g++ of the build environment names its own headers by their absolute paths.
 CCACHE_BASEDIR="$(cd "${BUILD_PREFIX}/.." && pwd -P)"
@@ -105,7 +122,7 @@ export DIST_EXTRA_CONFIG="${SRC_DIR}/.tools/setup.cfg"
 ln -sfn "$(cd "${RECIPE_DIR}/../common" && pwd -P)" "${SRC_DIR}/.common"
 export CU_HEADERS="${SRC_DIR}/.common/cu_headers"
 
-"${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile
+"${PYTHON}" -m pip install . -vv --no-deps --no-build-isolation --no-index --no-compile ${pip_options[@]+"${pip_options[@]}"}
 
 # pip notes the work folder; bytecode is made with hashes and paths below the prefix, so that it is always the same.
 for record in "${SP_DIR}/${PKG_NAME//-/_}"-*.dist-info/RECORD; do

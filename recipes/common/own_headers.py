@@ -83,7 +83,7 @@ def _folders(command: Sequence[str]) -> Iterator[tuple[int, int, Path]]:
 def rewritten(command: Sequence[str], own: Path, environment: dict[str, str]) -> list[str]:
     """The command without torch, or nothing (see above)."""
     work, host, build = (Path(environment[name]) for name in ("SRC_DIR", "PREFIX", "BUILD_PREFIX"))
-    toolkit = [build / "include", build / "targets/x86_64-linux/include", host / "targets/x86_64-linux/include"]
+    toolkit = [build / "include", *build.glob("targets/*/include"), *host.glob("targets/*/include")]
     # Python's own and the whole host environment's, too: with conda's torch, that is where torch's headers are.
     torchs = {host / "include", Path(environment["SP_DIR"])}
     dropped: set[int] = set()

@@ -28,6 +28,7 @@ from rattler.index import index_fs
 from ssm_forge.base import fetch, machine, ui
 from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import assemble, metadata, pylock
+from ssm_forge.bridge import parts as bridge_parts
 from ssm_forge.bridge.package import write
 from ssm_forge.bridge.wheels import distributions, wheel_package
 from ssm_forge.manifest import variants
@@ -123,7 +124,7 @@ def configure(checkout: Path, address: str, channels: Sequence[str]) -> None:
 
 def _make(bridge: Variant, row: Variant, python: str, own: Workspace, channels: Path) -> None:
     # Debian's compiler and not this machine's: it is in the packages, as conda-forge's is.
-    parts = assemble.find_parts(bridge, python, "bridge", own)
+    parts = bridge_parts.find_parts(bridge, python, "bridge", own)
     with ui.open_log(own.cache / "logs", "stand-in") as log:
         made = assemble.assemble(parts, own, log)
     was, now = bridge.row["pytorch_build"].rstrip("_*"), _build_of(row, python)

@@ -44,6 +44,8 @@ def kernels(
     tree: str = "",
     whose: str = "",
     files: dict[str, str] | None = None,
+    subdir: str = "linux-64",
+    library: bytes = b"",
 ) -> Path:
     """A finished package in ``folder``.
 
@@ -55,6 +57,8 @@ def kernels(
         tree: sha256 of the source tree that it is from; empty for a release.
         whose: how its build string begins, ``upstream_`` for upstream's kernels.
         files: more files, by their path in the package.
+        subdir: the platform that it says it is for.
+        library: its compiled module, where that is not this machine's.
     """
     tag = "sm" + archs.replace("+PTX", "ptx").replace(".", "").replace(";", "_sm")
     module = name.replace("-", "_")
@@ -85,14 +89,14 @@ def kernels(
             (content / path).parent.mkdir(parents=True, exist_ok=True)
             (content / path).write_text(data, encoding="utf-8")
         extension = content / SITE / f"{module}_cuda.cpython-{DIGITS}-x86_64-linux-gnu.so"
-        extension.write_bytes(LIBRARY.read_bytes())
+        extension.write_bytes(library or LIBRARY.read_bytes())
         made = Path(
             assemble_package(
                 name=name,
                 version=version,
                 build_string=f"{whose}cuda130_py{DIGITS}_{tag}_h0000000_{number}",
                 build_number=number,
-                target_platform="linux-64",
+                target_platform=subdir,
                 output_dir=str(Path(scratch) / "out"),
                 files_dir=str(content),
                 depends=[f"python_abi {MINOR}.* *_cp{DIGITS}", f"pytorch {torch}.* {build}", *depends],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ssm_forge.base import platforms
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
@@ -118,10 +119,9 @@ def build(trees: dict[str, Path], prefix: Path, archs: str, output: Path, log: L
 
 
 def _environment(prefix: Path, archs: str) -> dict[str, str]:
-    headers = [
-        prefix / part for part in ("targets/x86_64-linux/include", "targets/x86_64-linux/include/cccl", "include")
-    ]
-    libraries = [prefix / "lib", prefix / "targets/x86_64-linux/lib"]
+    target = prefix / platforms.here().targets
+    headers = [target / "include", target / "include/cccl", prefix / "include"]
+    libraries = [prefix / "lib", target / "lib"]
     return {
         **activated_environment(prefix),
         # Without these it looks for a wheel on the network.

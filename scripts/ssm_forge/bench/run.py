@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from rattler.package_streaming import extract
 
-from ssm_forge.base import machine
+from ssm_forge.base import machine, platforms
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
@@ -29,7 +29,6 @@ from ssm_forge.bench import tools as build_tools
 from ssm_forge.bench.usage import MEMORY_NOTE, Group, Usage
 from ssm_forge.bridge.assemble import assemble
 from ssm_forge.build.schedule import Job, longest_first, simulate
-from ssm_forge.channel import folder as channel
 from ssm_forge.flow import plan, planning
 from ssm_forge.manifest import recipe
 from ssm_forge.package import gpu_code
@@ -167,7 +166,7 @@ class Bench:
 
     def _wheel(self, wheel: build_baseline.Wheel, kind: build_baseline.Kind, folder: Path) -> Document:
         """A wheel's sizes; beside our package of the same capability, what its flags change."""
-        (ours,) = (self.scratch / "cold" / channel.SUBDIR).glob(f"{wheel.project}-*.conda")
+        (ours,) = (self.scratch / "cold" / platforms.here().subdir).glob(f"{wheel.project}-*.conda")
         document: Document = {
             "project": wheel.project,
             "wheel_size": wheel.path.stat().st_size,
@@ -244,7 +243,7 @@ def simulated(document: Document) -> dict[str, float]:
 def packages(folder: Path) -> list[Document]:
     """The packages of a channel: sizes, and the hash that tells whether two are the same."""
     documents = []
-    for path in sorted(folder.glob(f"{channel.SUBDIR}/*.conda")):
+    for path in sorted(folder.glob(f"{platforms.here().subdir}/*.conda")):
         name = read_json(path, "index.json")["name"]
         entries = read_json(path, "paths.json")["paths"]
         binary = [e for e in entries if recipe.EXTENSIONS[name] in e["_path"] and e["_path"].endswith(".so")]

@@ -9,7 +9,9 @@ from pathlib import PurePath
 # The compilers themselves; everything else that a build runs is its overhead.
 COMPILERS = ("cicc", "ptxas", "cudafe++", "host compiler")
 
-_HOST = re.compile(r"(x86_64-\S+-)?(g\+\+|gcc|c\+\+|cc)(-[\d.]+)?|cc1|cc1plus|as|ld|ld\.\w+|collect2|lto1|lto-wrapper")
+_HOST = re.compile(
+    r"((x86_64|aarch64)-\S+-)?(g\+\+|gcc|c\+\+|cc)(-[\d.]+)?|cc1|cc1plus|as|ld|ld\.\w+|collect2|lto1|lto-wrapper"
+)
 _NAMED = {"cicc", "ptxas", "cudafe++", "fatbinary", "nvlink", "nvcc", "ninja", "ccache"}
 _SHELLS = {"sh", "bash", "dash"}
 _SOURCE = re.compile(r"\S+\.(cu|cpp|cc|cxx|c)")

@@ -6,27 +6,24 @@ import asyncio
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from packaging.version import Version
-
 from ssm_forge.base import locks, owners
 from ssm_forge.base.errors import MachineError
-from ssm_forge.base.fetch import Artifact, fetch_all, missing
-from ssm_forge.base.machine import cores, free_disk, glibc
+from ssm_forge.base.fetch import fetch_all, missing
+from ssm_forge.base.machine import cores, free_disk
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import Log, human_bytes, say, step_progress
 from ssm_forge.bridge import compiler as host
 from ssm_forge.bridge import debian, gcc, nvidia, pylock, thin, torch
 from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.metadata import Distribution
-from ssm_forge.bridge.package import FORMAT, SUBDIR, BridgePackage, hash_text, sweep, write
-from ssm_forge.bridge.toolkit import toolkit_packages
-from ssm_forge.bridge.toolkit_parts import ToolkitParts
+from ssm_forge.bridge.package import FORMAT, BridgePackage, hash_text, sweep, write
+from ssm_forge.bridge.parts import BuildTools, Parts, channel_dir
+from ssm_forge.bridge.toolkit import runtime_packages, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
-from ssm_forge.manifest.variants import Variant
 
 # Seen: a wheel's bytes become about as many in the .conda, twice as many unpacked in the package cache.
 _DISK_PER_DOWNLOADED_BYTE = 4.0
@@ -35,112 +32,6 @@ _ELSEWHERE = "set SSM_FORGE_CACHE_DIR to a folder on another file system"
 
 # Channel -> the file whose lock says that this process uses it.
 _in_use: dict[Path, IO[str]] = {}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a variant's bridge is made from on this machine, before anything is downloaded.
-
-    Attributes:
-        interpreter: the Python that is copied, from the machine or from Debian packages.
-        compiler: the C++ compiler: one of the machine's that is pointed at, or one that is brought.
-        wheels: Python packages, torch among them.
-        toolkit: the CUDA toolkit.
-        there: the torch of somebody's environment, where it is that one; the wheels are then a build's tools.
-    """
-
-    variant: Variant
-    interpreter: interpreters.Interpreter
-    compiler: host.HostCompiler | gcc.BundledCompiler
-    wheels: tuple[pylock.LockedWheel, ...]
-    toolkit: ToolkitParts
-    there: thin.There | None = None
-
-    @property
-    def debs(self) -> tuple[debian.Deb, ...]:
-        """Debian packages of the toolkit, and of a compiler and a Python that are brought."""
-        return (*self.toolkit.debs, *getattr(self.compiler, "debs", ()), *self.interpreter.debs)
-
-    @property
-    def artifacts(self) -> list[Artifact]:
-        """Every file to download."""
-        newer = (self.toolkit.ptxas,) if self.toolkit.ptxas else ()
-        wheels = (wheel.artifact for wheel in (*self.wheels, *self.toolkit.wheels, *newer))
-        return list(dict.fromkeys([*wheels, *(deb.artifact() for deb in self.debs)]))
-
-
-def channel_dir(workspace: Workspace, variant: Variant) -> Path:
-    """The folder of a variant's bridge channel."""
-    return workspace.bridge / variant.name
-
-
-def find_parts(variant: Variant, python: str, host_compiler: str, workspace: Workspace) -> Parts:
-    """Look at the machine and the locks.
-
-    Args:
-        host_compiler: ``auto``, ``system``, ``bridge`` or the path of a g++.
-
-    Raises:
-        MachineError: when the machine has no usable Python or compiler.
-    """
-    tag = f"py{python.replace('.', '')}"
-    return Parts(
-        variant=variant,
-        interpreter=interpreters.choose(python, workspace),
-        compiler=find_compiler(variant, host_compiler, workspace),
-        wheels=tuple(pylock.read(pylock.lock_path(workspace, variant.name, tag), python)),
-        toolkit=find_toolkit(variant, python, workspace),
-    )
-
-
-def find_toolkit(variant: Variant, python: str, workspace: Workspace, *, newer_ptxas: bool = False) -> ToolkitParts:
-    """The toolkit that the locks name for the row of the matrix.
-
-    Args:
-        newer_ptxas: whether it takes the one of a newer toolkit, too.
-    """
-    name = variant.row["forge_variant"]
-    newer = pylock.read(pylock.lock_path(workspace, name, "ptxas"), python) if newer_ptxas else [None]
-    debs = workspace.bridge_locks / f"debs.cuda-{variant.cuda}.toml"
-    return ToolkitParts(
-        cuda=variant.cuda,
-        wheels=tuple(pylock.read(pylock.lock_path(workspace, name, "toolkit"), python)),
-        debs=debian.read_lock(debs) if debs.exists() else (),
-        newest_gcc=int(variant.row["host_compiler_range"].split("-")[1]),
-        ptxas=newer[0],
-    )
-
-
-def find_compiler(variant: Variant, wanted: str, workspace: Workspace) -> host.HostCompiler | gcc.BundledCompiler:
-    """The compiler that ``wanted`` names; ``auto``: the machine's if nvcc accepts one, else the bridge's."""
-    low, high = (int(bound) for bound in variant.row["host_compiler_range"].split("-"))
-    allowed = range(low, high + 1)
-    lock = workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml"
-    if wanted == "bridge":
-        return _bundled(lock)
-    if wanted != "auto":
-        return host.find(allowed, variant.cuda, None if wanted == "system" else wanted)
-    try:
-        return host.find(allowed, variant.cuda)
-    except MachineError as error:
-        return _bundled(lock, f"{error.what.removesuffix('.')}, and ")
-
-
-def _bundled(lock: Path, why: str = "") -> gcc.BundledCompiler:
-    """Debian's, where it runs.
-
-    Raises:
-        MachineError: when this machine's C library is older than Debian's.
-    """
-    compiler = gcc.BundledCompiler(debian.read_lock(lock))
-    if Version(glibc()) < Version(compiler.glibc):
-        raise MachineError(
-            f"{why}the {compiler.origin} that would be brought along needs glibc {compiler.glibc}, and this machine "
-            f"has {glibc()}.",
-            fix="Install a g++ from your distribution (RHEL and its kin: gcc-toolset-12) and name it with "
-            "--host-compiler PATH, or use --source conda, whose compiler runs on older systems.",
-        )
-    return compiler
 
 
 class BytesNeeded(NamedTuple):
@@ -169,7 +60,7 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
     Raises:
         MachineError: when the disk is too small.
     """
-    channel = channel_dir(workspace, parts.variant)
+    channel = channel_dir(workspace, parts.variant, parts.platform)
     _use(channel)
     while not _complete(parts, workspace):
         _make(parts, channel, workspace, log)
@@ -179,14 +70,14 @@ def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
 
 def assemble_toolchain(parts: Parts, workspace: Workspace, log: Log) -> None:
     """Make the packages of toolkit and compiler alone, which all Pythons share; :func:`assemble` makes the rest."""
-    channel = channel_dir(workspace, parts.variant)
+    channel = channel_dir(workspace, parts.variant, parts.platform)
     _use(channel)
     debian.fetch_debs((*parts.toolkit.debs, *getattr(parts.compiler, "debs", ())), workspace)
     fetch_all([wheel.artifact for wheel in parts.toolkit.wheels], workspace)
     with _alone(parts, channel), _locked(workspace.bridge):
         drop_older_layout(channel)
         for package in (*_compiler_packages(parts.compiler, workspace), *toolkit_packages(parts.toolkit, workspace)):
-            if not (channel / SUBDIR / package.filename).exists() and not _borrow(package, channel):
+            if not (channel / package.place).exists() and not _borrow(package, channel):
                 write(package, channel, threads=cores())
                 log(f"assembled {package.filename}")
     _use(channel)
@@ -199,9 +90,10 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
     with _alone(parts, channel), _locked(workspace.bridge):
         sweep(channel)
         drop_older_layout(channel)
-        interpreters.prepare(parts.interpreter, workspace)
+        for interpreter in (parts.interpreter, *((parts.cross.interpreter,) if parts.cross is not None else ())):
+            interpreters.prepare(interpreter, workspace)
         packages = _packages(parts, workspace)
-        todo = [p for p in packages if not (channel / SUBDIR / p.filename).exists()]
+        todo = [p for p in packages if not (channel / p.place).exists()]
         if todo:
             say(f"Assembling {len(todo)} conda packages from wheels in {channel}")
         with step_progress() as progress:
@@ -214,7 +106,7 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
                     write(package, channel, threads=cores())
                     log(f"assembled {package.filename}")
                 progress.advance(task)
-        wanted = [package.filename for package in packages]
+        wanted = [package.place for package in packages]
         _record(parts, channel, wanted)
         _prune(channel, log)
         _index(channel)
@@ -224,8 +116,8 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
 
 def _borrow(package: BridgePackage, channel: Path) -> bool:
     """Take a package from the bridge of another variant or environment: its name says what it was made from."""
-    target = channel / SUBDIR / package.filename
-    for other in sorted(channel.parent.glob(f"[!.]*/{SUBDIR}/{package.filename}")):
+    target = channel / package.place
+    for other in sorted(channel.parent.glob(f"[!.]*/{package.place}")):
         if _is_of_this_layout(other.parents[1]):
             target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):
@@ -235,16 +127,14 @@ def _borrow(package: BridgePackage, channel: Path) -> bool:
 
 
 def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
-    dists = distributions(parts.wheels, workspace)
-    python, interpreter, cuda = parts.interpreter.minor, parts.interpreter.executable, parts.variant.cuda
+    dists = distributions(parts.wheels, workspace, parts.platform)
+    python, cuda = parts.interpreter.minor, parts.variant.cuda
     libraries = [wheel for wheel in parts.wheels if nvidia.is_library(wheel.name)]
     bundled = [wheel for wheel in libraries if torch.is_bundled(wheel.name, cuda)]
     # The runtime is the toolkit's; cuda-toolkit only names what torch's other requirements bring.
     left_out = ("nvidia-cuda-runtime", "cuda-toolkit", "torch")
-    return [
-        *interpreters.python_packages(parts.interpreter, parts.wheels, workspace),
-        *_compiler_packages(parts.compiler, workspace),
-        *toolkit_packages(parts.toolkit, workspace),
+    others = [wheel for wheel in parts.wheels if wheel not in libraries and wheel.name not in left_out]
+    of_wheels = [
         *_torch_packages(parts, bundled, dists, workspace),
         *(
             package
@@ -252,11 +142,41 @@ def _packages(parts: Parts, workspace: Workspace) -> list[BridgePackage]:
             if wheel not in bundled and not wheel.name.startswith(left_out)
             for package in nvidia.library_packages(wheel, dists, python=python, cuda=cuda, workspace=workspace)
         ),
-        *(
-            wheel_package(wheel, dists, python=python, interpreter=interpreter, cuda=cuda, workspace=workspace)
-            for wheel in parts.wheels
-            if wheel not in libraries and wheel.name not in left_out
-        ),
+        *_wheel_packages(others, dists, parts.interpreter, cuda, workspace),
+    ]
+    return [
+        *interpreters.python_packages(parts.interpreter, parts.wheels, workspace),
+        *_compiler_packages(parts.compiler, workspace),
+        *toolkit_packages(parts.toolkit, workspace),
+        *(replace(package, platform=parts.platform) for package in of_wheels),
+        *(_cross_packages(parts, parts.cross, workspace) if parts.cross is not None else ()),
+    ]
+
+
+def _cross_packages(parts: Parts, tools: BuildTools, workspace: Workspace) -> list[BridgePackage]:
+    """What a build for another platform has beside what runs there: toolkit to link with, and tools that run here."""
+    dists = distributions(tools.wheels, workspace, parts.toolkit.runs_on)
+    wheels = _wheel_packages(tools.wheels, dists, tools.interpreter, parts.variant.cuda, workspace)
+    return [
+        *runtime_packages(replace(parts.toolkit, runs_on=parts.platform), workspace),
+        *interpreters.python_packages(tools.interpreter, tools.wheels, workspace),
+        *_compiler_packages(tools.compiler, workspace),
+        *(replace(package, platform=parts.toolkit.runs_on) for package in wheels),
+    ]
+
+
+def _wheel_packages(
+    wheels: Sequence[pylock.LockedWheel],
+    dists: Mapping[str, Distribution],
+    interpreter: interpreters.Interpreter,
+    cuda: str,
+    workspace: Workspace,
+) -> list[BridgePackage]:
+    return [
+        wheel_package(
+            wheel, dists, python=interpreter.minor, interpreter=interpreter.runs, cuda=cuda, workspace=workspace
+        )
+        for wheel in wheels
     ]
 
 
@@ -273,7 +193,7 @@ def _torch_packages(
         bundled,
         dists,
         python=parts.interpreter.minor,
-        interpreter=parts.interpreter.executable,
+        interpreter=parts.interpreter.runs,
         cuda=parts.variant.cuda,
         workspace=workspace,
     )
@@ -286,9 +206,9 @@ def _compiler_packages(compiler: host.HostCompiler | gcc.BundledCompiler, worksp
 
 
 def _identity(parts: Parts) -> str:
-    there = (parts.there,) if parts.there is not None else ()
+    more = [part for part in (parts.there, parts.cross) if part is not None]
     return hash_text(
-        FORMAT, parts.interpreter, parts.compiler, *(a.sha256 for a in parts.artifacts), parts.variant.row, *there
+        FORMAT, parts.interpreter, parts.compiler, *(a.sha256 for a in parts.artifacts), parts.variant.row, *more
     )[:12]
 
 
@@ -297,17 +217,17 @@ def _stamp(parts: Parts, channel: Path) -> Path:
 
 
 def _complete(parts: Parts, workspace: Workspace) -> bool:
-    channel = channel_dir(workspace, parts.variant)
+    channel = channel_dir(workspace, parts.variant, parts.platform)
     record = channel / f".packages-py{parts.interpreter.minor}"
     if not _stamp(parts, channel).exists() or not record.exists():
         return False
-    return all((channel / SUBDIR / name).exists() for name in record.read_text().split())
+    return all((channel / place).exists() for place in record.read_text().split())
 
 
 def drop_older_layout(channel: Path) -> None:
     """Remove packages that were laid out otherwise, those of all Pythons: no environment may be made of both kinds."""
     if not _is_of_this_layout(channel):
-        packages = list((channel / SUBDIR).glob("*.conda"))
+        packages = list(channel.glob("*/*.conda"))
         if packages:
             say(f"The bridge in {channel} is of an older layout: its packages are made anew.")
         for file in (*channel.glob(".complete-*"), *channel.glob(".packages-*"), *packages):
@@ -332,8 +252,8 @@ def _record(parts: Parts, channel: Path, wanted: Sequence[str]) -> None:
 def _prune(channel: Path, log: Log) -> None:
     """Drop packages that no Python's current lock names: the solver must not meet them."""
     wanted = {name for record in channel.glob(".packages-py*") for name in record.read_text().split()}
-    for file in (channel / SUBDIR).glob("*.conda"):
-        if file.name not in wanted:
+    for file in channel.glob("*/*.conda"):
+        if f"{file.parent.name}/{file.name}" not in wanted:
             log(f"pruned {file.name}")
             file.unlink()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.machine import glibc
 from ssm_forge.bridge import gnu
@@ -110,6 +111,8 @@ def system_compiler_packages(compiler: HostCompiler) -> list[BridgePackage]:
 
     return gnu.packages(
         gnu.Toolchain(
+            target=platforms.here(),
+            runs_on=platforms.here(),
             version=compiler.version,
             binutils=_binutils_version(compiler),
             glibc=glibc(),
@@ -135,7 +138,7 @@ def system_compiler_packages(compiler: HostCompiler) -> list[BridgePackage]:
 def _commands(compiler: HostCompiler) -> dict[str, str]:
     """What starts each program of the compiler, as far as the machine has it."""
     # GCC looks for its specs, and for files it is asked for, in such a folder first.
-    options = f' "-B$prefix/{gnu.specs_folder(compiler.version)}/"'
+    options = f' "-B$prefix/{gnu.specs_folder(platforms.here(), compiler.version)}/"'
     commands = {"gcc": f'"{compiler.cc}"{options}', "g++": f'"{compiler.cxx}"{options}'}
     commands["cpp"] = f'"{compiler.cc}" -E'
     for name in ("cpp", "gcc-ar", "gcc-nm", "gcc-ranlib"):

@@ -25,6 +25,7 @@ from ssm_forge.base import foreign, web
 from ssm_forge.base.errors import IntegrityError, NetworkError, UsageError
 from ssm_forge.base.fetch import Artifact, checked, fetch_all, mirrored
 from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.platforms import LINUX_64, PLATFORMS
 from ssm_forge.base.ui import say
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -72,6 +73,11 @@ class Deb:
     def archive(self) -> str:
         """The archive that the package's release is in."""
         return self.url.partition("/pool/")[0]
+
+    @property
+    def architecture(self) -> str:
+        """``amd64``, ``arm64`` or ``all``, as the name of its file says."""
+        return PurePosixPath(self.url).stem.rpartition("_")[2]
 
     @property
     def upstream(self) -> str:
@@ -133,7 +139,9 @@ class Index:
 
 
 @functools.lru_cache
-def load_index(archive: str, suite: str, component: str, workspace: Workspace) -> Index:
+def load_index(
+    archive: str, suite: str, component: str, workspace: Workspace, architecture: str = LINUX_64.debian
+) -> Index:
     """Download and verify the package list of a release (main is 9 MB, non-free 0.1 MB; cached by hash).
 
     Raises:
@@ -152,12 +160,13 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
         text, signature = _verified(answer.content, suite)
     except ValueError as error:
         raise IntegrityError(f"InRelease of Debian {suite} is no text ({error}).") from error
-    name = f"{component}/binary-amd64/Packages.xz"
+    folder = f"{component}/binary-{architecture}"
+    name = f"{folder}/Packages.xz"
     entry = re.search(rf"^ ([0-9a-f]{{64}}) +(\d+) {re.escape(name)}$", text, re.MULTILINE)
     if entry is None:
         raise IntegrityError(f"InRelease of Debian {suite} does not list {name}.")
     digest, size = entry.group(1), int(entry.group(2))
-    listing = Artifact(f"{base}/{component}/binary-amd64/by-hash/SHA256/{digest}", digest, size, "Packages.xz")
+    listing = Artifact(f"{base}/{folder}/by-hash/SHA256/{digest}", digest, size, "Packages.xz")
     path = fetch_all([listing], workspace)[listing]
     try:
         stanzas = read_packages(path.read_bytes())
@@ -165,6 +174,13 @@ def load_index(archive: str, suite: str, component: str, workspace: Workspace) -
     except ValueError as error:
         raise IntegrityError(f"the package index of Debian {suite} is damaged ({error}).") from error
     return Index(archive, suite, component, release.version, release.date, signature, stanzas)
+
+
+def index_of(deb: Deb, workspace: Workspace) -> Index:
+    """The package list that a package is in; those for every architecture are in that of each."""
+    every = deb.architecture not in (known.debian for known in PLATFORMS)
+    architecture = LINUX_64.debian if every else deb.architecture
+    return load_index(deb.archive, deb.suite, deb.component, workspace, architecture)
 
 
 class Release(NamedTuple):
@@ -318,7 +334,7 @@ def refreshed(debs: Sequence[Deb], workspace: Workspace) -> tuple[Deb, ...]:
     """
     now = []
     for deb in debs:
-        index = load_index(deb.archive, deb.suite, deb.component, workspace)
+        index = index_of(deb, workspace)
         newest = index.find(deb.package)
         if newest.sha256 == deb.sha256:
             now.append(deb)
@@ -371,7 +387,7 @@ def _fetch_moved(deb: Deb, workspace: Workspace) -> None:
             return
         except NetworkError as error:
             tried.append(str(error.what))
-    index = load_index(deb.archive, deb.suite, deb.component, workspace)
+    index = index_of(deb, workspace)
     newest = index.find(deb.package)
     if newest.sha256 == deb.sha256:
         fetch_all([deb.artifact(newest.url)], workspace)

@@ -15,19 +15,21 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packaging.version import Version
 
-from ssm_forge.base import machine
+from ssm_forge.base import machine, platforms
 from ssm_forge.base.errors import BuildError, MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.bridge import deb_file, debian
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import hash_text
+from ssm_forge.bridge.pylock import suffix
 from ssm_forge.package import libraries as elf
 
 # Where the system's own Python is.
@@ -35,8 +37,6 @@ SYSTEM = Path("/")
 
 # Raise it when the same files are to be laid out anew.
 _LAYOUT = 1
-
-_MULTIARCH = "x86_64-linux-gnu"
 
 # Debian's release, and the glibc that the newest symbol in its Python and the libraries beside it is of.
 _RELEASES = {"bookworm": ("Debian 12", "2.36"), "trixie": ("Debian 13", "2.38")}
@@ -124,6 +124,7 @@ class DebianPython:
         system: the folder whose ``usr/`` has the rest; None where all of it is brought.
         glibc: the C library it needs, ``2.36``.
         digest: of everything that it is made from.
+        platform: what it runs on.
     """
 
     version: str
@@ -131,6 +132,7 @@ class DebianPython:
     system: Path | None
     glibc: str
     digest: str
+    platform: Platform = field(default=LINUX_64, repr=False)
 
     @property
     def name(self) -> str:
@@ -177,31 +179,43 @@ def of_system(python: str, workspace: Workspace) -> DebianPython | str:
         if [deb.upstream for deb in debs] != [version]:
             return f"{executable} has no headers ('apt install python{python}-dev')"
     digest = _digest(debs, sha256_of(executable), SYSTEM)
-    return DebianPython(version, debs, SYSTEM, machine.glibc(), digest)
+    return DebianPython(version, debs, SYSTEM, machine.glibc(), digest, platforms.here())
 
 
-def of_debs(python: str, workspace: Workspace) -> DebianPython | str:
-    """A Python of a minor version from Debian packages alone, or why there is none."""
-    debs = locked(python, workspace)
+def of_debs(python: str, workspace: Workspace, platform: Platform | None = None) -> DebianPython | str:
+    """A Python of a minor version from Debian packages alone, or why there is none.
+
+    Args:
+        platform: None for this machine's.
+    """
+    own = platforms.known_here() or LINUX_64
+    platform = platform or own
+    debs = locked(python, workspace, platform)
     if not debs:
-        others = [f"{p} (glibc {_RELEASES[locked(p, workspace)[0].suite][1]})" for p in minors(workspace)]
-        return f"its packages are locked for {' and '.join(others)}, and this machine has glibc {machine.glibc()}"
+        names = minors(workspace, platform)
+        others = [f"{p} (glibc {_RELEASES[locked(p, workspace, platform)[0].suite][1]})" for p in names]
+        here = f", and this machine has glibc {machine.glibc()}" if platform == own else ""
+        return f"its packages are locked for {' and '.join(others)}{here}"
     release, needed = _RELEASES[debs[0].suite]
+    # A build for another platform is solved with this machine's C library, too.
     if Version(machine.glibc()) < Version(needed):
         return f"that of {release} needs glibc {needed}, and this machine has {machine.glibc()}"
     version = next(deb for deb in debs if deb.package == f"python{python}-minimal").upstream
-    return DebianPython(version, debs, None, needed, _digest(debs))
+    return DebianPython(version, debs, None, needed, _digest(debs), platform)
 
 
-def minors(workspace: Workspace) -> tuple[str, ...]:
-    """The Python minors that Debian packages are locked for, oldest first."""
-    names = (path.name.split("-")[1] for path in workspace.bridge_locks.glob("debs.python-*.toml"))
-    return tuple(sorted((name.removesuffix(".toml") for name in names), key=Version))
+def minors(workspace: Workspace, platform: Platform | None = None) -> tuple[str, ...]:
+    """The Python minors that Debian packages are locked for, oldest first; of this machine's platform for None."""
+    end = suffix(platform or platforms.known_here() or LINUX_64)
+    names = (path.name for path in workspace.bridge_locks.glob("debs.python-*.toml"))
+    found = (re.fullmatch(rf"debs\.python-([\d.]+){end}\.toml", name) for name in names)
+    return tuple(sorted((match.group(1) for match in found if match), key=Version))
 
 
-def locked(python: str, workspace: Workspace) -> tuple[Deb, ...]:
-    """The Debian packages of a Python minor; empty where none are locked."""
-    lock = workspace.bridge_locks / f"debs.python-{python}.toml"
+def locked(python: str, workspace: Workspace, platform: Platform | None = None) -> tuple[Deb, ...]:
+    """The Debian packages of a Python minor; empty where none are locked; for this machine's platform for None."""
+    end = suffix(platform or platforms.known_here() or LINUX_64)
+    lock = workspace.bridge_locks / f"debs.python-{python}{end}.toml"
     return debian.read_lock(lock) if lock.exists() else ()
 
 
@@ -259,7 +273,7 @@ def _replaced(text: str, file: str, function: str, instead: str) -> str:
 
 def _lay_out(python: DebianPython, roots: Sequence[Path], fresh: Path, home: Path) -> None:
     """Put the files below ``fresh``, for a life in ``home``."""
-    name = python.name
+    name, multiarch = python.name, python.platform.multiarch
     stdlib, library = _first(roots, f"usr/lib/{name}/os.py").parent, fresh / "lib" / name
     shutil.copytree(stdlib, library, ignore=_LEFT_OUT)
     for file, text in edits(stdlib).items():
@@ -269,18 +283,20 @@ def _lay_out(python: DebianPython, roots: Sequence[Path], fresh: Path, home: Pat
     (library / "dist-packages/site.pth").write_text("import _mended_site\n", encoding="utf-8")
     (library / "_mended_site.py").write_text(_MENDED_SITE, encoding="utf-8")
     described = f"usr/lib/{name}/_sysconfigdata_"
-    variables = _first(roots, f"{described}_linux_{_MULTIARCH}.py", f"{described}_{_MULTIARCH}.py")
-    (library / f"_sysconfigdata__linux_{_MULTIARCH}.py").write_text(
-        _build_variables(variables.read_text(encoding="utf-8"), home, name), encoding="utf-8"
+    variables = _first(roots, f"{described}_linux_{multiarch}.py", f"{described}_{multiarch}.py")
+    (library / f"_sysconfigdata__linux_{multiarch}.py").write_text(
+        _build_variables(variables.read_text(encoding="utf-8"), home, name, multiarch), encoding="utf-8"
     )
     include = fresh / "include" / name
     shutil.copytree(_first(roots, f"usr/include/{name}/Python.h").parent, include)
-    shutil.copy(_first(roots, f"usr/include/{_MULTIARCH}/{name}/pyconfig.h"), include / "pyconfig.h")
+    shutil.copy(_first(roots, f"usr/include/{multiarch}/{name}/pyconfig.h"), include / "pyconfig.h")
     (fresh / "bin").mkdir()
     executable = fresh / "bin" / name
     shutil.copy(_first(roots, f"usr/bin/{name}"), executable)
     executable.chmod(0o755)
-    _collect_libraries([executable, *sorted((library / "lib-dynload").glob("*.so"))], roots, library / "shared")
+    _collect_libraries(
+        [executable, *sorted((library / "lib-dynload").glob("*.so"))], roots, library / "shared", multiarch
+    )
     for notice in sorted(roots[0].glob("usr/share/doc/*/copyright")):
         target = library / "shared/copyright" / notice.parent.name
         target.parent.mkdir(exist_ok=True)
@@ -305,14 +321,14 @@ def find_libraries(executable: Path) -> None:
     subprocess.run([tool, "--force-rpath", "--set-rpath", ":".join(folders), executable], check=True)
 
 
-def _collect_libraries(files: Iterable[Path], roots: Sequence[Path], target: Path) -> None:
+def _collect_libraries(files: Iterable[Path], roots: Sequence[Path], target: Path, multiarch: str) -> None:
     """Copy the shared libraries that files need, and those that these need."""
     target.mkdir()
     todo = list(files)
     while todo:
         for name in elf.needed(todo.pop()):
             if name not in _OF_OTHERS and not (target / name).exists():
-                library = _first(roots, f"usr/lib/{_MULTIARCH}/{name}", f"lib/{_MULTIARCH}/{name}")
+                library = _first(roots, f"usr/lib/{multiarch}/{name}", f"lib/{multiarch}/{name}")
                 shutil.copy(library, target / name)
                 todo.append(target / name)
 
@@ -333,14 +349,14 @@ def _first(roots: Sequence[Path], *names: str) -> Path:
     return path
 
 
-def _build_variables(text: str, home: Path, name: str) -> str:
+def _build_variables(text: str, home: Path, name: str, multiarch: str) -> str:
     """What sysconfig answers: folders of the prefix, the compiler by its usual name, no shared libpython."""
     (node,) = (n for n in ast.parse(text).body if isinstance(n, ast.Assign))
     variables: dict[str, object] = ast.literal_eval(node.value)
     for key, value in variables.items():
         if isinstance(value, str) and not _OF_THE_MACHINE.match(key):
-            value = re.sub(rf"\b{_MULTIARCH}-(gcc-)?(?=gcc\b|g\+\+|ar\b)", "", value)
-            value = re.sub(rf"(?<![\w./])/usr/lib/{_MULTIARCH}\b", f"{home}/lib", value)
+            value = re.sub(rf"\b{multiarch}-(gcc-)?(?=gcc\b|g\+\+|ar\b)", "", value)
+            value = re.sub(rf"(?<![\w./])/usr/lib/{multiarch}\b", f"{home}/lib", value)
             variables[key] = re.sub(r"(?<![\w./])/usr(?![\w-])", str(home), value)
     variables |= {
         "WHEEL_PKG_DIR": str(home / "lib" / name / "ensurepip/_bundled"),

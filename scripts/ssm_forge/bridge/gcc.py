@@ -2,7 +2,8 @@
 
 ``x86_64-conda-linux-gnu/`` of the prefix holds the programs (``tool``), their shared libraries (``lib``,
 found through RPATH, so that no loader path is needed) and the C library they compile for (``sysroot``). GCC
-finds its own parts relative to where it is; launchers (see :mod:`.gnu`) give it ``--sysroot`` and ``-B``.
+finds its own parts relative to where it is; launchers (see :mod:`.gnu`) give it ``--sysroot`` and ``-B``. A cross
+compiler is made likewise, of Debian's: its programs are for one architecture, its sysroot is of another.
 """
 
 from __future__ import annotations
@@ -16,17 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.bridge import gnu
 from ssm_forge.bridge.deb_file import unpack
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.package import BridgePackage, link
-
-_TRIPLET = gnu.TRIPLE
-_HOME = Path(_TRIPLET)
-_DEBIAN = "x86_64-linux-gnu"
 
 # No run of the compiler needs these; half the size.
 _UNUSED = (
@@ -54,11 +53,12 @@ _UNUSED = (
     "etc",
 )
 
-_COMPILER_OPTIONS = f' --sysroot="$prefix/{_TRIPLET}/sysroot" -B"$prefix/{_TRIPLET}/tool/usr/bin"'
-
 # Whose files go with the compiler, of each kind; what is left goes with the linker.
-_GXX = re.compile(r"g\+\+-\d+|libstdc\+\+-\d+-dev")
-_GCC = re.compile(r"gcc-\d+(-base)?|cpp-\d+|libgcc-\d+-dev|libgmp\d+|libisl\d+|libmpc\d+|libmpfr\d+")
+_CROSS = r"(-aarch64-linux-gnu|-arm64-cross)?"
+_GXX = re.compile(rf"g\+\+-\d+{_CROSS}|libstdc\+\+-\d+-dev{_CROSS}")
+_GCC = re.compile(
+    rf"gcc-\d+{_CROSS}(-base)?|cpp-\d+{_CROSS}|libgcc-\d+-dev{_CROSS}|libgmp\d+|libisl\d+|libmpc\d+|libmpfr\d+"
+)
 # ld and its kinds, of what the packages of binutils hold.
 _LINKER = ("usr/bin/*ld", "usr/bin/*ld.*")
 
@@ -74,9 +74,19 @@ class BundledCompiler:
     debs: tuple[Deb, ...]
 
     @property
+    def runs_on(self) -> Platform:
+        """Where its programs run."""
+        return platforms.of_debian(self._deb(rf"g\+\+-\d+{_CROSS}").architecture)
+
+    @property
+    def target(self) -> Platform:
+        """What it compiles for."""
+        return platforms.of_debian(self._deb("libc6-dev").architecture)
+
+    @property
     def version(self) -> str:
         """Full version, ``11.3.0``."""
-        return self.upstream(r"g\+\+-\d+")
+        return self.upstream(rf"g\+\+-\d+{_CROSS}")
 
     @property
     def major(self) -> int:
@@ -91,11 +101,15 @@ class BundledCompiler:
     @property
     def origin(self) -> str:
         """Where it comes from, for people."""
-        return f"g++ of Debian {self.debs[0].suite}"
+        cross = "" if self.runs_on == self.target else f" for {self.target.people}"
+        return f"g++{cross} of Debian {self.debs[0].suite}"
 
     def upstream(self, pattern: str) -> str:
         """Upstream's version of the package that has this name."""
-        return next(d for d in self.debs if re.fullmatch(pattern, d.package)).upstream
+        return self._deb(pattern).upstream
+
+    def _deb(self, pattern: str) -> Deb:
+        return next(d for d in self.debs if re.fullmatch(pattern, d.package))
 
 
 def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[BridgePackage]:
@@ -104,23 +118,25 @@ def bundled_packages(compiler: BundledCompiler, workspace: Workspace) -> list[Br
     # The programs come from the same release as the sysroot, and run on the machine's C library.
     runs_on = (f"__glibc >={compiler.glibc}",)
     sizes = {
-        "ld_impl_linux-64": parts.shared,
-        "binutils_impl_linux-64": parts.binutils,
-        "gcc_impl_linux-64": parts.gcc,
-        "gxx_impl_linux-64": parts.gxx,
-        "sysroot_linux-64": parts.sysroot,
+        "ld_impl": parts.shared,
+        "binutils_impl": parts.binutils,
+        "gcc_impl": parts.gcc,
+        "gxx_impl": parts.gxx,
+        "sysroot": parts.sysroot,
     }
     return gnu.packages(
         gnu.Toolchain(
+            target=compiler.target,
+            runs_on=compiler.runs_on,
             version=compiler.version,
-            binutils=compiler.upstream("binutils"),
+            binutils=compiler.upstream(rf"binutils{_CROSS}"),
             glibc=compiler.glibc,
             kernel=compiler.upstream("linux-libc-dev"),
             inputs=(*_digests(compiler.debs), *_UNUSED),
             commands=_commands(compiler),
-            specs=lambda folder: _builtin_specs(folder / _HOME, compiler.major, parts.shared, workspace),
-            stage=_stages(parts, workspace),
-            depends=dict.fromkeys(("ld_impl_linux-64", "binutils_impl_linux-64", "gcc_impl_linux-64"), runs_on),
+            specs=lambda folder: _builtin_specs(folder, compiler, parts.shared, workspace),
+            stage=_stages(compiler, parts, workspace),
+            depends=dict.fromkeys(("ld_impl", "binutils_impl", "gcc_impl"), runs_on),
             runtime={name: (deb.upstream, (deb.sha256,)) for name, deb in parts.runtime.items()},
             origin=compiler.origin,
             sizes={name: sum(deb.size for deb in debs) for name, debs in sizes.items()},
@@ -153,34 +169,37 @@ def _parts(debs: Sequence[Deb]) -> _Parts:
     return _Parts(gcc, gxx, _only(rest, "tool"), _only(rest, "lib"), sysroot, kernel, runtime)
 
 
-def _stages(parts: _Parts, workspace: Workspace) -> dict[str, Callable[[Path], None]]:
-    """Package name -> what puts its files below a prefix."""
+def _stages(compiler: BundledCompiler, parts: _Parts, workspace: Workspace) -> dict[str, Callable[[Path], None]]:
+    """Package name, without what it compiles for -> what puts its files below a prefix."""
+    home = compiler.target.triple
 
     def programs(debs: Sequence[Deb], keep: Callable[[Path], None] = lambda home: None) -> Callable[[Path], None]:
-        return lambda folder: _stage_programs(folder / _HOME, debs, parts.sysroot, keep, workspace)
+        return lambda folder: _stage_programs(folder / home, debs, compiler.runs_on, parts.sysroot, keep, workspace)
 
     def library(name: str, file: str) -> Callable[[Path], None]:
         return lambda folder: _stage_library(folder, parts.runtime[name], file, workspace)
 
     def headers(debs: Sequence[Deb]) -> Callable[[Path], None]:
-        return lambda folder: _stage_sysroot(folder / _HOME / "sysroot", debs, workspace)
+        return lambda folder: _stage_sysroot(folder / home / "sysroot", debs, workspace)
 
     return {
-        "ld_impl_linux-64": programs((*parts.binutils, *parts.shared), _keep_linkers),
-        "binutils_impl_linux-64": programs(parts.binutils, _drop_linkers),
-        "gcc_impl_linux-64": programs(parts.gcc),
-        "gxx_impl_linux-64": programs(parts.gxx),
-        "kernel-headers_linux-64": headers(parts.kernel),
-        "sysroot_linux-64": headers(tuple(deb for deb in parts.sysroot if deb not in parts.kernel)),
+        "ld_impl": programs((*parts.binutils, *parts.shared), _keep_linkers),
+        "binutils_impl": programs(parts.binutils, _drop_linkers),
+        "gcc_impl": programs(parts.gcc),
+        "gxx_impl": programs(parts.gxx),
+        "kernel-headers": headers(parts.kernel),
+        "sysroot": headers(tuple(deb for deb in parts.sysroot if deb not in parts.kernel)),
         "libstdcxx": library("libstdcxx", "libstdc++.so.6"),
         "libgcc": library("libgcc", "libgcc_s.so.1"),
     }
 
 
 def _commands(compiler: BundledCompiler) -> dict[str, str]:
-    folder = f'"$prefix/{_TRIPLET}/tool/usr/bin/{_DEBIAN}'
-    specs = f' -B"$prefix/{gnu.specs_folder(compiler.version)}/"'
-    commands = {name: f'{folder}-{name}-{compiler.major}"{_COMPILER_OPTIONS}{specs}' for name in ("gcc", "g++", "cpp")}
+    home = f"$prefix/{compiler.target.triple}"
+    folder = f'"{home}/tool/usr/bin/{compiler.target.multiarch}'
+    options = f' --sysroot="{home}/sysroot" -B"{home}/tool/usr/bin"'
+    options += f' -B"$prefix/{gnu.specs_folder(compiler.target, compiler.version)}/"'
+    commands = {name: f'{folder}-{name}-{compiler.major}"{options}' for name in ("gcc", "g++", "cpp")}
     commands |= {name: f'{folder}-{name}-{compiler.major}"' for name in ("gcc-ar", "gcc-nm", "gcc-ranlib")}
     commands |= {name: f'{folder}-{name}"' for name in (*gnu.LINKER_PROGRAMS, *gnu.BINUTILS_PROGRAMS)}
     return commands
@@ -204,13 +223,24 @@ def _stage_library(folder: Path, deb: Deb, library: str, workspace: Workspace) -
 
 
 def _stage_programs(
-    home: Path, debs: Sequence[Deb], sysroot: Sequence[Deb], keep: Callable[[Path], None], workspace: Workspace
+    home: Path,
+    debs: Sequence[Deb],
+    runs_on: Platform,
+    sysroot: Sequence[Deb],
+    keep: Callable[[Path], None],
+    workspace: Workspace,
 ) -> None:
     for deb in _only(debs, "tool"):
         unpack(checked(deb.artifact(), workspace), home / "tool")
     _drop_unused(home / "tool")
+    _collect_libraries(_only(debs, "lib"), runs_on, home, workspace)
+    # Those of a cross linker's that are its alone; its other programs find them beside those of the linker, too.
+    for library in sorted((home / "tool/usr/lib" / runs_on.multiarch).glob("*.so*")):
+        if (home / "lib").is_dir():
+            shutil.move(library, home / "lib" / library.name)
+        else:
+            library.unlink()
     keep(home / "tool")
-    _collect_libraries(_only(debs, "lib"), home, workspace)
     for file in [*_elf_files(home / "tool"), *_elf_files(home / "lib")]:
         _find_libraries_beside(file, home / "lib")
     _point_into_sysroot(home, sysroot, workspace)
@@ -235,14 +265,15 @@ def _drop_linkers(tool: Path) -> None:
         path.unlink()
 
 
-def _builtin_specs(home: Path, major: int, shared: Sequence[Deb], workspace: Workspace) -> str:
+def _builtin_specs(folder: Path, compiler: BundledCompiler, shared: Sequence[Deb], workspace: Workspace) -> str:
     """What the compiler answers, run where it lies, beside the libraries that come with the linker."""
+    home = folder / compiler.target.triple
     scratch = home / ".shared"
     scratch.mkdir()
-    _collect_libraries(shared, scratch, workspace)
+    _collect_libraries(shared, compiler.runs_on, scratch, workspace)
     folders = os.pathsep.join(str(folder / "lib") for folder in (home, scratch))
     answer = subprocess.run(
-        [home / f"tool/usr/bin/{_DEBIAN}-gcc-{major}", "-dumpspecs"],
+        [home / f"tool/usr/bin/{compiler.target.multiarch}-gcc-{compiler.major}", "-dumpspecs"],
         capture_output=True,
         text=True,
         check=False,
@@ -251,13 +282,13 @@ def _builtin_specs(home: Path, major: int, shared: Sequence[Deb], workspace: Wor
     shutil.rmtree(scratch)
     if answer.returncode:
         raise MachineError(
-            f"Debian's GCC {major} does not run here: {answer.stderr.strip()}.",
+            f"Debian's GCC {compiler.major} does not run here: {answer.stderr.strip()}.",
             fix="Install a C++ compiler of this system's own, and use --host-compiler system.",
         )
     return answer.stdout
 
 
-def _collect_libraries(debs: Sequence[Deb], home: Path, workspace: Workspace) -> None:
+def _collect_libraries(debs: Sequence[Deb], runs_on: Platform, home: Path, workspace: Workspace) -> None:
     """The programs' own libraries, in a folder that holds nothing else."""
     if not debs:
         return
@@ -265,7 +296,7 @@ def _collect_libraries(debs: Sequence[Deb], home: Path, workspace: Workspace) ->
     (home / "lib").mkdir()
     for deb in debs:
         unpack(checked(deb.artifact(), workspace), scratch)
-    for library in sorted(scratch.glob(f"**/{_DEBIAN}/*.so*")):
+    for library in sorted(scratch.glob(f"**/{runs_on.multiarch}/*.so*")):
         shutil.move(library, home / "lib" / library.name)
     shutil.rmtree(scratch)
 
@@ -298,11 +329,12 @@ def _find_libraries_beside(file: Path, libraries: Path) -> None:
 
 def _point_into_sysroot(home: Path, sysroot: Sequence[Deb], workspace: Workspace) -> None:
     """GCC's own folder links to runtime libraries (``libstdc++.so``), which are in the sysroot here."""
-    if not (home / "tool/usr/lib/gcc").is_dir():
+    own = next((folder for name in ("gcc", "gcc-cross") if (folder := home / "tool/usr/lib" / name).is_dir()), None)
+    if own is None:
         return
     scratch = home / ".sysroot"
     _stage_sysroot(scratch, sysroot, workspace)
-    for name in sorted((home / "tool/usr/lib/gcc").rglob("*.so")):
+    for name in sorted(own.rglob("*.so")):
         if not name.is_symlink() or name.exists():
             continue
         library = next(iter(sorted(scratch.rglob(name.readlink().name))), None)
@@ -320,7 +352,7 @@ def _stage_sysroot(target: Path, debs: Sequence[Deb], workspace: Workspace) -> N
 
 
 def _drop_unused(root: Path) -> None:
-    for pattern in _UNUSED:
+    for pattern in dict.fromkeys(p.replace("/gcc/", folder) for p in _UNUSED for folder in ("/gcc/", "/gcc-cross/")):
         for path in root.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

@@ -3,7 +3,8 @@
 ``gcc_impl`` and ``gxx_impl`` hold ``bin/x86_64-conda-linux-gnu-g++`` and so on: launchers of programs that are on the
 machine (:mod:`.compiler`) or in the package (:mod:`.gcc`). Beside GCC's own specs (``builtin.specs``) lies a ``specs``
 file that adds ``PREFIX/lib`` to the rpath of everything that is linked, as conda-forge's GCC has one; the launchers
-make GCC read it. ``gcc_linux-64`` and ``gxx_linux-64`` activate: bare names of the compilers, flags, the sysroot.
+make GCC read it. ``gcc_linux-64`` and ``gxx_linux-64`` activate: bare names of the compilers, flags, the sysroot. The
+names say what is compiled for, which is another platform than the package's where a compiler is a cross compiler.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_forge.base.errors import BuildError
+from ssm_forge.base.platforms import Platform
 from ssm_forge.bridge.package import PREFIX, BridgePackage, hash_text, link
 
-TRIPLE = "x86_64-conda-linux-gnu"
 LICENSE = "GPL-3.0-only WITH GCC-exception-3.1"
 
 # Name of the program after the triple, by the package that brings it.
@@ -36,10 +37,12 @@ prefix="$(dirname "$(dirname "$(readlink -f "$0")")")"
 exec {command} "$@"
 """
 
-_OPTIMISATION = (
-    "-march=nocona -mtune=haswell -ftree-vectorize -fPIC -fstack-protector-strong -fno-plt -O2 -ffunction-sections "
-    "-pipe"
-)
+# By the machine that is compiled for; conda-forge's for each.
+_OPTIMISATION = {
+    "x86_64": "-march=nocona -mtune=haswell -ftree-vectorize -fPIC -fstack-protector-strong -fno-plt -O2 "
+    "-ffunction-sections -pipe",
+    "aarch64": "-ftree-vectorize -fPIC -fstack-protector-strong -fno-plt -O3 -pipe",
+}
 _LINKING = (
     "-Wl,-O2 -Wl,--sort-common -Wl,--as-needed -Wl,-z,relro -Wl,-z,now -Wl,--disable-new-dtags -Wl,--gc-sections "
     "-Wl,--allow-shlib-undefined -Wl,-rpath,$_forge_prefix/lib -Wl,-rpath-link,$_forge_prefix/lib -L$_forge_prefix/lib"
@@ -63,6 +66,8 @@ class Toolchain:
     """What the packages of a compiler are made of.
 
     Attributes:
+        target: what is compiled for.
+        runs_on: where the programs run; another platform for a cross compiler.
         version: GCC's, in full.
         binutils: version of assembler and linker.
         glibc: version of the C library that is compiled for.
@@ -70,13 +75,15 @@ class Toolchain:
         inputs: what the programs are, for the build strings.
         commands: program -> the words that start it in a shell, where ``$prefix`` is the environment.
         specs: the specs that GCC was built with, asked for when its package is made.
-        stage: package name -> puts the files there that are more than launchers.
-        depends: package name -> requirements beside those of every compiler.
+        stage: package name, without what is compiled for -> puts the files there that are more than launchers.
+        depends: package name likewise -> requirements beside those of every compiler.
         runtime: package name -> its version, and what it is made from.
         origin: for people.
-        sizes: package name -> bytes.
+        sizes: package name likewise -> bytes.
     """
 
+    target: Platform
+    runs_on: Platform
     version: str
     binutils: str
     glibc: str
@@ -95,15 +102,10 @@ class Toolchain:
         """``11`` of ``11.3.0``."""
         return int(self.version.split(".")[0])
 
-    @property
-    def specs_folder(self) -> str:
-        """Where this GCC's specs lie below the prefix."""
-        return specs_folder(self.version)
 
-
-def specs_folder(version: str) -> str:
-    """Where GCC's specs lie below the prefix."""
-    return f"lib/gcc/{TRIPLE}/{version}"
+def specs_folder(target: Platform, version: str) -> str:
+    """Where the specs of a GCC that compiles for ``target`` lie below the prefix."""
+    return f"lib/gcc/{target.triple}/{version}"
 
 
 def packages(tools: Toolchain) -> list[BridgePackage]:
@@ -112,23 +114,23 @@ def packages(tools: Toolchain) -> list[BridgePackage]:
     ld_impl, binutils_impl, binutils = _binutils(tools, sysroot)
     needs = (binutils.spec, sysroot.spec)
     gcc_impl, gxx_impl = _compilers(tools, binutils_impl, sysroot)
-    text = {name: _activation(name, variables) for name, variables in _variables(tools).items()}
+    text = _activations(tools)
     gcc = _package(
         tools,
-        "gcc_linux-64",
+        "gcc",
         tools.version,
-        _writes(text["gcc_linux-64"]),
-        inputs=tuple(text["gcc_linux-64"].values()),
+        _writes(text["gcc"]),
+        inputs=tuple(text["gcc"].values()),
         depends=(gcc_impl.spec, *needs),
         run_exports={"strong": [f"libgcc >={tools.major}"]},
         summary="Sets CC and the flags of C to those of this environment",
     )
     gxx = _package(
         tools,
-        "gxx_linux-64",
+        "gxx",
         tools.version,
-        _writes(text["gxx_linux-64"]),
-        inputs=tuple(text["gxx_linux-64"].values()),
+        _writes(text["gxx"]),
+        inputs=tuple(text["gxx"].values()),
         depends=(gxx_impl.spec, gcc.spec, *needs),
         run_exports={"strong": [f"libstdcxx >={tools.major}", f"libgcc >={tools.major}"]},
         summary="Sets CXX and the flags of C++ to those of this environment",
@@ -150,7 +152,7 @@ def _package(
     prefixed: tuple[str, ...] = (),
 ) -> BridgePackage:
     return BridgePackage(
-        name=name,
+        name=f"{name}_{tools.target.subdir}",
         version=version,
         inputs=(*tools.inputs, *inputs),
         stage=stage,
@@ -160,6 +162,7 @@ def _package(
         license=LICENSE,
         summary=summary,
         size=tools.sizes.get(name, 0),
+        platform=tools.runs_on,
     )
 
 
@@ -172,7 +175,8 @@ def _programs(tools: Toolchain, name: str, programs: Sequence[str]) -> Callable[
     """Puts the files of package ``name`` and the launchers of its programs there."""
 
     def stage(folder: Path) -> None:
-        tools.stage.get(name, _nothing)(folder)
+        if name in tools.stage:
+            tools.stage[name](folder)
         write_launchers(folder / "bin", programs, tools)
 
     return stage
@@ -182,16 +186,16 @@ def _c_library(tools: Toolchain) -> tuple[BridgePackage, BridgePackage]:
     """The Linux headers, and the C library to compile for."""
     kernel = _package(
         tools,
-        "kernel-headers_linux-64",
+        "kernel-headers",
         tools.kernel,
-        tools.stage.get("kernel-headers_linux-64", _nothing),
+        tools.stage.get("kernel-headers", lambda folder: None),
         summary=f"Linux headers of {tools.origin}",
     )
     sysroot = _package(
         tools,
-        "sysroot_linux-64",
+        "sysroot",
         tools.glibc,
-        tools.stage.get("sysroot_linux-64", _nothing),
+        tools.stage.get("sysroot", lambda folder: None),
         depends=(kernel.spec,),
         run_exports={"strong": [f"__glibc >={tools.glibc},<3.0.a0"]},
         summary=f"glibc {tools.glibc} to compile for: {tools.origin}",
@@ -203,25 +207,25 @@ def _binutils(tools: Toolchain, sysroot: BridgePackage) -> tuple[BridgePackage, 
     """The linker, the other programs of binutils, and what activates both."""
     ld_impl = _package(
         tools,
-        "ld_impl_linux-64",
+        "ld_impl",
         tools.binutils,
-        _programs(tools, "ld_impl_linux-64", LINKER_PROGRAMS),
+        _programs(tools, "ld_impl", LINKER_PROGRAMS),
         inputs=_launched(tools),
         summary=f"The linker of {tools.origin}",
     )
     binutils_impl = _package(
         tools,
-        "binutils_impl_linux-64",
+        "binutils_impl",
         tools.binutils,
-        _programs(tools, "binutils_impl_linux-64", BINUTILS_PROGRAMS),
+        _programs(tools, "binutils_impl", BINUTILS_PROGRAMS),
         inputs=_launched(tools),
         depends=(ld_impl.spec, sysroot.spec),
         summary=f"Assembler and archiver of {tools.origin}",
     )
-    scripts = _activation("binutils_linux-64", _variables(tools)["binutils_linux-64"])
+    scripts = _activations(tools)["binutils"]
     binutils = _package(
         tools,
-        "binutils_linux-64",
+        "binutils",
         tools.binutils,
         _writes(scripts),
         inputs=tuple(scripts.values()),
@@ -235,30 +239,33 @@ def _compilers(
     tools: Toolchain, binutils_impl: BridgePackage, sysroot: BridgePackage
 ) -> tuple[BridgePackage, BridgePackage]:
     """The C compiler with its specs, and the C++ compiler; neither activates anything."""
+    specs = specs_folder(tools.target, tools.version)
 
     def stage_gcc(folder: Path) -> None:
-        _programs(tools, "gcc_impl_linux-64", GCC_PROGRAMS)(folder)
-        target = folder / tools.specs_folder
+        _programs(tools, "gcc_impl", GCC_PROGRAMS)(folder)
+        target = folder / specs
         target.mkdir(parents=True, exist_ok=True)
         builtin = tools.specs(folder)
         (target / "builtin.specs").write_text(builtin)
         (target / "specs").write_text(with_rpath(builtin))
 
+    # A cross compiler's own libraries are for another platform.
+    newer = f" >={tools.major}" if tools.runs_on == tools.target else ""
     gcc_impl = _package(
         tools,
-        "gcc_impl_linux-64",
+        "gcc_impl",
         tools.version,
         stage_gcc,
         inputs=_launched(tools),
-        depends=(binutils_impl.spec, f"libgcc >={tools.major}", f"libstdcxx >={tools.major}", sysroot.spec),
-        prefixed=(f"{tools.specs_folder}/specs",),
+        depends=(binutils_impl.spec, *(f"{name}{newer}" for name in ("libgcc", "libstdcxx")), sysroot.spec),
+        prefixed=(f"{specs}/specs",),
         summary=f"GCC {tools.version}: {tools.origin}",
     )
     gxx_impl = _package(
         tools,
-        "gxx_impl_linux-64",
+        "gxx_impl",
         tools.version,
-        _programs(tools, "gxx_impl_linux-64", GXX_PROGRAMS),
+        _programs(tools, "gxx_impl", GXX_PROGRAMS),
         inputs=_launched(tools),
         depends=(gcc_impl.spec, sysroot.spec),
         summary=f"G++ {tools.version}: {tools.origin}",
@@ -277,6 +284,7 @@ def _runtime_libraries(tools: Toolchain) -> list[BridgePackage]:
             license=LICENSE,
             summary=f"GCC's runtime library of {tools.origin}",
             size=tools.sizes.get(name, 0),
+            platform=tools.target,
         )
         for name, (version, inputs) in tools.runtime.items()
     ]
@@ -301,15 +309,11 @@ def write_launchers(folder: Path, names: Sequence[str], tools: Toolchain) -> Non
     for name in names:
         if name not in tools.commands:
             continue
-        path = folder / f"{TRIPLE}-{name}"
+        path = folder / f"{tools.target.triple}-{name}"
         path.write_text(_LAUNCHER.format(identity=identity, command=tools.commands[name]))
         path.chmod(0o755)
         if name in _ALIASES:
-            link(path.name, folder / f"{TRIPLE}-{_ALIASES[name]}")
-
-
-def _nothing(folder: Path) -> None:
-    pass
+            link(path.name, folder / f"{tools.target.triple}-{_ALIASES[name]}")
 
 
 def _writes(files: Mapping[str, str]) -> Callable[[Path], None]:
@@ -324,41 +328,47 @@ def _writes(files: Mapping[str, str]) -> Callable[[Path], None]:
 
 def _variables(tools: Toolchain) -> dict[str, list[tuple[str, str]]]:
     """What each package activates: variables and their values, in the shell's words."""
+    triple, own_triple, optimisation = tools.target.triple, tools.runs_on.triple, _OPTIMISATION[tools.target.machine]
     binutils = [
-        (name.upper().replace("C++FILT", "CXXFILT"), f"{TRIPLE}-{name}")
+        (name.upper().replace("C++FILT", "CXXFILT"), f"{triple}-{name}")
         for name in (*LINKER_PROGRAMS, *BINUTILS_PROGRAMS)
         if name in tools.commands
     ]
-    own = [(name.upper().replace("-", "_"), f"{TRIPLE}-{name}") for name in GCC_PROGRAMS if name in tools.commands]
+    own = [(name.upper().replace("-", "_"), f"{triple}-{name}") for name in GCC_PROGRAMS if name in tools.commands]
     c = [
-        ("HOST", TRIPLE),
-        ("BUILD", TRIPLE),
-        ("CONDA_TOOLCHAIN_HOST", TRIPLE),
-        ("CONDA_TOOLCHAIN_BUILD", TRIPLE),
-        ("CC", f"{TRIPLE}-cc"),
-        ("CC_FOR_BUILD", f"{TRIPLE}-cc"),
+        ("HOST", triple),
+        ("BUILD", own_triple),
+        ("CONDA_TOOLCHAIN_HOST", triple),
+        ("CONDA_TOOLCHAIN_BUILD", own_triple),
+        ("CC", f"{triple}-cc"),
+        ("CC_FOR_BUILD", f"{own_triple}-cc"),
         *own,
         ("CPPFLAGS", "-DNDEBUG -D_FORTIFY_SOURCE=2 -O2 -isystem $_forge_prefix/include${CPPFLAGS:+ $CPPFLAGS}"),
-        ("CFLAGS", f"{_OPTIMISATION} -isystem $_forge_prefix/include$_forge_maps${{CFLAGS:+ $CFLAGS}}"),
+        ("CFLAGS", f"{optimisation} -isystem $_forge_prefix/include$_forge_maps${{CFLAGS:+ $CFLAGS}}"),
         ("LDFLAGS", f"{_LINKING}${{LDFLAGS:+ $LDFLAGS}}"),
-        ("CONDA_BUILD_SYSROOT", f'$(root=$("$CONDA_PREFIX/bin/{TRIPLE}-gcc" -print-sysroot); echo "${{root:-/}}")'),
+        ("CONDA_BUILD_SYSROOT", f'$(root=$("$CONDA_PREFIX/bin/{triple}-gcc" -print-sysroot); echo "${{root:-/}}")'),
     ]
     cxx = [
-        ("CXX", f"{TRIPLE}-c++"),
-        ("CXX_FOR_BUILD", f"{TRIPLE}-c++"),
-        ("GXX", f"{TRIPLE}-g++"),
+        ("CXX", f"{triple}-c++"),
+        ("CXX_FOR_BUILD", f"{own_triple}-c++"),
+        ("GXX", f"{triple}-g++"),
         (
             "CXXFLAGS",
-            f"-fvisibility-inlines-hidden -fmessage-length=0 {_OPTIMISATION} -isystem $_forge_prefix/include"
+            f"-fvisibility-inlines-hidden -fmessage-length=0 {optimisation} -isystem $_forge_prefix/include"
             "$_forge_maps${CXXFLAGS:+ $CXXFLAGS}",
         ),
     ]
-    return {"binutils_linux-64": binutils, "gcc_linux-64": c, "gxx_linux-64": cxx}
+    return {"binutils": binutils, "gcc": c, "gxx": cxx}
 
 
-def _activation(name: str, variables: Sequence[tuple[str, str]]) -> dict[str, str]:
-    flags = any("_forge_" in value for _, value in variables)
-    return activation_scripts(f"{{step}}-{name}.sh", variables, _FLAGS if flags else "", _FLAGS_END if flags else "")
+def _activations(tools: Toolchain) -> dict[str, dict[str, str]]:
+    """Which scripts activate each package."""
+    found = {}
+    for name, variables in _variables(tools).items():
+        flags = any("_forge_" in value for _, value in variables)
+        file = f"{{step}}-{name}_{tools.target.subdir}.sh"
+        found[name] = activation_scripts(file, variables, *((_FLAGS, _FLAGS_END) if flags else ()))
+    return found
 
 
 def activation_scripts(

@@ -7,16 +7,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.bridge import debian_python
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.debian_python import DebianPython
-from ssm_forge.bridge.gnu import TRIPLE
 from ssm_forge.bridge.package import BridgePackage, hash_text, link
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.wheels import compile_bytecode
@@ -51,12 +52,24 @@ class Interpreter:
         prefix: its installation prefix.
         version: full version, ``3.12.1``.
         made_from: what of Debian's the prefix is made from, by :func:`prepare`; None where it is on the machine.
+        beside: a Python of the same minor that runs here, where this one does not: it is for another platform.
     """
 
     executable: Path
     prefix: Path
     version: str
     made_from: DebianPython | None = None
+    beside: Path | None = field(default=None, repr=False)
+
+    @property
+    def platform(self) -> Platform:
+        """What it is for."""
+        return self.made_from.platform if self.made_from else platforms.here()
+
+    @property
+    def runs(self) -> Path:
+        """A Python of this minor that runs on this machine, and compiles bytecode for both."""
+        return self.beside or self.executable
 
     @property
     def minor(self) -> str:
@@ -103,6 +116,23 @@ def choose(python: str, workspace: Workspace) -> Interpreter:
             fix=f"Install one without root, e.g. 'uv python install {python}' or 'pyenv install {python}'"
             + (f", or choose another with --python ({', '.join(others)} can be had here)." if others else "."),
         ) from error
+
+
+def for_another(python: str, platform: Platform, workspace: Workspace) -> Interpreter:
+    """The interpreter of a minor version for a platform that is not this machine's: Debian's.
+
+    Raises:
+        MachineError: where none is locked, or this machine has none of that minor to compile its bytecode with.
+    """
+    of_debian = debian_python.of_debs(python, workspace, platform)
+    if not isinstance(of_debian, DebianPython):
+        others = brought(workspace, platform)
+        raise MachineError(
+            f"no Python {python} for {platform.subdir} can be had here: {of_debian}.",
+            fix=f"Use --python {' or --python '.join(reversed(others))}, or build on such a machine.",
+        )
+    # Its own version need not be the same: a minor has one form of bytecode.
+    return replace(_of_debian(of_debian, workspace), beside=choose(python, workspace).executable)
 
 
 def _of_debian(python: DebianPython, workspace: Workspace) -> Interpreter:
@@ -160,10 +190,10 @@ def available(workspace: Workspace) -> list[str]:
     return minors
 
 
-def brought(workspace: Workspace) -> list[str]:
-    """Python minors that can be brought whole, from Debian packages that run here."""
-    locked = debian_python.minors(workspace)
-    return [python for python in locked if isinstance(debian_python.of_debs(python, workspace), DebianPython)]
+def brought(workspace: Workspace, platform: Platform | None = None) -> list[str]:
+    """Python minors that can be brought whole, from Debian packages that run here, or on a platform."""
+    locked = debian_python.minors(workspace, platform)
+    return [python for python in locked if isinstance(debian_python.of_debs(python, workspace, platform), DebianPython)]
 
 
 def _candidates(python: str) -> Iterator[Path]:
@@ -226,6 +256,7 @@ def python_packages(
         constrains=(f"python {interpreter.minor}.*",),
         build_suffix=f"1_cp{tag}",
         summary=f"Metapackage to select CPython {interpreter.minor}",
+        platform=interpreter.platform,
     )
     python = BridgePackage(
         name="python",
@@ -241,6 +272,7 @@ def python_packages(
         summary=f"CPython of {origin}" if origin else "CPython, copied from this machine",
         run_exports={"noarch": ["python"], "weak": [f"python_abi {interpreter.minor}.* *_cp{tag}"]},
         size=100_000_000,
+        platform=interpreter.platform,
     )
     return [abi, python]
 
@@ -265,12 +297,9 @@ def _stage(interpreter: Interpreter, bundled: Sequence[LockedWheel], folder: Pat
         shutil.copy(checked(wheel.artifact, workspace), target)
     for alias in ("python", "python3"):
         link(name, folder / "bin" / alias)
-    _describe_as_conda(interpreter.prefix, library / name)
-    compile_bytecode(interpreter.executable, folder, library / name)
+    _describe_as_conda(interpreter, library / name)
+    compile_bytecode(interpreter.runs, folder, library / name)
 
-
-# The name of conda's description of the build, for its own compilers.
-_CONDA_DATA = "_sysconfigdata_x86_64_conda_linux_gnu"
 
 # What sysconfig answers follows the prefix that the interpreter runs from; links get an rpath to its libraries.
 _FOLLOW_PREFIX = """
@@ -295,10 +324,11 @@ for _key, _value in build_time_vars.items():
 """
 
 
-def _describe_as_conda(prefix: Path, stdlib: Path) -> None:
+def _describe_as_conda(interpreter: Interpreter, stdlib: Path) -> None:
     """Make sysconfig's build variables what conda's own Python has, under both of its names."""
+    triple = interpreter.platform.triple
     for file in sorted(stdlib.glob("_sysconfigdata*.py")):
-        text = file.read_text(encoding="utf-8").replace(str(prefix), "@PREFIX@")
+        text = file.read_text(encoding="utf-8").replace(str(interpreter.prefix), "@PREFIX@")
         file.write_text(text + _FOLLOW_PREFIX, encoding="utf-8")
-        conda = _CONDA_COMPILERS.format(default=file.stem, triple=TRIPLE)
-        (stdlib / f"{_CONDA_DATA}.py").write_text(conda, encoding="utf-8")
+        conda = _CONDA_COMPILERS.format(default=file.stem, triple=triple)
+        (stdlib / f"_sysconfigdata_{triple.replace('-', '_')}.py").write_text(conda, encoding="utf-8")

@@ -14,6 +14,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from ssm_forge.base.platforms import LINUX_64
+
 # PyPI's name -> conda-forge's, where they differ.
 _CONDA_NAMES = {
     "torch": "pytorch",
@@ -61,6 +63,7 @@ class Distribution:
     Attributes:
         requires: requirements, markers unevaluated.
         license: SPDX expression or the free text given.
+        machine: the kind of machine that its markers are asked about, as uname has it.
     """
 
     name: str
@@ -68,10 +71,11 @@ class Distribution:
     requires: tuple[Requirement, ...]
     license: str
     summary: str
+    machine: str = LINUX_64.machine
 
 
-def read(wheel: Path) -> Distribution:
-    """The METADATA of a wheel file."""
+def read(wheel: Path, machine: str = LINUX_64.machine) -> Distribution:
+    """The METADATA of a wheel file, for machines of a kind."""
     with zipfile.ZipFile(wheel) as archive:
         member = next(n for n in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", n))
         headers = HeaderParser().parsestr(archive.read(member).decode("utf-8", "replace"))
@@ -82,11 +86,12 @@ def read(wheel: Path) -> Distribution:
         requires=tuple(Requirement(text) for text in headers.get_all("Requires-Dist", [])),
         license=license_text.strip().splitlines()[0][:80] if license_text.strip() else "",
         summary=headers.get("Summary", ""),
+        machine=machine,
     )
 
 
 def conda_depends(dist: Distribution, others: Mapping[str, Distribution], python: str) -> list[str]:
-    """Run requirements of ``dist`` for one Python minor on Linux x86-64.
+    """Run requirements of ``dist`` for one Python minor on Linux.
 
     An extra of another distribution (``cuda-toolkit[cublas]``) becomes that extra's own requirements, since
     conda packages have none. Requirements on what the lock does not hold are left out: the lock was solved
@@ -97,7 +102,7 @@ def conda_depends(dist: Distribution, others: Mapping[str, Distribution], python
         python: ``3.12``.
     """
     requirements: dict[str, SpecifierSet] = {}
-    _collect(dist, "", others, marker_environment(python), requirements)
+    _collect(dist, "", others, marker_environment(python, machine=dist.machine), requirements)
     return [f"{name} {conda_version(specifiers)}".strip() for name, specifiers in sorted(requirements.items())]
 
 
@@ -140,14 +145,14 @@ def conda_version(specifiers: SpecifierSet) -> str:
     return ",".join(parts)
 
 
-def marker_environment(python: str, full: str = "") -> dict[str, str]:
+def marker_environment(python: str, full: str = "", machine: str = LINUX_64.machine) -> dict[str, str]:
     """The values of PEP 508's markers here, for a Python minor; ``full`` is its whole version where that is known."""
     full = full or f"{python}.0"
     return {
         "implementation_name": "cpython",
         "implementation_version": full,
         "os_name": "posix",
-        "platform_machine": "x86_64",
+        "platform_machine": machine,
         "platform_python_implementation": "CPython",
         "platform_release": "",
         "platform_system": "Linux",

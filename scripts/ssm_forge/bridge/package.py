@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.package.write import EPOCH, InfoFiles, dump_json, rewrite_info
 
 # Part of every build string's hash: raise it when packages must be assembled anew from the same inputs. 4: laid out as
@@ -19,8 +20,6 @@ FORMAT = 4
 
 # Stands for the environment's folder in the text of packages; whoever installs one writes the folder there.
 PREFIX = "/opt/ssm-forge-environment-placeholder"
-
-SUBDIR = "linux-64"
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class BridgePackage:
         build_suffix: end of the build string, after the hash (``cpython`` for python).
         prefixed: text files that name the environment's folder as :data:`PREFIX`.
         noarch_python: files under ``site-packages/`` go to whichever Python is there.
+        platform: the machines that it is for; decides the folder that it lies in.
         size: bytes of the inputs, for progress.
     """
 
@@ -56,6 +56,7 @@ class BridgePackage:
     license: str = ""
     summary: str = ""
     size: int = 0
+    platform: Platform = LINUX_64
 
     @property
     def build(self) -> str:
@@ -72,6 +73,11 @@ class BridgePackage:
         return f"{self.name}-{self.version}-{self.build}.conda"
 
     @property
+    def place(self) -> str:
+        """Where the file lies below a channel."""
+        return f"{self.platform.subdir}/{self.filename}"
+
+    @property
     def spec(self) -> str:
         """The match spec that this package alone satisfies."""
         return f"{self.name} =={self.version} {self.build}"
@@ -85,11 +91,10 @@ def write(package: BridgePackage, channel: Path, threads: int) -> Path:
     # Imported here: the engine takes half a second to load, and a plan needs none of it.
     from rattler_build import assemble_package
 
-    folder = channel / SUBDIR
-    target = folder / package.filename
+    target = channel / package.place
     if target.exists():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"{package.name}-", dir=_scratch(channel)))
     try:
         stage = work / "stage"
@@ -98,7 +103,7 @@ def write(package: BridgePackage, channel: Path, threads: int) -> Path:
         output = assemble_package(
             name=package.name,
             version=package.version,
-            target_platform=SUBDIR,
+            target_platform=package.platform.subdir,
             build_string=package.build,
             output_dir=work,
             files_dir=stage,

@@ -17,14 +17,12 @@ from ssm_forge.base import foreign
 from ssm_forge.base.errors import MachineError, UsageError
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.platforms import LINUX_64, Platform
 
-# The oldest glibc the bridge's wheels may need; a machine below it can't run torch's wheels anyway.
-_PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 4, -1)] + [
-    "manylinux2014_x86_64",
-    "manylinux2010_x86_64",
-    "manylinux1_x86_64",
-    "linux_x86_64",
-]
+# The oldest glibc the bridge's wheels may need (a machine below it can't run torch's wheels anyway), and the names that
+# some had before there was a tag for each; the last is of wheels that tell nothing.
+_GLIBCS = [*(f"manylinux_2_{minor}" for minor in range(28, 4, -1)), "manylinux2014", "manylinux2010", "manylinux1"]
+_TAGS = [*_GLIBCS, "linux"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,18 @@ class LockedWheel:
         return all(tag.abi == "none" and tag.platform != "any" for tag in self.tags)
 
 
-def lock_path(workspace: Workspace, variant: str, part: str) -> Path:
+def lock_path(workspace: Workspace, variant: str, part: str, platform: Platform = LINUX_64) -> Path:
     """``part`` is ``py312`` or ``toolkit``."""
-    return workspace.bridge_locks / f"pylock.{variant}-{part}.toml"
+    return workspace.bridge_locks / f"pylock.{variant}{suffix(platform)}-{part}.toml"
 
 
-def read(path: Path, python: str) -> list[LockedWheel]:
-    """The wheels of a lock for one Python minor, in the lock's order.
+def suffix(platform: Platform) -> str:
+    """What the name of a lock of the bridge says of its platform: nothing of the one that there was first."""
+    return "" if platform == LINUX_64 else f"-{platform.subdir}"
+
+
+def read(path: Path, python: str, platform: Platform = LINUX_64) -> list[LockedWheel]:
+    """The wheels of a lock for one Python minor and platform, in the lock's order.
 
     Raises:
         UsageError: when there is no such lock, or it is none.
@@ -66,7 +69,7 @@ def read(path: Path, python: str) -> list[LockedWheel]:
     """
     if not path.exists():
         raise UsageError(f"there is no bridge lock {path.name}.", fix=f"Make it with '{launcher()} bump bridge'.")
-    ranking = _ranking(python)
+    ranking = _ranking(python, platform)
     try:
         packages = foreign.toml_from(foreign.read_bytes(path)).get("packages")
         if not isinstance(packages, list):
@@ -75,7 +78,7 @@ def read(path: Path, python: str) -> list[LockedWheel]:
             foreign.require(package, _PACKAGE)
             for wheel in package.get("wheels") or ():
                 foreign.require(wheel, _WHEEL)
-        return [_best(package, ranking, path) for package in packages]
+        return [_best(package, ranking, path, platform) for package in packages]
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{path} is not a lock of Python packages ({error}).",
@@ -84,12 +87,13 @@ def read(path: Path, python: str) -> list[LockedWheel]:
 
 
 @functools.lru_cache
-def _ranking(python: str) -> dict[Tag, int]:
+def _ranking(python: str, platform: Platform) -> dict[Tag, int]:
     """What the wheels of one Python minor can be tagged with, the best first."""
     major, minor = (int(part) for part in python.split("."))
+    names = [f"{tag}_{platform.machine}" for tag in _TAGS]
     tags = [
-        *cpython_tags((major, minor), platforms=_PLATFORMS),
-        *compatible_tags((major, minor), f"cp{major}{minor}", platforms=_PLATFORMS),
+        *cpython_tags((major, minor), platforms=names),
+        *compatible_tags((major, minor), f"cp{major}{minor}", platforms=names),
     ]
     return {tag: rank for rank, tag in enumerate(tags)}
 
@@ -111,7 +115,7 @@ _WHEEL: dict[str, Callable[[object], bool]] = {
 }
 
 
-def _best(package: dict[str, Any], ranking: dict[Tag, int], path: Path) -> LockedWheel:
+def _best(package: dict[str, Any], ranking: dict[Tag, int], path: Path, platform: Platform) -> LockedWheel:
     candidates = []
     for wheel in package.get("wheels", []):
         name = wheel.get("name") or unquote(urlsplit(wheel["url"]).path.rsplit("/", 1)[-1])
@@ -121,7 +125,7 @@ def _best(package: dict[str, Any], ranking: dict[Tag, int], path: Path) -> Locke
         if ranks:
             candidates.append((min(ranks), name, wheel))
     if not candidates:
-        raise MachineError(f"{path.name} has no wheel of {package['name']} for this platform.")
+        raise MachineError(f"{path.name} has no wheel of {package['name']} for {platform.subdir}.")
     _, name, wheel = min(candidates, key=lambda c: c[:2])
     artifact = Artifact(url=wheel["url"], sha256=wheel["hashes"]["sha256"], size=int(wheel.get("size", 0)), name=name)
     return LockedWheel(name=package["name"], version=package["version"], artifact=artifact)

@@ -17,21 +17,30 @@ from ssm_forge.bridge.toolkit_scripts import PROFILE
 
 def toolkit_packages(parts: ToolkitParts, workspace: Workspace) -> list[BridgePackage]:
     """The packages of a toolkit, with ``cuda-version`` first; nothing is downloaded until one is staged."""
-    version = BridgePackage(
-        name="cuda-version",
-        version=parts.cuda,
-        inputs=(parts.cuda,),
-        stage=lambda folder: None,
-        constrains=(f"__cuda >={parts.major}", f"cudatoolkit {parts.cuda}|{parts.cuda}.*"),
-        summary="Metapackage to select a CUDA release",
-    )
     make = Maker(parts, workspace)
     packages = _nvidias(make, parts) if parts.cuda == "11.8" else toolkit_conda_forge.packages(make, parts)
     if parts.ptxas is not None:
         moves = ((r"bin/ptxas", "bin/newer-ptxas"),)
         summary = "A newer assembler of NVIDIA's, for GPUs that nvcc does not know"
         packages.append(make("newer-ptxas", [parts.ptxas], moves, summary=summary))
-    return [version, *packages]
+    return [_version(parts), *packages]
+
+
+def runtime_packages(parts: ToolkitParts, workspace: Workspace) -> list[BridgePackage]:
+    """Those of a toolkit that an environment without a compiler has, and that is compiled for; from CUDA 12 on."""
+    return [_version(parts), *toolkit_conda_forge.runtime_packages(Maker(parts, workspace), parts)]
+
+
+def _version(parts: ToolkitParts) -> BridgePackage:
+    return BridgePackage(
+        name="cuda-version",
+        version=parts.cuda,
+        inputs=(parts.cuda,),
+        stage=lambda folder: None,
+        constrains=(f"__cuda >={parts.major}", f"cudatoolkit {parts.cuda}|{parts.cuda}.*"),
+        summary="Metapackage to select a CUDA release",
+        platform=parts.runs_on,
+    )
 
 
 def _nvidias(make: Maker, parts: ToolkitParts) -> list[BridgePackage]:

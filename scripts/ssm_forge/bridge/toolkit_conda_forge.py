@@ -2,7 +2,8 @@
 
 Tools are in ``bin/`` and ``nvvm/``, headers and libraries under ``targets/x86_64-linux/``, with links to the libraries
 in ``lib/``; ``cuda-nvcc_linux-64`` activates nvcc with the environment's compiler. Up to CUDA 12 the wheels hold
-neither nvcc nor cicc nor cudafe++: those come from Debian's package of the same toolkit.
+neither nvcc nor cicc nor cudafe++: those come from Debian's package of the same toolkit. The names and the folder say
+what is compiled for: with another platform's headers and libraries, and a cross compiler, nvcc is one too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from ssm_forge.bridge.package import BridgePackage, link
 from ssm_forge.bridge.pylock import LockedWheel
 from ssm_forge.bridge.toolkit_parts import Maker, ToolkitParts
-from ssm_forge.bridge.toolkit_scripts import ACTIVATE, DEACTIVATE, PROFILE, TARGET
+from ssm_forge.bridge.toolkit_scripts import DEACTIVATE, PROFILE, activate
 
 
 def packages(make: Maker, parts: ToolkitParts) -> list[BridgePackage]:
@@ -23,6 +24,14 @@ def packages(make: Maker, parts: ToolkitParts) -> list[BridgePackage]:
         *_programs(make, parts, pin),
         *_headers(make, parts, pin),
         *_compiler(make, parts, pin),
+        *runtime_packages(make, parts),
+    ]
+
+
+def runtime_packages(make: Maker, parts: ToolkitParts) -> list[BridgePackage]:
+    """Those of what is compiled against and what runs with it, without a compiler."""
+    pin = f"cuda-version {parts.cuda}.*"
+    return [
         *_runtime(make, parts, pin),
         *_runtime_to_link(make, parts, pin),
         *_templates(make, parts, pin),
@@ -31,12 +40,12 @@ def packages(make: Maker, parts: ToolkitParts) -> list[BridgePackage]:
 
 def _gcc(parts: ToolkitParts) -> str:
     """The GCCs that nvcc takes."""
-    return f"gcc_impl_linux-64 >=6,<{parts.newest_gcc + 1}.0a0"
+    return f"{parts.called('gcc_impl')} >=6,<{parts.newest_gcc + 1}.0a0"
 
 
 def _programs(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
     """nvcc and what it starts."""
-    nvcc = parts.compiler
+    nvcc = parts.programs
     same = nvcc[0].version
     return [
         make(
@@ -44,7 +53,7 @@ def _programs(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]
             nvcc,
             ((r"bin/crt/.*|bin/nvcc\.profile", None), (r"bin/([^/]+)", r"bin/\1")),
             debs=parts.debs,
-            texts={"bin/nvcc.profile": PROFILE.format(root=f"{TARGET}/")},
+            texts={"bin/nvcc.profile": PROFILE.format(root=f"{parts.target.targets}/")},
             depends=(f"cuda-crt-tools =={same}", f"cuda-nvvm-tools =={same}", pin, "libgcc", "libstdcxx"),
             constrains=(_gcc(parts),),
             summary="NVIDIA's CUDA compiler driver and its tools",
@@ -77,42 +86,42 @@ def _programs(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]
 
 def _headers(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
     """What nvcc includes, and its parts as libraries."""
-    nvcc = parts.compiler
+    nvcc, target = parts.compiler, parts.target.targets
     same = nvcc[0].version
     return [
         make(
-            "cuda-nvvm-dev_linux-64",
+            parts.called("cuda-nvvm-dev"),
             nvcc,
             ((r"nvvm/include/(.*)|include/(nvvm\.h)", r"nvvm/include/\1\2"),),
-            links=lambda folder: link("../../nvvm", folder / TARGET / "nvvm"),
+            links=lambda folder: link("../../nvvm", folder / target / "nvvm"),
             depends=(pin,),
             summary="Headers of NVIDIA's device compiler",
         ),
         make(
-            "cuda-crt-dev_linux-64",
+            parts.called("cuda-crt-dev"),
             nvcc,
-            ((r"include/(crt/.*)", rf"{TARGET}/include/\1"),),
+            ((r"include/(crt/.*)", rf"{target}/include/\1"),),
             depends=(pin,),
             summary="Headers that NVIDIA's CUDA compiler includes",
         ),
         make(
-            "libnvptxcompiler-dev_linux-64",
+            parts.called("libnvptxcompiler-dev"),
             nvcc,
             (
-                (r"include/(nvPTXCompiler\.h)", rf"{TARGET}/include/\1"),
-                (r"lib/(libnvptxcompiler_static\.a)", rf"{TARGET}/lib/\1"),
+                (r"include/(nvPTXCompiler\.h)", rf"{target}/include/\1"),
+                (r"lib/(libnvptxcompiler_static\.a)", rf"{target}/lib/\1"),
             ),
             depends=(pin,),
             summary="NVIDIA's PTX compiler as a library",
         ),
         make(
-            "cuda-nvcc-dev_linux-64",
+            parts.called("cuda-nvcc-dev"),
             nvcc,
-            ((r"include/(?:crt/.*|nvvm\.h|nvPTXCompiler\.h)", None), (r"include/(.*)", rf"{TARGET}/include/\1")),
+            ((r"include/(?:crt/.*|nvvm\.h|nvPTXCompiler\.h)", None), (r"include/(.*)", rf"{target}/include/\1")),
             depends=(
-                f"cuda-crt-dev_linux-64 =={same}",
-                f"cuda-nvvm-dev_linux-64 =={same}",
-                f"libnvptxcompiler-dev_linux-64 =={same}",
+                f"{parts.called('cuda-crt-dev')} =={same}",
+                f"{parts.called('cuda-nvvm-dev')} =={same}",
+                f"{parts.called('libnvptxcompiler-dev')} =={same}",
                 pin,
                 "libgcc >=6",
             ),
@@ -133,7 +142,7 @@ def _compiler(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]
             depends=(
                 f"cuda-cudart >={cuda},<{major + 1}.0a0",
                 "cuda-cudart-dev",
-                f"cuda-nvcc-dev_linux-64 =={same}",
+                f"{parts.called('cuda-nvcc-dev')} =={same}",
                 f"cuda-nvcc-tools =={same}",
                 f"cuda-nvvm-impl =={same}",
                 pin,
@@ -142,19 +151,19 @@ def _compiler(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]
             summary="NVIDIA's CUDA compiler with all it needs",
         ),
         make(
-            "cuda-nvcc_linux-64",
+            parts.called("cuda-nvcc"),
             nvcc,
             texts={
-                "etc/conda/activate.d/~cuda-nvcc_activate.sh": ACTIVATE,
+                "etc/conda/activate.d/~cuda-nvcc_activate.sh": activate(parts.target),
                 "etc/conda/deactivate.d/~cuda-nvcc_deactivate.sh": DEACTIVATE,
             },
             depends=(
-                f"cuda-cudart-dev_linux-64 {cuda}.*",
-                f"cuda-driver-dev_linux-64 {cuda}.*",
-                f"cuda-nvcc-dev_linux-64 {same}.*",
+                f"{parts.called('cuda-cudart-dev')} {cuda}.*",
+                f"{parts.called('cuda-driver-dev')} {cuda}.*",
+                f"{parts.called('cuda-nvcc-dev')} {same}.*",
                 f"cuda-nvcc-impl {same}.*",
                 f"cuda-nvcc-tools {same}.*",
-                "sysroot_linux-64",
+                parts.called("sysroot"),
             ),
             run_exports={"strong": [f"cuda-version >={cuda},<{major + 1}"]},
             summary="Activates NVIDIA's CUDA compiler",
@@ -162,7 +171,7 @@ def _compiler(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]
         make(
             "cuda-nvcc",
             nvcc,
-            depends=(f"cuda-nvcc_linux-64 {same}.*", "gcc_linux-64", "gxx_linux-64"),
+            depends=(f"{parts.called('cuda-nvcc')} {same}.*", parts.called("gcc"), parts.called("gxx")),
             summary="NVIDIA's CUDA compiler and a host compiler",
         ),
     ]
@@ -173,7 +182,7 @@ def _libraries(make: Maker, runtime: LockedWheel, pattern: str) -> Callable[[Pat
 
     def links(folder: Path) -> None:
         for name in make.names(runtime, pattern):
-            link(f"../{TARGET}/lib/{name}", folder / "lib" / name)
+            link(f"../{make.parts.target.targets}/lib/{name}", folder / "lib" / name)
 
     return links
 
@@ -181,13 +190,13 @@ def _libraries(make: Maker, runtime: LockedWheel, pattern: str) -> Callable[[Pat
 def _runtime(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
     """The CUDA runtime library, shared and static."""
     (runtime,) = parts.take("cuda-runtime")
-    run = runtime.version
+    run, target = runtime.version, parts.target.targets
     cuda, major = parts.cuda, parts.major
     return [
         make(
-            "cuda-cudart_linux-64",
+            parts.called("cuda-cudart"),
             [runtime],
-            ((r"lib/(libcudart\.so\.[^/]+)", rf"{TARGET}/lib/\1"),),
+            ((r"lib/(libcudart\.so\.[^/]+)", rf"{target}/lib/\1"),),
             depends=(pin,),
             summary="CUDA runtime library",
         ),
@@ -195,13 +204,13 @@ def _runtime(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
             "cuda-cudart",
             [runtime],
             links=_libraries(make, runtime, r"lib/libcudart\.so\.[^/]+"),
-            depends=(f"cuda-cudart_linux-64 =={run}", f"cuda-version >={cuda},<{major + 1}"),
+            depends=(f"{parts.called('cuda-cudart')} =={run}", f"cuda-version >={cuda},<{major + 1}"),
             summary="CUDA runtime library",
         ),
         make(
-            "cuda-cudart-static_linux-64",
+            parts.called("cuda-cudart-static"),
             [runtime],
-            ((r"lib/([^/]+\.a)", rf"{TARGET}/lib/\1"),),
+            ((r"lib/([^/]+\.a)", rf"{target}/lib/\1"),),
             depends=(pin,),
             summary="CUDA runtime library to link statically",
         ),
@@ -209,7 +218,7 @@ def _runtime(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
             "cuda-cudart-static",
             [runtime],
             links=_libraries(make, runtime, r"lib/[^/]+\.a"),
-            depends=(f"cuda-cudart-static_linux-64 =={run}", pin),
+            depends=(f"{parts.called('cuda-cudart-static')} =={run}", pin),
             summary="CUDA runtime library to link statically",
         ),
     ]
@@ -218,23 +227,23 @@ def _runtime(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
 def _runtime_to_link(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
     """What is compiled and linked against: the runtime's headers and names."""
     (runtime,) = parts.take("cuda-runtime")
-    run = runtime.version
+    run, target = runtime.version, parts.target.targets
     cuda, major = parts.cuda, parts.major
 
     def unversioned(folder: Path) -> None:
         for name in make.names(runtime, r"lib/libcudart\.so\.\d+(\.\d+)?"):
-            link(name, folder / TARGET / "lib/libcudart.so")
+            link(name, folder / target / "lib/libcudart.so")
 
     return [
         make(
-            "cuda-cudart-dev_linux-64",
+            parts.called("cuda-cudart-dev"),
             [runtime],
-            ((r"include/(.*)", rf"{TARGET}/include/\1"),),
+            ((r"include/(.*)", rf"{target}/include/\1"),),
             links=unversioned,
             depends=(
-                "cuda-cccl_linux-64",
-                f"cuda-cudart-static_linux-64 =={run}",
-                f"cuda-cudart_linux-64 =={run}",
+                parts.called("cuda-cccl"),
+                f"{parts.called('cuda-cudart-static')} =={run}",
+                f"{parts.called('cuda-cudart')} =={run}",
                 pin,
             ),
             summary="CUDA runtime headers",
@@ -242,10 +251,10 @@ def _runtime_to_link(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgeP
         make(
             "cuda-cudart-dev",
             [runtime],
-            links=lambda folder: link(f"../{TARGET}/lib/libcudart.so", folder / "lib/libcudart.so"),
+            links=lambda folder: link(f"../{target}/lib/libcudart.so", folder / "lib/libcudart.so"),
             depends=(
                 f"cuda-cudart =={run}",
-                f"cuda-cudart-dev_linux-64 =={run}",
+                f"{parts.called('cuda-cudart-dev')} =={run}",
                 f"cuda-cudart-static =={run}",
                 pin,
             ),
@@ -253,7 +262,7 @@ def _runtime_to_link(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgeP
             summary="CUDA runtime headers",
         ),
         make(
-            "cuda-driver-dev_linux-64",
+            parts.called("cuda-driver-dev"),
             [runtime],
             depends=(pin,),
             summary="Stands for the driver's stub library, which no wheel has",
@@ -264,13 +273,14 @@ def _runtime_to_link(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgeP
 def _templates(make: Maker, parts: ToolkitParts, pin: str) -> list[BridgePackage]:
     """Headers that hold whole algorithms: libcu++, CUB and Thrust."""
     (cccl,) = parts.take("cuda-cccl")
+    target = parts.target.targets
     return [
         make(
-            "cuda-cccl_linux-64",
+            parts.called("cuda-cccl"),
             [cccl],
-            ((r"include/(.*)", rf"{TARGET}/include/\1"),),
+            ((r"include/(.*)", rf"{target}/include/\1"),),
             depends=(pin,),
             summary="libcu++, CUB and Thrust",
         ),
-        make("cuda-cccl", [cccl], depends=("cuda-cccl_linux-64", pin), summary="libcu++, CUB and Thrust"),
+        make("cuda-cccl", [cccl], depends=(parts.called("cuda-cccl"), pin), summary="libcu++, CUB and Thrust"),
     ]

@@ -6,10 +6,11 @@ A toolkit's wheels and Debian packages go in, and patterns of the files to take;
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.metadata import project
 from ssm_forge.bridge.nvidia import LICENSE, Moves, file_names, find_libraries_beside, place
@@ -27,6 +28,9 @@ class ToolkitParts:
         debs: Debian's nvidia-cuda-toolkit; empty from CUDA 13 on.
         newest_gcc: major of the newest GCC that nvcc takes.
         ptxas: of a newer toolkit, for GPUs that this one's nvcc does not know; None where none of them is asked for.
+        target: what it compiles for.
+        tools: the wheels whose programs are run, where they are others: for a cross compiler.
+        runs_on: where these run.
     """
 
     cuda: str
@@ -34,6 +38,9 @@ class ToolkitParts:
     debs: tuple[Deb, ...] = ()
     newest_gcc: int = 99
     ptxas: LockedWheel | None = None
+    target: Platform = LINUX_64
+    tools: tuple[LockedWheel, ...] = ()
+    runs_on: Platform = LINUX_64
 
     @property
     def major(self) -> int:
@@ -44,6 +51,15 @@ class ToolkitParts:
     def compiler(self) -> list[LockedWheel]:
         """The wheels that nvcc and its parts are in; one of all up to CUDA 12."""
         return self.take("cuda-nvcc", "nvvm", "cuda-crt")
+
+    @property
+    def programs(self) -> list[LockedWheel]:
+        """The wheels that have nvcc's programs, and what these load."""
+        return replace(self, wheels=self.tools).compiler if self.tools else self.compiler
+
+    def called(self, name: str) -> str:
+        """Name of a package for what is compiled for, ``cuda-nvcc_linux-64``."""
+        return f"{name}_{self.target.subdir}"
 
     def take(self, *names: str) -> list[LockedWheel]:
         """The wheels of these projects (``cuda-nvcc`` for ``nvidia-cuda-nvcc-cu11``) that the lock has."""
@@ -101,6 +117,7 @@ class Maker:
             license=license_name,
             summary=summary,
             size=sum(w.artifact.size for w in wheels if moves) + sum(deb.size for deb in debs),
+            platform=self.parts.runs_on,
         )
 
     def names(self, wheel: LockedWheel, pattern: str) -> list[str]:

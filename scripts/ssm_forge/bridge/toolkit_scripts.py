@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-# Where a toolkit of conda-forge's layout has its headers and libraries, below the prefix.
-TARGET = "targets/x86_64-linux"
+from ssm_forge.base.platforms import Platform
 
 # For str.format: where the headers and libraries lie below the prefix.
 PROFILE = """\
@@ -26,19 +25,19 @@ PTXAS_FLAGS     +=
 
 # The last of all scripts: it takes the compiler and adds to the flags that the others have set. What it added is taken
 # out again, whatever was put back meanwhile.
-ACTIVATE = f"""\
-if [ "${{CONDA_BUILD:-0}}" = 1 ]; then
-    _forge_host="$PREFIX/{TARGET}" _forge_own="$BUILD_PREFIX/{TARGET}"
+_ACTIVATE = """\
+if [ "${CONDA_BUILD:-0}" = 1 ]; then
+    _forge_host="$PREFIX/@TARGET@" _forge_own="$BUILD_PREFIX/@TARGET@"
 else
-    _forge_host="$CONDA_PREFIX/{TARGET}" _forge_own="$CONDA_PREFIX/{TARGET}"
+    _forge_host="$CONDA_PREFIX/@TARGET@" _forge_own="$CONDA_PREFIX/@TARGET@"
 fi
 export SSM_FORGE_NVCC_INCLUDES=" -I$_forge_host/include -I$_forge_own/include"
 export SSM_FORGE_NVCC_LIBRARIES=" -L$_forge_host/lib -L$_forge_host/lib/stubs"
-export CPPFLAGS="${{CPPFLAGS:-}}$SSM_FORGE_NVCC_INCLUDES" CFLAGS="${{CFLAGS:-}}$SSM_FORGE_NVCC_INCLUDES"
-export CXXFLAGS="${{CXXFLAGS:-}}$SSM_FORGE_NVCC_INCLUDES" LDFLAGS="${{LDFLAGS:-}}$SSM_FORGE_NVCC_LIBRARIES"
-if [ -n "${{NVCC_PREPEND_FLAGS+x}}" ]; then export SSM_FORGE_BACKUP_NVCC_PREPEND_FLAGS="$NVCC_PREPEND_FLAGS"; fi
-if [ -n "${{CUDAARCHS+x}}" ]; then export SSM_FORGE_BACKUP_CUDAARCHS="$CUDAARCHS"; fi
-export NVCC_PREPEND_FLAGS="${{NVCC_PREPEND_FLAGS:+$NVCC_PREPEND_FLAGS }}-ccbin=${{CXX:-c++}}" CUDAARCHS=all-major
+export CPPFLAGS="${CPPFLAGS:-}$SSM_FORGE_NVCC_INCLUDES" CFLAGS="${CFLAGS:-}$SSM_FORGE_NVCC_INCLUDES"
+export CXXFLAGS="${CXXFLAGS:-}$SSM_FORGE_NVCC_INCLUDES" LDFLAGS="${LDFLAGS:-}$SSM_FORGE_NVCC_LIBRARIES"
+if [ -n "${NVCC_PREPEND_FLAGS+x}" ]; then export SSM_FORGE_BACKUP_NVCC_PREPEND_FLAGS="$NVCC_PREPEND_FLAGS"; fi
+if [ -n "${CUDAARCHS+x}" ]; then export SSM_FORGE_BACKUP_CUDAARCHS="$CUDAARCHS"; fi
+export NVCC_PREPEND_FLAGS="${NVCC_PREPEND_FLAGS:+$NVCC_PREPEND_FLAGS }-ccbin=${CXX:-c++}" CUDAARCHS=all-major
 unset _forge_host _forge_own
 """
 
@@ -59,3 +58,8 @@ for _forge_name in NVCC_PREPEND_FLAGS CUDAARCHS; do
 done
 unset _forge_name _forge_added _forge_value SSM_FORGE_NVCC_INCLUDES SSM_FORGE_NVCC_LIBRARIES
 """
+
+
+def activate(target: Platform) -> str:
+    """What activates an nvcc that compiles for ``target``."""
+    return _ACTIVATE.replace("@TARGET@", target.targets)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.fetch import checked
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.bridge.metadata import Distribution, conda_depends, conda_name, read
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
@@ -20,11 +21,13 @@ _PLACEHOLDER = "/ssm-forge-interpreter/bin/python"
 _LAUNCHER = '#!/bin/sh\n\'\'\'exec\' "$(dirname "$(readlink -f "$0")")/python" "$0" "$@"\n\' \'\'\'\n'
 
 
-def distributions(wheels: Sequence[LockedWheel], workspace: Workspace) -> dict[str, Distribution]:
+def distributions(
+    wheels: Sequence[LockedWheel], workspace: Workspace, platform: Platform = LINUX_64
+) -> dict[str, Distribution]:
     """Read the METADATA of downloaded wheels, by canonical name."""
     by_name = {}
     for wheel in wheels:
-        dist = read(workspace.downloads / wheel.artifact.sha256 / wheel.artifact.name)
+        dist = read(workspace.downloads / wheel.artifact.sha256 / wheel.artifact.name, platform.machine)
         by_name[dist.name] = dist
     return by_name
 

@@ -15,13 +15,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import ForgeError
 from ssm_forge.base.folders import give_place
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.ui import note
-from ssm_forge.bridge import deb_file, debian
+from ssm_forge.bridge import deb_file, debian, pylock
 
-_LOCK = "debs.ccache.toml"
 _SIZE = "10G"
 
 
@@ -48,7 +49,8 @@ def environment(workspace: Workspace) -> dict[str, str]:
 
 def _from_debian(workspace: Workspace) -> Path | None:
     """Debian's ccache, unpacked once; None where it can't be had, which is said and costs only time."""
-    lock = workspace.bridge_locks / _LOCK
+    own = platforms.known_here() or LINUX_64
+    lock = workspace.bridge_locks / f"debs.ccache{pylock.suffix(own)}.toml"
     identity = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     root = workspace.cache / "tools" / f"ccache-{identity}"
     tool = root / "usr/bin/ccache"
@@ -61,7 +63,7 @@ def _from_debian(workspace: Workspace) -> Path | None:
             for path in debian.fetch_debs(debian.read_lock(lock), workspace).values():
                 deb_file.unpack(path, unpacked)
             patchelf = shutil.which("patchelf") or "patchelf"
-            library_path = "$ORIGIN/../lib/x86_64-linux-gnu"
+            library_path = f"$ORIGIN/../lib/{own.multiarch}"
             subprocess.run([patchelf, "--set-rpath", library_path, unpacked / "usr/bin/ccache"], check=True)
             subprocess.run([unpacked / "usr/bin/ccache", "--version"], check=True, capture_output=True)
             give_place(unpacked, root)

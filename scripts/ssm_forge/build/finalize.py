@@ -15,9 +15,11 @@ from typing import Any
 
 from packaging.version import Version
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.build import provenance as materials
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.build_key import BuildKey
@@ -63,6 +65,7 @@ def finalize(
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
         if solved is None:
             solved = materials.solved(Path(scratch)) if key.source == "conda" else []
+        _check_machine(libraries, key.platform)
         facts = _facts(libraries, project, key)
     provenance = {
         "format": FORMAT,
@@ -81,6 +84,22 @@ def finalize(
 
     repack(package, target, edit)
     return target
+
+
+def _check_machine(libraries: Sequence[Path], platform: Platform) -> None:
+    """Refuse libraries for another machine than the package is for: a compiler of the wrong one was taken.
+
+    Raises:
+        BuildError: naming both.
+    """
+    for library in libraries:
+        found = platforms.of_program(library)
+        if found is not None and found != platform:
+            name = found if isinstance(found, str) else found.people
+            raise BuildError(
+                f"{library.name} is for {name}, and the package is for {platform.people}.",
+                fix="The compiler that the build ran is not the one of its environment; please report this.",
+            )
 
 
 def _facts(libraries: list[Path], project: str, key: BuildKey) -> dict[str, Any]:

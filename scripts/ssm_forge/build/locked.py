@@ -19,6 +19,7 @@ from rattler_build import assemble_package
 from ssm_forge.base import fetch, mirrors
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import PLATFORMS
 from ssm_forge.channel import folder as channels
 from ssm_forge.solve.lock_sources import KINDS, SourcePackage
 
@@ -106,7 +107,7 @@ def indexes(records: Sequence[RepoDataRecord], folder: Path) -> list[str]:
     urls = []
     for number, (base, records_there) in enumerate(by_channel.items()):
         channel = folder / str(number)
-        for subdir in ("linux-64", "noarch"):
+        for subdir in (*(known.subdir for known in PLATFORMS), "noarch"):
             content: dict[str, Any] = {
                 "info": {"subdir": subdir, "base_url": mirrors.mirrored(f"{base}/{subdir}/")},
                 "packages": {},

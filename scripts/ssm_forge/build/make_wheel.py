@@ -34,8 +34,8 @@ _ON_PYPI = {
         for name in ("triton", "numpy", "transformers", "einops", "packaging", "setuptools", "fsspec", *PROJECTS)
     },
 }
-# The oldest glibc that a tag of PEP 600 can name for x86-64.
-_OLDEST_GLIBC = (2, 5)
+# The oldest glibc that a tag of PEP 600 can name for a machine.
+_OLDEST_GLIBC = {"x86_64": (2, 5), "aarch64": (2, 17)}
 # Of wheels that differ in nothing but their GPU code, installers take the one with the highest build number: the one
 # that runs on every GPU, for they can't see which there is.
 _PORTABLE = 1000
@@ -51,7 +51,7 @@ def make(package: Path, folder: Path) -> Path:
         BuildError: when it was not made for a torch of pip's, or holds what a wheel can't.
     """
     index = read_json(package, "index.json")
-    torch = torch_of(index)
+    torch, machine = torch_of(index), wheel.platform_of(index).machine
     origin = wheel.origin(package, index)
     archs = ArchList.parse(origin["made_from"]["cuda_arch_list"])
     tree = origin["made_from"].get("tree")
@@ -61,7 +61,7 @@ def make(package: Path, folder: Path) -> Path:
         files = wheel.files(package, Path(scratch))
         old_info = wheel.dist_info(package, files)
         kept = {name: path for name, path in files.items() if not wheel.is_left_out(name, old_info)}
-        glibc = _glibc(path for name, path in kept.items() if name.endswith(".so"))
+        glibc = _glibc((path for name, path in kept.items() if name.endswith(".so")), machine)
         contents = {name: path.read_bytes() for name, path in kept.items()}
     old_metadata = contents.pop(f"{old_info}/METADATA")
     more = local_part(index["build"], tree["sha256"] if tree else "")
@@ -73,7 +73,7 @@ def make(package: Path, folder: Path) -> Path:
     info = f"{distribution}-{version}.dist-info"
     contents = {re.sub(f"^{re.escape(old_info)}/", f"{info}/", name): data for name, data in contents.items()}
     contents[f"{info}/METADATA"] = _metadata(old_metadata, version, requires)
-    tag = f"{wheel.python_tag(index)}-manylinux_{glibc[0]}_{glibc[1]}_x86_64"
+    tag = f"{wheel.python_tag(index)}-manylinux_{glibc[0]}_{glibc[1]}_{machine}"
     build_number = revision(index["build"]) + (_PORTABLE if archs.is_portable else 0)
     build_tag = f"{build_number}_{archs.tag}"
     contents[f"{info}/WHEEL"] = wheel.about(tag, build_tag)
@@ -86,11 +86,11 @@ def make(package: Path, folder: Path) -> Path:
     return target
 
 
-def _glibc(libraries: Iterable[Path]) -> tuple[int, int]:
+def _glibc(libraries: Iterable[Path], machine: str) -> tuple[int, int]:
     versions = [tuple(int(part) for part in elf.read(path).glibc.split(".")[:2]) for path in libraries]
     if not versions:
         raise BuildError("there is no compiled library in the package, so there is nothing that is for one torch.")
-    major, minor = max([*versions, _OLDEST_GLIBC])
+    major, minor = max([*versions, _OLDEST_GLIBC[machine]])
     return major, minor
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import NetworkError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.base.ui import say
-from ssm_forge.bridge import assemble
 from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.bridge import parts as bridge_parts
 from ssm_forge.bridge.gcc import BundledCompiler
 from ssm_forge.build import offline
 from ssm_forge.channel.folder import channel_urls
@@ -34,14 +36,17 @@ class Origin:
     variant: Variant
     python: str
     channels: tuple[str, ...]
-    parts: assemble.Parts | None
+    parts: bridge_parts.Parts | None
 
 
-def origin(variant: Variant, python: str, host_compiler: str, workspace: Workspace) -> Origin:
+def origin(
+    variant: Variant, python: str, host_compiler: str, workspace: Workspace, platform: Platform | None = None
+) -> Origin:
     """Find the parts of a variant for a Python minor (``3.12``), without making anything of them.
 
     Args:
         host_compiler: ``auto``, ``system``, ``bridge`` or the path of a g++, for a variant from the bridge.
+        platform: what the parts are for; None for this machine's.
 
     Raises:
         MachineError: when the machine lacks a Python or a compiler for the bridge.
@@ -49,8 +54,8 @@ def origin(variant: Variant, python: str, host_compiler: str, workspace: Workspa
     if variant.source == "conda":
         channels = (*channel_urls([workspace.channel]), *conda_channels(variant, workspace))
         return Origin(variant, python, channels, None)
-    parts = assemble.find_parts(variant, python, host_compiler, workspace)
-    channels = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
+    parts = bridge_parts.find_parts(variant, python, host_compiler, workspace, platform)
+    channels = channel_urls([workspace.channel, bridge_parts.channel_dir(workspace, variant, platform)])
     return Origin(variant, python, channels, parts)
 
 
@@ -65,6 +70,7 @@ def choose_source(
     matrix: variants.Matrix,
     python: str | None,
     workspace: Workspace,
+    platform: Platform | None = None,
 ) -> Source:
     """Where a variant's parts come from: what was asked for, else conda's channels where they can be reached.
 
@@ -73,9 +79,10 @@ def choose_source(
     Raises:
         NetworkError: when only conda channels have it, and none can be reached.
     """
-    offered = matrix.sources(variant)
+    offered = matrix.sources(variant, platform)
     if not offered:
-        return "bridge"  # Matrix.get says that there is no such variant.
+        # Matrix.get and Variant.check_platform say that there is no such variant, or not for the platform.
+        return next(iter(matrix.sources(variant)), "bridge")
     if asked != "auto":
         return asked
     if "conda" not in offered:
@@ -104,11 +111,19 @@ def conda_reachable() -> bool:
     return True
 
 
-def default_python(variant: Variant, workspace: Workspace) -> str:
-    """The Python minor that a variant is made for where nobody names one: 3.12 where that can be had."""
+def default_python(variant: Variant, workspace: Workspace, platform: Platform | None = None) -> str:
+    """The Python minor that a variant is made for where nobody names one: 3.12 where that can be had.
+
+    Args:
+        platform: what the variant is made for; None for this machine's.
+    """
     if variant.source == "conda":
         return variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in variant.pythons else variant.pythons[-1]
     preferred = [variants.DEFAULT_PYTHON, *reversed(variant.pythons)]
+    if platform not in (None, platforms.known_here()):
+        # That of the oldest C library: it runs on the most machines, and they are not known here.
+        fitting = [p for p in interpreters.brought(workspace, platform) if p in variant.pythons]
+        return fitting[0] if fitting else variant.pythons[-1]
     for pythons_of in (interpreters.available, interpreters.brought):
         present = pythons_of(workspace)
         for python in preferred:
@@ -130,7 +145,7 @@ class CompilerRecord(NamedTuple):
     lock: Path | None = None
 
 
-def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> CompilerRecord:
+def compiler_of(variant: Variant, parts: bridge_parts.Parts | None, workspace: Workspace) -> CompilerRecord:
     """What a package of a variant is to say of its C++ compiler.
 
     Args:
@@ -139,6 +154,8 @@ def compiler_of(variant: Variant, parts: assemble.Parts | None, workspace: Works
     if parts is None:
         return CompilerRecord()
     if isinstance(parts.compiler, BundledCompiler):
-        return CompilerRecord(lock=workspace.bridge_locks / f"debs.gcc-{variant.row['cxx_compiler_version']}.toml")
+        if parts.cross is not None:
+            return CompilerRecord(lock=bridge_parts.cross_compiler_lock(variant, workspace, parts.platform))
+        return CompilerRecord(lock=bridge_parts.compiler_lock(variant, workspace))
     printed = subprocess.run([parts.compiler.cxx, "--version"], capture_output=True, text=True, check=False).stdout
     return CompilerRecord(printed.partition("\n")[0])

@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
+from ssm_forge.base import platforms
 from ssm_forge.base.credentials import redact
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
+from ssm_forge.bridge import pylock
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import Rendered
@@ -155,9 +157,10 @@ def _locks(key: BuildKey, workspace: Workspace) -> list[Path]:
     """The locks that toolkit and torch came from; builds from conda's channels are solved, and from no lock."""
     if key.source == "conda":
         return []
-    names = [
-        f"pylock.{key.variant}-py{key.python.replace('.', '')}.toml",
-        f"pylock.{key.variant}-toolkit.toml",
-        f"debs.cuda-{key.cuda}.toml",
-    ]
-    return [path.resolve() for name in names if (path := workspace.bridge_locks / name).exists()]
+    paths = []
+    # A cross compiler's programs are this machine's, its headers and libraries those that the package is for.
+    for platform in dict.fromkeys((key.platform, platforms.known_here() or key.platform)):
+        python = f"py{key.python.replace('.', '')}"
+        paths += [pylock.lock_path(workspace, key.variant, part, platform) for part in (python, "toolkit")]
+        paths.append(workspace.bridge_locks / f"debs.cuda-{key.cuda}{pylock.suffix(platform)}.toml")
+    return [path.resolve() for path in paths if path.exists()]

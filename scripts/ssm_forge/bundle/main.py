@@ -63,8 +63,9 @@ def _minor(version: str) -> str:
 def problems(needs: dict[str, str]) -> list[str]:
     """Everything about this machine that the packages do not fit, one sentence each."""
     sentences = []
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        sentences.append(f"the packages are for linux x86_64, this is {sys.platform} {platform.machine()}")
+    machine = needs.get("machine", "x86_64")
+    if sys.platform != "linux" or platform.machine() != machine:
+        sentences.append(f"the packages are for linux {machine}, this is {sys.platform} {platform.machine()}")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     if python != needs["python"]:
         sentences.append(

@@ -19,10 +19,11 @@ from typing import Any
 
 from packaging.version import Version
 
-from ssm_forge.base import foreign
+from ssm_forge.base import foreign, platforms
 from ssm_forge.base.errors import InstallError, IntegrityError, UsageError
 from ssm_forge.base.files import replacing, sha256_of
 from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.ui import human_bytes
 from ssm_forge.channel import folder as channel
 from ssm_forge.manifest.recipe import EXTENSIONS, PROJECTS
@@ -72,6 +73,7 @@ class Package:
         try:
             index, listed = (archive.json_of(info, name, path) for name in ("index.json", "paths.json"))
             foreign.require(index, _INDEX)
+            foreign.require(index, {"subdir": foreign.is_text}, all_of_them=False)
             foreign.require(listed, {"paths": lambda value: isinstance(value, list)})
             for entry in listed["paths"]:
                 foreign.require(entry, _ENTRY)
@@ -84,7 +86,7 @@ class Package:
 
     @property
     def needs(self) -> dict[str, str]:
-        """What a machine must have: python, torch, cuda (major) and glibc, from the run requirements.
+        """What a machine must have: python, torch, cuda (major) and glibc, and its kind where that is not x86_64.
 
         Raises:
             UsageError: when the package does not say.
@@ -100,7 +102,10 @@ class Package:
         missing = [key for key, match in matches.items() if match is None]
         if missing:
             raise UsageError(f"{self.path.name} does not say which {', '.join(missing)} it needs.")
-        return {key: match.group(1).rstrip(".") for key, match in matches.items() if match}
+        found = {key: match.group(1).rstrip(".") for key, match in matches.items() if match}
+        machine = platforms.of(self.index.get("subdir", LINUX_64.subdir)).machine
+        # Bundles were for one kind of machine first, and those say nothing of it.
+        return found if machine == LINUX_64.machine else {**found, "machine": machine}
 
 
 def installed_packages(prefix: Path, workspace: Workspace) -> list[Path]:

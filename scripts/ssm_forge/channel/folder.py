@@ -21,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from ssm_forge.base import locks, owners
+from ssm_forge.base import locks, owners, platforms
 from ssm_forge.base.errors import IntegrityError, MachineError
 from ssm_forge.base.files import flush, sha256_of, write_whole
 from ssm_forge.base.paths import launcher
+from ssm_forge.base.platforms import LINUX_64, PLATFORMS
 from ssm_forge.channel import index as repodata
 from ssm_forge.package.read import SUBDIRS
-
-SUBDIR = "linux-64"
+from ssm_forge.package.write import read_json
 
 UPLOADS = ".uploads"
 
@@ -47,13 +47,21 @@ PENDING = ".pending"
 INDEX_FILES = ("repodata.json.zst", "repodata.json", "repodata_shards.msgpack.zst", "run_exports.json")
 
 
+def _always() -> str:
+    """The folder that a channel has whether or not a package is in it: that of this machine's packages."""
+    return (platforms.known_here() or LINUX_64).subdir
+
+
 def find(channel: Path, filename: str) -> Path | None:
-    """The path of a package file of this name; None when the channel does not hold it."""
-    path = channel / SUBDIR / filename
-    return path if path.exists() else None
+    """The path of a package file of this name, of any platform; None when the channel does not hold it.
+
+    No two platforms have packages of one name: a hash in it is of the platform, too.
+    """
+    paths = (channel / known.subdir / filename for known in PLATFORMS)
+    return next((path for path in paths if path.exists()), None)
 
 
-def records(channel: Path, subdir: str = SUBDIR, needed: Sequence[str] = ()) -> repodata.Records:
+def records(channel: Path, subdir: str = LINUX_64.subdir, needed: Sequence[str] = ()) -> repodata.Records:
     """What the index lists: file name -> record; ``needed`` names fields that every record must have.
 
     Raises:
@@ -72,8 +80,8 @@ def record(channel: Path, subdir: str, filename: str) -> repodata.IndexRecord | 
 
 
 def listed(channel: Path) -> set[str]:
-    """File names that the channel's index lists."""
-    return set(records(channel))
+    """File names that the channel's index lists, of every platform."""
+    return {name for known in PLATFORMS for name in records(channel, known.subdir)}
 
 
 def subdirs(channel: Path) -> list[str]:
@@ -86,13 +94,14 @@ def add(channel: Path, package: Path) -> Path:
 
     A run killed in between leaves a whole file that :func:`ensure_indexed` lists.
     """
-    folder = channel / SUBDIR
+    subdir = str(read_json(package, "index.json")["subdir"])
+    folder = channel / subdir
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / package.name
     partial = folder / f".{package.name}.part"
     with locked(channel):
         # Only where the index may tell of an earlier file of that name are all packages read anew.
-        stale = (channel / PENDING).exists() or target.exists() or record(channel, SUBDIR, package.name) is not None
+        stale = (channel / PENDING).exists() or target.exists() or record(channel, subdir, package.name) is not None
         # Copied, not renamed: packages are built in the cache, which may be on another disk.
         shutil.copyfile(package, partial)
         (channel / PENDING).write_text(f"{package.name}\n", encoding="utf-8")
@@ -169,7 +178,7 @@ def copy(source: Path, target: Path, advance: Callable[[int], object]) -> None:
 
 def ensure_indexed(channel: Path) -> None:
     """Make the index list exactly the files that are there; a damaged one is written anew from them."""
-    (channel / SUBDIR).mkdir(parents=True, exist_ok=True)
+    (channel / _always()).mkdir(parents=True, exist_ok=True)
     stale = (channel / PENDING).exists()
     try:
         behind = stale or not in_step(channel)
@@ -189,7 +198,7 @@ def in_step(channel: Path) -> bool:
     """
     if not (channel / "noarch" / "repodata.json").exists():
         return False
-    for subdir in {*subdirs(channel), SUBDIR}:
+    for subdir in {*subdirs(channel), _always()}:
         folder = channel / subdir
         digests_beside = {path.name: _alias_digest(path) for path in folder.glob("*.conda")}
         listed = records(channel, subdir)
@@ -258,7 +267,7 @@ def index(channel: Path, *, force: bool = False) -> None:
     """
     from rattler.index import index_fs
 
-    for name in ("noarch", SUBDIR):
+    for name in ("noarch", _always()):
         (channel / name).mkdir(parents=True, exist_ok=True)
     for leftover in (channel / _ENGINES_OWN).glob("*"):
         leftover.unlink(missing_ok=True)  # Whoever indexes has the channel's lock, so who made it was killed.

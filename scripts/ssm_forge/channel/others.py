@@ -12,6 +12,7 @@ from ssm_forge.base import mirrors
 from ssm_forge.base.credentials import for_engine, redact, require_clean
 from ssm_forge.base.errors import ForgeError, IntegrityError, NetworkError
 from ssm_forge.base.paths import workspace
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.urls import is_under
 from ssm_forge.base.web import HOW_TO_LOG_IN
 from ssm_forge.channel import index as repodata
@@ -47,7 +48,7 @@ def channel_urls(channels: Sequence[str]) -> tuple[str, ...]:
 
 
 @for_engine()
-def find(filename: str, channels: Sequence[str]) -> ListedPackage | None:
+def find(filename: str, channels: Sequence[str], subdir: str = LINUX_64.subdir) -> ListedPackage | None:
     """The first of ``channels`` that lists ``filename``, read as the solver reads them, or None.
 
     Raises:
@@ -60,7 +61,7 @@ def find(filename: str, channels: Sequence[str]) -> ListedPackage | None:
     name, version, build = filename.removesuffix(".conda").rsplit("-", 2)
     cache = workspace().cache / "repodata"
     cache.mkdir(parents=True, exist_ok=True)
-    platforms = [subdir_type("linux-64"), subdir_type("noarch")]
+    platforms = [subdir_type(subdir), subdir_type("noarch")]
     spec = rattler.MatchSpec(f"{name} =={version} {build}")
     for url in channels:
         gateway = rattler.Gateway(cache_dir=cache, client=mirrors.client(timeout=_TIMEOUT_SECONDS))
@@ -69,7 +70,7 @@ def find(filename: str, channels: Sequence[str]) -> ListedPackage | None:
         except (rattler.exceptions.GatewayError, rattler.exceptions.FetchRepoDataError) as error:
             # A failed gateway leaves threads behind that crash the interpreter if it ends at once.
             time.sleep(0.5)
-            raise _unreadable(url, error) from error
+            raise _unreadable(url, subdir, error) from error
         for record in (record for answer in answers for record in answer):
             if record.file_name == filename and record.sha256:
                 return ListedPackage(url.rstrip("/") + "/", record.sha256.hex())
@@ -89,10 +90,10 @@ def require_origin(filename: str, url: str, channel: str) -> None:
         )
 
 
-def _unreadable(url: str, error: Exception) -> ForgeError:
+def _unreadable(url: str, subdir: str, error: Exception) -> ForgeError:
 
     reason = redact(str(error)).strip().splitlines()[-1].removeprefix("Caused by: ")
-    require_readable((url,), "linux-64", None)
+    require_readable((url,), subdir, None)
     if damage := repodata.damage_in(str(error)):
         return repodata.DamagedIndexError(redact(url), f"has an index that can't be read ({damage})")
     refused = any(status in str(error) for status in ("401", "403"))

@@ -15,10 +15,10 @@ import httpx
 from ssm_forge.base.credentials import redact, require_clean
 from ssm_forge.base.errors import NetworkError, UsageError
 from ssm_forge.base.foreign import MOST_BYTES, read_bytes
+from ssm_forge.base.platforms import PLATFORMS
 from ssm_forge.base.web import Client, whole
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import index as repodata
-from ssm_forge.package.read import SUBDIRS
 
 _CHUNK_BYTES = 1 << 20
 
@@ -153,7 +153,7 @@ class WebSource:
         self.name = redact(url.rstrip("/"))
 
     def subdirs(self) -> list[str]:
-        candidates = {"noarch", channels.SUBDIR} & SUBDIRS
+        candidates = ["noarch", *(known.subdir for known in PLATFORMS)]
         return sorted(name for name in candidates if self.read(f"{name}/repodata.json") is not None)
 
     def read(self, path: str) -> bytes | None:

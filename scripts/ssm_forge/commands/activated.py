@@ -11,6 +11,7 @@ from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.install import registry
+from ssm_forge.verify import emulator
 from ssm_forge.verify.installed import choose_prefix
 
 _PASS_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -39,7 +40,9 @@ def _replace_process(prefix: Path, command: list[str]) -> None:
 def python(variant: str | None, prefix: Path | None, args: tuple[str, ...]) -> None:
     """Run the environment's Python with ARGS (the environment installed last, unless one is named)."""
     chosen = _prefix(variant, prefix)
-    _replace_process(chosen, [str(chosen / "bin/python"), *args])
+    platform = emulator.foreign(chosen)
+    emulated_by = emulator.find(platform, workspace()).command if platform is not None else ()
+    _replace_process(chosen, [*emulated_by, str(chosen / "bin/python"), *args])
 
 
 @click.command(context_settings=_PASS_ON)

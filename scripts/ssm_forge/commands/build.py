@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from ssm_forge.base import arch, paths
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.ui import open_log, out, say
-from ssm_forge.commands.install_mamba import require_no_kernels, target_options, tree_option
+from ssm_forge.commands.install_mamba import platform_option, require_no_kernels, target_options, tree_option
 from ssm_forge.flow import fitting
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest import variants
@@ -24,6 +24,7 @@ from ssm_forge.trees import job
 
 @click.command()
 @target_options
+@platform_option
 @click.option("--solve-only", is_flag=True, help="Render the recipes and solve their environments, build nothing.")
 @click.option(
     "--snapshot",
@@ -56,6 +57,7 @@ def build(
     cuda_arch: str | None,
     source: str,
     kernels: Kernels,
+    platform: str | None,
     jobs: int | None,
     host_compiler: str,
     solve_only: bool,
@@ -78,6 +80,8 @@ def build(
         return
     require_no_kernels(kernels, trees)
     fitting.require_architecture()
+    if trees or env is not None:
+        fitting.require_own(platform, "--source-tree" if trees else "--for")
     options = Options(
         variant=variant,
         python=python,
@@ -87,6 +91,7 @@ def build(
         host_compiler=host_compiler,
         for_this_machine=False,
         kernels=kernels,
+        platform=platform,
     )
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     if env is not None and (named or source != "auto"):

@@ -65,6 +65,15 @@ def target_options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
+def platform_option(command: click.decorators.FC) -> click.decorators.FC:
+    """What packages are for, where that is not this machine's platform."""
+    return click.option(
+        "--platform",
+        metavar="linux-64|linux-aarch64",
+        help="What the packages are for; cross-compiled where it is not this machine's.  [default: this machine's]",
+    )(command)
+
+
 def tree_option(command: click.decorators.FC) -> click.decorators.FC:
     """Add to a command the option for source trees that are built instead of the two projects."""
     return click.option(
@@ -100,6 +109,7 @@ def trust_option(command: click.decorators.FC) -> click.decorators.FC:
 
 @click.command("install-mamba")
 @target_options
+@platform_option
 @click.option("--prefix", type=click.Path(path_type=Path), help="Environment to install into.")
 @click.option(
     "--channel",
@@ -133,6 +143,7 @@ def install_mamba(
     cuda_arch: str | None,
     source: str,
     kernels: Kernels,
+    platform: str | None,
     jobs: int | None,
     host_compiler: str,
     prefix: Path | None,
@@ -174,9 +185,12 @@ def install_mamba(
         channels=channels,
         trust=trust,
         kernels=kernels,
+        platform=platform,
     )
     existing = applies(prefix, workspace(), target)
     require_existing(existing, {"--target": target, "--mamba-ssm": mamba_ssm, "--causal-conv1d": causal_conv1d})
+    if trees or existing is not None:
+        fitting.require_own(platform, "--source-tree" if trees else "--prefix")
     named = context.get_parameter_source("variant") is not ParameterSource.DEFAULT
     try:
         if existing is not None:

@@ -14,7 +14,7 @@ from ssm_forge.existing import check
 from ssm_forge.existing.plan import applies, require_existing
 from ssm_forge.existing.reader import folder_of
 from ssm_forge.flow import advice
-from ssm_forge.verify import gpu
+from ssm_forge.verify import emulator, gpu
 from ssm_forge.verify import installed as checks
 from ssm_forge.verify import report as verify_report
 
@@ -53,7 +53,9 @@ def verify(
         if gpu_document:
             gpu.show(gpu_document, "kernels")
     if report.failed:
-        if finding := "" if as_json else advice.of_environment(checked_prefix):
+        # The doctor asks programs of the environment, which don't run here where it is for another platform.
+        silent = as_json or emulator.foreign(checked_prefix) is not None
+        if finding := "" if silent else advice.of_environment(checked_prefix):
             say(finding)
         raise SystemExit(VerifyError.exit_code)
     if gpu_document:

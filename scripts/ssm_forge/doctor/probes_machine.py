@@ -142,9 +142,8 @@ def _host_compiler(nvcc: Path, system: System, target: Target, clock: Clock) -> 
         )
         return
     root = nvcc.resolve().parent.parent
-    header = text_of(root / "include/crt/host_config.h") or text_of(
-        root / "targets/x86_64-linux/include/crt/host_config.h"
-    )
+    folders = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
+    header = next((text for folder in folders if (text := text_of(root / folder / "crt/host_config.h"))), "")
     highest = re.search(r"__GNUC__ > (\d+)", header)
     version_text = ask([compiler, "-dumpfullversion", "-dumpversion"], system.variables, clock.left(0.3)).output.strip()
     version = numbers(version_text)

@@ -14,7 +14,10 @@ from ssm_forge.doctor.binary import numbers
 from ssm_forge.doctor.environment import text_of
 from ssm_forge.doctor.processes import Clock, ask
 
-_SYSTEM_FOLDERS = ("/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/usr/lib", "/lib")
+_SYSTEM_FOLDERS = (
+    *(f"{folder}/{machine}-linux-gnu" for machine in ("x86_64", "aarch64") for folder in ("/lib", "/usr/lib")),
+    *("/lib64", "/usr/lib64", "/usr/lib", "/lib"),
+)
 WSL_FOLDER = "/usr/lib/wsl/lib"
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.base import platforms
 from ssm_forge.base.paths import launcher
 from ssm_forge.existing import install, torch
 from ssm_forge.existing.reader import Distribution, Existing
@@ -117,7 +118,7 @@ def _links(path: Path, existing: Existing, env_torch: torch.Torch) -> tuple[bool
 
 def _runtime() -> list[Path]:
     """The system's C++ runtime."""
-    places = [Path(folder) for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib64", "/usr/lib")]
+    places = [Path(folder) for folder in (f"/usr/lib/{platforms.here().multiarch}", "/usr/lib64", "/lib64", "/usr/lib")]
     return [
         next((folder / name for folder in places if (folder / name).exists()), Path(name))
         for name in _SYSTEMS

@@ -17,7 +17,6 @@ from ssm_forge.base.paths import Workspace, launcher
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import Log, human_bytes, human_seconds, note, open_log, out, say
 from ssm_forge.build.leftovers import sweep
-from ssm_forge.channel import folder as channel
 from ssm_forge.existing import check, in_use, install, needs, plan, reader
 from ssm_forge.existing.plan import Wishes, Work
 from ssm_forge.existing.reader import Existing
@@ -119,7 +118,7 @@ def _put(work: Work, workspace: Workspace, log: Log) -> None:
             if package.state == "installed":
                 continue
             file = wheel.from_conda(
-                workspace.channel / channel.SUBDIR / package.filename, Path(scratch), compress=False
+                workspace.channel / work.plan.platform.subdir / package.filename, Path(scratch), compress=False
             )
             replaced = install.put(work.existing, package.name, file)
             log(f"installed {file.name}" + (f" instead of {replaced}" if replaced else ""))

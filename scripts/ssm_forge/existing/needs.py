@@ -14,6 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import InstallError, NetworkError
 from ssm_forge.base.ui import Log
 from ssm_forge.bridge.metadata import marker_environment
@@ -50,7 +51,7 @@ def look(existing: Existing, requires: Mapping[str, str]) -> Needs:
     # numpy is torch's to bring, and torch runs without.
     first = [Requirement(f"{name}{spec}") for name, spec in requires.items() if name != "numpy" or _has(existing, name)]
     queue: list[tuple[Requirement, str]] = [(requirement, "") for requirement in (Requirement("torch"), *first)]
-    environment = marker_environment(existing.minor, existing.version)
+    environment = marker_environment(existing.minor, existing.version, platforms.here().machine)
     while queue:
         requirement, extra_of = queue.pop(0)
         name = canonicalize_name(requirement.name)

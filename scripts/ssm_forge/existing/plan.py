@@ -10,12 +10,13 @@ from typing import Any
 from packaging.tags import Tag
 from packaging.version import Version
 
-from ssm_forge.base import machine
+from ssm_forge.base import machine, platforms
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace
-from ssm_forge.bridge import assemble, pylock, thin
 from ssm_forge.bridge import interpreter as interpreters
+from ssm_forge.bridge import parts as bridge_parts
+from ssm_forge.bridge import pylock, thin
 from ssm_forge.bridge.toolkit_parts import ToolkitParts
 from ssm_forge.build.origin import compiler_of
 from ssm_forge.build.request import BuildRequest
@@ -149,6 +150,7 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
         needs.require(existing, env_needs)
     fitting.require_possible(machine.gpus())
     variant = row.variant
+    variant.check_platform(platforms.here())
     archs = choose_archs(
         variant,
         options.cuda_arch,
@@ -157,10 +159,11 @@ def make(existing: Existing, options: Options, wishes: Wishes, workspace: Worksp
         instead="Use --cuda-arch native.",
     )
     newer = any(capability in row.newer for capability in archs.sass)
-    toolkit = assemble.find_toolkit(variant, existing.minor, workspace, newer_ptxas=newer)
+    toolkit = bridge_parts.find_toolkit(variant, existing.minor, workspace, newer_ptxas=newer)
     parts = _parts(existing, env_torch, row, env_needs, toolkit, options.host_compiler, matrix, workspace)
-    channel_list = channel_urls([workspace.channel, assemble.channel_dir(workspace, variant)])
-    key = variant.key(existing.minor, archs, compiler=str(parts.compiler.major), kernels=options.kernels)
+    channel_list = channel_urls([workspace.channel, bridge_parts.channel_dir(workspace, variant)])
+    major = str(parts.compiler.major)
+    key = variant.key(existing.minor, archs, compiler=major, kernels=options.kernels, platform=parts.platform)
     compiler = compiler_of(variant, parts, workspace)
     packages = tuple(
         _package(BuildRequest(recipe.render(name, key, workspace), key, channel_list, *compiler), existing, workspace)
@@ -189,7 +192,7 @@ def _parts(
     host_compiler: str,
     matrix: Matrix,
     workspace: Workspace,
-) -> assemble.Parts:
+) -> bridge_parts.Parts:
     variant = row.variant
     linked = tuple(
         thin.Linked(
@@ -201,13 +204,14 @@ def _parts(
         for distribution in env_needs.closure.values()
         if distribution.name not in needs.TOOLS
     )
-    return assemble.Parts(
+    return bridge_parts.Parts(
         variant=variant,
         interpreter=interpreters.choose(existing.minor, workspace),
-        compiler=assemble.find_compiler(variant, host_compiler, workspace),
+        compiler=bridge_parts.find_compiler(variant, host_compiler, workspace),
         wheels=_tools(existing.minor, env_torch, row.toolkit, matrix, workspace),
         toolkit=toolkit,
         there=thin.There(env_torch.release, rows.build_prefix(env_torch), existing.minor, linked, variant.cuda),
+        platform=toolkit.runs_on,
     )
 
 
@@ -215,12 +219,13 @@ def _tools(
     python: str, env_torch: Torch, toolkit: str, matrix: Matrix, workspace: Workspace
 ) -> tuple[pylock.LockedWheel, ...]:
     """What a build needs beside torch, from the lock of the row's nearest Python: all of it runs on newer ones."""
+    own = platforms.here()
     if Version(python) < Version("3.10") or Version(env_torch.minor) < Version("2.2"):
-        return tuple(pylock.read(pylock.lock_path(workspace, "tools", "old"), python))
+        return tuple(pylock.read(pylock.lock_path(workspace, "tools", "old", own), python, own))
     pythons = matrix.get(toolkit, "bridge").pythons
     nearest = python if python in pythons else pythons[-1] if Version(python) > Version(pythons[-1]) else pythons[0]
-    lock = pylock.lock_path(workspace, toolkit, f"py{nearest.replace('.', '')}")
-    wheels = pylock.read(lock, nearest)
+    lock = pylock.lock_path(workspace, toolkit, f"py{nearest.replace('.', '')}", own)
+    wheels = pylock.read(lock, nearest, own)
     return tuple(wheel for wheel in wheels if wheel.name in needs.TOOLS and _runs_on_any(wheel.tags))
 
 

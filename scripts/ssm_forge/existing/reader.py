@@ -15,6 +15,7 @@ from typing import Literal
 
 from packaging.utils import canonicalize_name
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import InstallError, MachineError
 
 Kind = Literal["venv", "conda", "plain"]
@@ -270,11 +271,12 @@ def _check_machine(python: Path) -> None:
     if header[:4] != b"\x7fELF":
         return  # A script that starts the real one.
     (number,) = struct.unpack("<H" if header[5] == 1 else ">H", header[18:20])
-    if number != 62:
+    own = platforms.here()
+    if number != own.elf:
         raise MachineError(
             f"{python} is a program for {_MACHINES.get(number, f'another machine ({number})')}, and the kernels are "
-            "made for x86-64.",
-            fix="For aarch64, conda-forge has both packages: 'conda install -c conda-forge mamba-ssm'.",
+            f"made for {own.people}.",
+            fix=f"Run this on such a machine, or name an environment for {own.people}.",
         )
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
 from ssm_forge.build import finalize
@@ -27,11 +28,12 @@ def request(cell: Cell, host_compiler: str, workspace: Workspace) -> BuildReques
 
     Raises:
         MachineError: when this machine has no Python or C++ compiler for it.
+        UsageError: when the variant is not made for this machine's platform.
     """
     origin = origin_of(cell, host_compiler, workspace)
     parts = origin.parts
     major = None if parts is None else str(parts.compiler.major)
-    key = cell.variant.key(cell.python, cell.archs, compiler=major, kernels=cell.kernels)
+    key = cell.variant.key(cell.python, cell.archs, compiler=major, kernels=cell.kernels, platform=platforms.here())
     locked = planning.locked_environment(cell.variant, cell.python, workspace)
     sources = planning.locked_sources(cell.variant, key, workspace) if locked is not None else {}
     return BuildRequest(
@@ -56,6 +58,7 @@ def origin_of(cell: Cell, host_compiler: str, workspace: Workspace) -> Origin:
 @functools.lru_cache
 def _origin(variant: str, source: variants.Source, python: str, host_compiler: str, workspace: Workspace) -> Origin:
     row = variants.load(workspace.variants).get(variant, source)
+    row.check_platform(platforms.here())
     return build_origin.origin(row, python, host_compiler, workspace)
 
 

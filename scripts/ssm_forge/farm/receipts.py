@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssm_forge.base import owners
-from ssm_forge.channel.folder import SUBDIR
+from ssm_forge.channel import folder as channels
 from ssm_forge.channel.index import IndexRecord
 
 How = Literal["built", "found", "copied", "made"]
@@ -77,8 +77,9 @@ def holds(receipt: Receipt, channel: Path, listed: Mapping[str, IndexRecord]) ->
         listed: what the channel's index lists, file name -> record.
     """
     record = listed.get(receipt.file)
+    held = channels.find(channel, receipt.file)
     try:
-        size = (channel / SUBDIR / receipt.file).stat().st_size
+        size = held.stat().st_size if held is not None else -1
     except OSError:
         return False
     return record is not None and (record.sha256, record.size) == (receipt.sha256, size)

@@ -211,7 +211,7 @@ def _package(work: Work) -> Outcome:
     chosen = next(package for package in planned.packages if package.name == request.project)
     chosen = replace(chosen, state="to build")
     pipeline.make_packages(replace(planned, packages=(chosen,), jobs=work.cores), workspace, work.log)
-    return Outcome("built", workspace.channel / channels.SUBDIR / request.filename)
+    return Outcome("built", workspace.channel / request.key.platform.subdir / request.filename)
 
 
 def _check_room(workspace: Workspace) -> None:

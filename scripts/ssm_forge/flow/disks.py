@@ -11,6 +11,7 @@ from ssm_forge.base.machine import device, free_disk
 from ssm_forge.base.paths import Workspace
 from ssm_forge.base.ui import human_bytes
 from ssm_forge.bridge import assemble
+from ssm_forge.bridge import parts as bridge_parts
 from ssm_forge.manifest.variants import Variant
 from ssm_forge.solve import lock
 
@@ -50,7 +51,7 @@ class Packages:
     unpacked_bytes: int
 
 
-def packages(variant: Variant, parts: assemble.Parts | None, workspace: Workspace) -> Packages:
+def packages(variant: Variant, parts: bridge_parts.Parts | None, workspace: Workspace) -> Packages:
     """The bytes of a variant's packages: the bridge's parts, else all of pixi.lock's, most of which builds need too."""
     factor = _UNPACKED[variant.source]
     if parts is not None:

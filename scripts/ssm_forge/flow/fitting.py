@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import Capability, code_for
-from ssm_forge.base.errors import MachineError
+from ssm_forge.base.errors import MachineError, UsageError
 from ssm_forge.base.machine import Gpu
 from ssm_forge.flow.plan import Options
 from ssm_forge.manifest.variants import Matrix, Source, Variant
@@ -27,13 +27,25 @@ def require_architecture(machine: str = "") -> None:
         machine: as uname has it; else this machine's.
 
     Raises:
-        MachineError: for anything but x86-64.
+        MachineError: for anything but x86-64 and aarch64.
     """
-    machine = machine or platform.machine()
-    if machine not in ("x86_64", "AMD64"):
-        raise MachineError(
-            f"this machine is {machine}, and packages are made for x86-64 only.",
-            fix="For aarch64, conda-forge has both: 'conda install -c conda-forge mamba-ssm causal-conv1d'.",
+    platforms.here(machine)
+
+
+def require_own(platform: str | None, what: str) -> None:
+    """Refuse another platform than this machine's for what is only made for that.
+
+    Args:
+        what: the option that it goes with.
+
+    Raises:
+        UsageError: naming both platforms.
+    """
+    own = platforms.here()
+    if platform is not None and platforms.of(platform) != own:
+        raise UsageError(
+            f"what {what} names is built for this machine's platform, {own.subdir}, and not for {platform}.",
+            fix="Leave --platform out, or run this on such a machine.",
         )
 
 

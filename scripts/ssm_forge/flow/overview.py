@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from rich.text import Text
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.base.ui import out
 from ssm_forge.bridge import interpreter, pylock
 from ssm_forge.build import origin
-from ssm_forge.channel.folder import SUBDIR
 from ssm_forge.install import marker as install_marker
 from ssm_forge.install import registry
 from ssm_forge.manifest import recipe, variants
@@ -30,6 +31,7 @@ class Row:
     """One variant from one source, as this machine sees it.
 
     Attributes:
+        platforms: what it is made for.
         pythons: Python minors that it exists for.
         available: those that can be made or fetched from here now.
         why_not: why the others can't; empty when all can.
@@ -48,6 +50,7 @@ class Row:
     causal_conv1d: str
     mamba_ssm: str
     default_archs: str
+    platforms: tuple[str, ...]
     pythons: tuple[str, ...]
     available: tuple[str, ...]
     why_not: str
@@ -59,16 +62,19 @@ class Row:
         return asdict(self)
 
 
-def rows(workspace: Workspace) -> list[Row]:
-    """One row for each of ``variants.yaml``; channels are asked once, built packages are read."""
+def rows(workspace: Workspace, platform: Platform) -> list[Row]:
+    """One row for each of ``variants.yaml``, for a platform; channels are asked once, built packages are read."""
     matrix = variants.load(workspace.variants)
     online = origin.conda_reachable()
     local_pythons = {*interpreter.available(workspace), *interpreter.brought(workspace)}
-    built = _built(workspace)
+    if platform != platforms.known_here():
+        # A build for another platform takes Debian's Python of that, and one of this machine's.
+        local_pythons &= {*interpreter.brought(workspace, platform)}
+    built = _built(workspace, platform)
     installed = _installed(workspace)
     table_rows = []
     for variant in matrix.variants:
-        availability = _available(variant, online, local_pythons, workspace)
+        availability = _available(variant, online, local_pythons, workspace, platform)
         table_rows.append(
             Row(
                 variant=variant.name,
@@ -81,6 +87,7 @@ def rows(workspace: Workspace) -> list[Row]:
                 causal_conv1d=variant.row["causal_conv1d"],
                 mamba_ssm=variant.row["mamba_ssm"],
                 default_archs=variant.default_archs,
+                platforms=tuple(known.subdir for known in variant.platforms),
                 pythons=variant.pythons,
                 available=availability.pythons,
                 why_not=availability.why_not,
@@ -98,23 +105,28 @@ class _Availability(NamedTuple):
     why_not: str = ""
 
 
-def _available(variant: Variant, online: bool, local_pythons: Collection[str], workspace: Workspace) -> _Availability:
+def _available(
+    variant: Variant, online: bool, local_pythons: Collection[str], workspace: Workspace, platform: Platform
+) -> _Availability:
+    if platform not in variant.platforms:
+        return _Availability((), f"not made for {platform.subdir}")
     if variant.source == "conda":
         return _Availability(variant.pythons) if online else _Availability((), "no conda channel can be reached")
-    locks = {p: pylock.lock_path(workspace, variant.name, f"py{p.replace('.', '')}") for p in variant.pythons}
+    locks = {p: pylock.lock_path(workspace, variant.name, f"py{p.replace('.', '')}", platform) for p in variant.pythons}
     available = tuple(p for p in variant.pythons if p in local_pythons and locks[p].exists())
     reasons = []
     if absent := [p for p in variant.pythons if p not in local_pythons]:
-        reasons.append(f"no Python {', '.join(absent)} with headers on this machine")
+        where = "on this machine" if platform == platforms.known_here() else f"for {platform.subdir} to be had here"
+        reasons.append(f"no Python {', '.join(absent)} with headers {where}")
     if unlocked := [p for p in variant.pythons if not locks[p].exists()]:
         reasons.append(f"no lock for Python {', '.join(unlocked)}")
     return _Availability(available, "; ".join(reasons))
 
 
-def _built(workspace: Workspace) -> dict[tuple[str, str], tuple[str, ...]]:
-    """What the channel holds of all projects, by variant and source."""
+def _built(workspace: Workspace, platform: Platform) -> dict[tuple[str, str], tuple[str, ...]]:
+    """What the channel holds of all projects for a platform, by variant and source."""
     projects: dict[tuple[str, str, str, str, str], set[str]] = defaultdict(set)
-    for package in sorted((workspace.channel / SUBDIR).glob("*.conda")):
+    for package in sorted((workspace.channel / platform.subdir).glob("*.conda")):
         try:
             provenance = inspection.provenance(package)
         except IntegrityError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rattler import RepoDataRecord
 from rich.text import Text
 
-from ssm_forge.base import paths
+from ssm_forge.base import paths, platforms
 from ssm_forge.base.credentials import for_engine
 from ssm_forge.base.errors import SolveError, VerifyError
 from ssm_forge.base.paths import Workspace, launcher
@@ -140,7 +140,7 @@ def build_packages(work: Plan, workspace: Workspace) -> list[Path]:
             make_packages(work, workspace, log)
     else:
         say("Nothing to build: the channel has both packages.")
-    return [workspace.channel / channel.SUBDIR / package.filename for package in work.packages]
+    return [workspace.channel / work.platform.subdir / package.filename for package in work.packages]
 
 
 def make_packages(work: Plan, workspace: Workspace, log: Log) -> None:
@@ -212,6 +212,9 @@ def base_of(work: Plan) -> Base:
         return Base(in_place=True)
     if work.locked is not None:
         return Base(in_place=False, locked=work.locked.records)
+    if work.parts is not None and work.parts.cross is not None:
+        # The compilers of the other platform run there, and are not made here.
+        return Base(in_place=False, specs=("pip", f"cuda-version {work.variant.cuda}.*"))
     return Base(in_place=False, specs=("pip", *_companions(work.variant)))
 
 
@@ -219,7 +222,7 @@ def _companions(variant: Variant) -> tuple[str, ...]:
     """What an environment of pixi.toml has beside what the kernels depend on: Triton compiles with CC at run time."""
     if variant.source == "bridge":
         return toolchain.specs(variant)
-    compiler = f"gxx_linux-64 {variant.row['cxx_compiler_version']}.*"
+    compiler = f"gxx_{platforms.here().subdir} {variant.row['cxx_compiler_version']}.*"
     return compiler, f"cuda-version {variant.cuda}.*"
 
 
@@ -267,6 +270,7 @@ def solve_environment(
         locked=base.locked,
         pending=pending_entries,
         snapshot=snapshot,
+        subdir=work.platform.subdir,
     )
 
 

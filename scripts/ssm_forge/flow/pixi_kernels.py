@@ -213,7 +213,7 @@ def _take(kept: Kept, source: SourcePackage, package: Rendered, workspace: Works
     workspace.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workspace.cache, prefix="take-") as scratch:
         # It is finished into the folder above its subdir's.
-        copy = Path(scratch) / channel.SUBDIR / artifact.name
+        copy = Path(scratch) / kept.key.platform.subdir / artifact.name
         copy.parent.mkdir()
         shutil.copyfile(artifact, copy)
         finished = finalize(copy, package, kept.key, workspace, solved=materials.locked(source))

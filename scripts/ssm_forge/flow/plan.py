@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssm_forge.base.arch import ArchList
-from ssm_forge.bridge import assemble
+from ssm_forge.base.platforms import LINUX_64, Platform
+from ssm_forge.bridge import parts as bridge_parts
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.channel import policy
 from ssm_forge.manifest import variants
@@ -34,6 +35,7 @@ class Options:
         trust: policy file on signed statements.
         for_this_machine: whether the packages are to run here, and not only to be built here.
         kernels: ours, or upstream's as they are.
+        platform: conda's name of what the packages are for, ``linux-aarch64``; None for this machine's.
     """
 
     variant: str = variants.DEFAULT_VARIANT
@@ -47,6 +49,7 @@ class Options:
     trust: Path | None = None
     for_this_machine: bool = True
     kernels: Kernels = package_kernels.DEFAULT
+    platform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Plan:
         disk_bytes: disk still needed.
         memory_bytes: what the builds may take at most; 0 when nothing is built.
         trust: what packages of which channels must prove.
+        platform: what the packages are for.
     """
 
     variant: Variant
@@ -110,13 +114,14 @@ class Plan:
     prefix: Path
     channels: tuple[str, ...]
     packages: tuple[PlannedPackage, ...]
-    parts: assemble.Parts | None
+    parts: bridge_parts.Parts | None
     jobs: int = 0
     download_bytes: int = 0
     disk_bytes: int = 0
     memory_bytes: int = 0
     trust: tuple[policy.Rule, ...] = ()
     locked: LockedEnvironment | None = None
+    platform: Platform = LINUX_64
 
     @property
     def kernels(self) -> Kernels:
@@ -138,6 +143,7 @@ class Plan:
         return {
             "variant": self.variant.name,
             "source": self.variant.source,
+            "platform": self.platform.subdir,
             "python": self.parts.interpreter.version if self.parts else self.python,
             "cuda": self.variant.cuda,
             "torch": self.variant.torch,
@@ -165,7 +171,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Choice:
-    """The row of the build matrix and the Python minor that options come to."""
+    """The row of the build matrix, the Python minor and the platform that options come to."""
 
     variant: Variant
     python: str
+    platform: Platform

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ssm_forge.base import machine
-from ssm_forge.base.errors import IntegrityError, VerifyError
+from ssm_forge.base import machine, platforms
+from ssm_forge.base.errors import IntegrityError, UsageError, VerifyError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.platforms import Platform
 from ssm_forge.base.ui import note, say
 from ssm_forge.build import finalize
 from ssm_forge.build import origin as build_origin
@@ -43,12 +44,13 @@ def choose(options: Options, workspace: Workspace) -> Choice:
         NetworkError: when only conda channels have the variant, and none can be reached.
     """
     matrix = variants.load(workspace.variants)
-    variant = matrix.get(
-        options.variant, choose_source(options.variant, options.source, matrix, options.python, workspace)
-    )
-    python = options.python or default_python(variant, workspace)
+    platform = platforms.of(options.platform) if options.platform else platforms.here()
+    source = choose_source(options.variant, options.source, matrix, options.python, workspace, platform)
+    variant = matrix.get(options.variant, source)
+    variant.check_platform(platform)
+    python = options.python or default_python(variant, workspace, platform)
     variant.check_python(python)
-    return Choice(variant, python)
+    return Choice(variant, python, platform)
 
 
 def make(
@@ -73,28 +75,29 @@ def make(
     # Long: the questions of a plan in their order, each of which needs the answers before it.
     matrix = variants.load(workspace.variants)
     choice = choice or choose(options, workspace)
-    variant, python = choice.variant, choice.python
+    variant, python, platform = choice.variant, choice.python, choice.platform
     archs = choose_archs(
         variant,
         options.cuda_arch,
-        machine.gpus(),
+        machine.gpus() if platform == platforms.known_here() else (),
         require=lambda archs: variant.check_archs(archs, matrix),
         instead="Use --cuda-arch native; to build for another machine, use the build task."
         if options.for_this_machine
         else None,
     )
-    own = default_prefix(variant.name, python, workspace, options.kernels)
+    own = default_prefix(variant.name, python, workspace, options.kernels, platform)
     prefix = (options.prefix or own).expanduser().absolute()
+    check_platform_of(prefix, platform)
     install_marker.check_target(prefix)
     pixi.check_not_its_own(prefix, workspace)
     locked = locked_environment(variant, python, workspace)
 
     offered = remote.channel_urls(options.channels)
     rules = policy.find(options.trust, workspace)
-    variant_origin = build_origin.origin(variant, python, options.host_compiler, workspace)
+    variant_origin = build_origin.origin(variant, python, options.host_compiler, workspace, platform)
     parts, channel_list = variant_origin.parts, tuple(dict.fromkeys((*offered, *variant_origin.channels)))
     major = None if parts is None else str(parts.compiler.major)
-    key = variant.key(python, archs, compiler=major, kernels=options.kernels)
+    key = variant.key(python, archs, compiler=major, kernels=options.kernels, platform=platform)
     compiler = compiler_of(variant, parts, workspace)
     sources = locked_sources(variant, key, workspace) if locked is not None else {}
     beside = locked.records if locked is not None and sources else ()
@@ -114,8 +117,24 @@ def make(
         )
         for name in projects
     )
-    work = Plan(variant, python, archs, prefix, channel_list, packages, parts, trust=rules, locked=locked)
+    facts = (variant, python, archs, prefix, channel_list, packages, parts)
+    work = Plan(*facts, trust=rules, locked=locked, platform=platform)
     return with_needs(work, options.jobs, workspace)
+
+
+def check_platform_of(prefix: Path, platform: Platform) -> None:
+    """Refuse an environment of another platform.
+
+    Raises:
+        UsageError: naming both.
+    """
+    found = platforms.of_program(prefix / "bin/python")
+    if found is not None and found != platform:
+        name = found if isinstance(found, str) else found.subdir
+        raise UsageError(
+            f"{prefix} is an environment for {name}, and the packages are for {platform.subdir}.",
+            fix="Name another folder with --prefix, or the platform of this one with --platform.",
+        )
 
 
 def origin(options: Options, workspace: Workspace) -> Origin:
@@ -125,18 +144,26 @@ def origin(options: Options, workspace: Workspace) -> Origin:
         UsageError, MachineError, NetworkError: as :func:`make`.
     """
     choice = choose(options, workspace)
-    return build_origin.origin(choice.variant, choice.python, options.host_compiler, workspace)
+    return build_origin.origin(choice.variant, choice.python, options.host_compiler, workspace, choice.platform)
 
 
-def default_prefix(variant: str, python: str, workspace: Workspace, kernels: Kernels = package_kernels.DEFAULT) -> Path:
+def default_prefix(
+    variant: str,
+    python: str,
+    workspace: Workspace,
+    kernels: Kernels = package_kernels.DEFAULT,
+    platform: Platform | None = None,
+) -> Path:
     """The prefix of a variant where nobody names one: ``.pixi/envs/cu130``, with ``-py311`` for another Python.
 
-    Upstream's kernels have ``-upstream`` after that.
+    Upstream's kernels have ``-upstream`` after that, and another platform its name, ``-linux-aarch64``.
 
     Where that is an environment of pixi's, which knows nothing of the kernels, they get one beside it.
     """
     suffix = "" if python == manifest_python(variant, workspace) else f"-py{python.replace('.', '')}"
     suffix += "" if kernels == package_kernels.DEFAULT else f"-{kernels}"
+    if platform not in (None, platforms.known_here()):
+        suffix += f"-{platform.subdir}"
     return pixi.prefix_for_kernels(workspace.envs / f"{variant}{suffix}", workspace)
 
 
@@ -190,7 +217,7 @@ def locked_sources(variant: Variant, key: BuildKey, workspace: Workspace) -> dic
 
 def _package(request: BuildRequest, prefix: Path, workspace: Workspace, offered: tuple[str, ...]) -> PlannedPackage:
     state: State = "to build"
-    offer = remote.find(request.filename, offered) if offered else None
+    offer = remote.find(request.filename, offered, request.key.platform.subdir) if offered else None
     if offer is not None:
         state = "installed" if _is_installed(request.filename, offer.sha256, prefix) else "in channel"
         return PlannedPackage(state, request, offer.channel)

@@ -254,7 +254,7 @@ def _other_values(recorded: Recorded, workspace: Workspace) -> list[str]:
     if row is None or key.python not in row.pythons:
         return [f"recipes/variants.yaml has no {key.variant} ({key.source}) for Python {key.python}"]
     compiler = key.compiler if key.source == "bridge" else None
-    own_key = row.key(key.python, key.archs, compiler=compiler, kernels=key.kernels)
+    own_key = row.key(key.python, key.archs, compiler=compiler, kernels=key.kernels, platform=key.platform)
     if own_key == key:
         return []
     return [
@@ -315,6 +315,7 @@ def _options(recorded: Recorded, prefix: Path, jobs: int | None, workspace: Work
         jobs=jobs,
         for_this_machine=False,
         kernels=recorded.key.kernels,
+        platform=recorded.key.platform.subdir,
     )
     if options.source == "conda":
         return options
@@ -352,16 +353,13 @@ def _with_compiler(options: plan.Options, major: str, workspace: Workspace) -> p
 @contextmanager
 def _compile_cache(*, on: bool) -> Iterator[None]:
     """The build's setting for the compile cache, which its worker takes from the environment."""
-    before = os.environ.get("SSM_FORGE_CCACHE")
-    if not on:
-        os.environ["SSM_FORGE_CCACHE"] = "off"
+    before = dict(os.environ)
+    os.environ.update({} if on else {"SSM_FORGE_CCACHE": "off"})
     try:
         yield
     finally:
-        if before is not None:
-            os.environ["SSM_FORGE_CCACHE"] = before
-        elif not on:
-            del os.environ["SSM_FORGE_CCACHE"]
+        os.environ.pop("SSM_FORGE_CCACHE", None)
+        os.environ.update({name: before[name] for name in before if name == "SSM_FORGE_CCACHE"})
 
 
 def _compare(package: Path, rebuilt: Path, recorded: Recorded) -> Comparison:

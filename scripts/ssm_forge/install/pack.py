@@ -28,6 +28,7 @@ from ssm_forge.base import files, foreign
 from ssm_forge.base.arch import Capability
 from ssm_forge.base.errors import InstallError, IntegrityError, SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.unpacking import DAMAGE, Member, is_damage
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import policy
@@ -109,7 +110,7 @@ def add_kernels(locked: LockedEnvironment, workspace: Workspace, *, gpu: Capabil
         "--gpu if they are for one generation, or pack with --no-kernels."
     )
     gpu_package = (VirtualPackage("__cuda_arch", str(gpu)),) if gpu else ()
-    if not (workspace.channel / "linux-64" / "repodata.json").exists():
+    if not (workspace.channel / locked.platform.subdir / "repodata.json").exists():
         raise SolveError(f"{workspace.channel} holds no built kernels for {locked.name}.", fix=hint)
     names = [r.name.normalized for r in locked.records]
     request = Request(
@@ -141,7 +142,8 @@ def of_prefix(prefix: Path) -> LockedEnvironment:
     if not records:
         raise InstallError(f"{prefix} is not a conda environment (it has no package records in conda-meta).")
     urls = dict.fromkeys(f"{r.url.rsplit('/', 2)[0]}/" for r in records)
-    platform = Platform("linux-64", "linux-64", virtual_packages())
+    subdir = next((r.subdir for r in records if r.subdir != "noarch"), LINUX_64.subdir)
+    platform = Platform(subdir, subdir, virtual_packages(subdir=subdir))
     return LockedEnvironment(_plain_name(prefix.name), tuple(urls), platform, records)
 
 

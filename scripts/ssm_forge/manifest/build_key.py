@@ -9,14 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package.kernels import Kernels
 
 # The variant key that asks for upstream's kernels. Where it is missing they are ours, so that no build string and no
 # package of ours tells of it.
 _KERNELS = "forge_kernels"
+# conda's name of it. Packages were made for one platform first, and those say nothing of it.
+PLATFORM_KEY = "target_platform"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class BuildKey:
         cuda: toolkit release, ``13.0``.
         compiler: major of g++, ``14``.
         kernels: ours, ``forge``, or ``upstream``: none of our patches that change what runs.
+        platform: what the package runs on.
         settings: every key of the matrix with its value as text, in the matrix's order; equality ignores the order.
     """
 
@@ -41,6 +46,7 @@ class BuildKey:
     cuda: str
     compiler: str
     kernels: Kernels
+    platform: Platform
     settings: Mapping[str, str] = field(hash=False, repr=False)
 
     @classmethod
@@ -61,6 +67,10 @@ class BuildKey:
             archs = ArchList.parse(settings["cuda_arch_list"])
         except UsageError as error:
             raise ValueError(f"its cuda_arch_list is {settings['cuda_arch_list']!r:.80}") from error
+        try:
+            platform = platforms.of(settings.get(PLATFORM_KEY, LINUX_64.subdir))
+        except UsageError as error:
+            raise ValueError(f"its {PLATFORM_KEY} is {settings[PLATFORM_KEY]!r:.80}") from error
         return cls(
             variant=settings["forge_variant"],
             source=settings["forge_source"],
@@ -69,6 +79,7 @@ class BuildKey:
             cuda=settings["cuda_compiler_version"],
             compiler=settings["cxx_compiler_version"],
             kernels=_kernels(settings),
+            platform=platform,
             settings=settings,
         )
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace
-from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.base.platforms import LINUX_64
+from ssm_forge.manifest.build_key import PLATFORM_KEY, BuildKey
 
 if TYPE_CHECKING:
     from rattler_build import RenderedVariant
@@ -34,12 +38,14 @@ class Rendered:
         version: package version.
         build: build string, hash included.
         engine: the engine's object, to build from.
+        subdir: conda's name of the platform that it is for.
     """
 
     name: str
     version: str
     build: str
     engine: RenderedVariant
+    subdir: str = LINUX_64.subdir
 
     @property
     def build_number(self) -> int:
@@ -66,10 +72,15 @@ def render_file(path: Path, values: Mapping[str, Sequence[str]]) -> Rendered:
     from rattler_build import PlatformConfig, RattlerBuildError, RenderConfig, Stage0Recipe, VariantConfig
 
     values_any: dict[str, list[Any]] = {name: list(listed) for name, listed in values.items()}
+    (target,) = values_any.pop(PLATFORM_KEY, [LINUX_64.subdir])
+    if target != LINUX_64.subdir:
+        # The engine's library takes it from here, where the recipe asks for it.
+        values_any["host_platform"] = [target]
+    own = (platforms.known_here() or LINUX_64).subdir
+    platform = RenderConfig(platform=PlatformConfig(target_platform=target, build_platform=own, host_platform=target))
     try:
-        rendered = Stage0Recipe.from_file(str(path)).render(
-            VariantConfig(values_any), RenderConfig(platform=PlatformConfig(target_platform="linux-64"))
-        )
+        with _environment(SSM_FORGE_CROSS_FROM=own if own != target else ""):
+            rendered = Stage0Recipe.from_file(str(path)).render(VariantConfig(values_any), platform)
     except RattlerBuildError as error:
         raise BuildError(f"{path} does not render: {error}") from error
     if len(rendered) != 1:
@@ -80,7 +91,23 @@ def render_file(path: Path, values: Mapping[str, Sequence[str]]) -> Rendered:
         version=str(recipe.package.version),
         build=str(recipe.build.string),
         engine=rendered[0],
+        subdir=target,
     )
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables for what the engine reads of this process's."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def requirements(rendered: Rendered) -> dict[str, tuple[str, ...]]:

@@ -10,10 +10,12 @@ from typing import Literal
 import yaml
 from packaging.version import Version
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList, Capability, code_for
 from ssm_forge.base.errors import UsageError, did_you_mean
 from ssm_forge.base.paths import launcher
-from ssm_forge.manifest.build_key import BuildKey
+from ssm_forge.base.platforms import LINUX_64, Platform
+from ssm_forge.manifest.build_key import PLATFORM_KEY, BuildKey
 from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package.kernels import Kernels
 
@@ -22,6 +24,8 @@ SOURCES: tuple[Source, ...] = ("conda", "bridge")
 
 # Of a bridge row these are what the machine has.
 COMPILER_KEYS = ("c_compiler_version", "cxx_compiler_version")
+# Says where a row is, and no build differs by it: a package has the platform that it is for instead.
+_PLATFORMS_KEY = "forge_platforms"
 
 DEFAULT_VARIANT = "cu130"
 DEFAULT_PYTHON = "3.12"
@@ -67,6 +71,11 @@ class Variant:
         return tuple(p for p in self.python_specs if low <= Version(p) <= high)
 
     @property
+    def platforms(self) -> tuple[Platform, ...]:
+        """What packages of this row can be made for."""
+        return tuple(platforms.of(subdir) for subdir in self.row.get(_PLATFORMS_KEY, LINUX_64.subdir).split(";"))
+
+    @property
     def default_archs(self) -> str:
         """The GPUs that are compiled for where nobody names any, as users write them."""
         return self.row["cuda_arch_list"]
@@ -96,6 +105,19 @@ class Variant:
             raise UsageError(
                 f"variant {self.name} ({self.source}) exists for Python {', '.join(self.pythons)}, not {python}.",
                 fix=f"Use --python {self.pythons[-1]}, or see '{launcher()} variants' for the whole matrix.",
+            )
+
+    def check_platform(self, platform: Platform) -> None:
+        """Refuse a platform that this row is not made for.
+
+        Raises:
+            UsageError: naming what it is made for.
+        """
+        if platform not in self.platforms:
+            made = " and ".join(known.subdir for known in self.platforms)
+            raise UsageError(
+                f"variant {self.name} ({self.source}) is made for {made}, not for {platform.subdir}.",
+                fix=f"See '{launcher()} variants' for what there is for each platform.",
             )
 
     def check_archs(self, archs: ArchList, matrix: Matrix) -> None:
@@ -130,6 +152,7 @@ class Variant:
         *,
         compiler: str | None = None,
         kernels: Kernels = package_kernels.DEFAULT,
+        platform: Platform = LINUX_64,
     ) -> BuildKey:
         """What a build of this row is made for.
 
@@ -138,7 +161,10 @@ class Variant:
             kernels: ours, or upstream's as they are.
         """
         settings = {**self.common, **self.row, "python": self.python_specs[python], "cuda_arch_list": str(archs)}
+        settings.pop(_PLATFORMS_KEY, None)
         settings["build_source"] = self.source
+        if platform != LINUX_64:
+            settings[PLATFORM_KEY] = platform.subdir
         if compiler is not None:
             settings.update(dict.fromkeys(COMPILER_KEYS, compiler))
         return BuildKey.from_settings(settings).with_kernels(kernels)
@@ -174,9 +200,14 @@ class Matrix:
             fix=f"{did_you_mean(name, self.names)}See '{launcher()} variants'.",
         )
 
-    def sources(self, name: str) -> tuple[Source, ...]:
-        """The sources that variant ``name`` can be made from; empty when there is no such variant."""
-        return tuple(v.source for v in self.variants if v.name == name)
+    def sources(self, name: str, platform: Platform | None = None) -> tuple[Source, ...]:
+        """The sources that variant ``name`` can be made from; empty when there is no such variant.
+
+        Args:
+            platform: only those that have it for this platform.
+        """
+        rows = (v for v in self.variants if v.name == name)
+        return tuple(v.source for v in rows if platform is None or platform in v.platforms)
 
 
 @functools.lru_cache

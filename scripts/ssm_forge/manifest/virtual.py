@@ -11,6 +11,8 @@ from rattler import Channel, GenericVirtualPackage
 from rattler.package import PackageName
 from rattler.version import Version
 
+from ssm_forge.base.platforms import LINUX_64, PLATFORMS
+
 
 @dataclass(frozen=True, order=True)
 class VirtualPackage:
@@ -39,16 +41,13 @@ class VirtualPackage:
         return GenericVirtualPackage(PackageName(self.name), Version(self.version), build)
 
 
-_ARCHSPEC = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
-
-
 def virtual_packages(
     *,
     cuda: str | None = None,
     cuda_arch: str | None = None,
     glibc: str = "2.28",
     linux: str = "4.18",
-    subdir: str = "linux-64",
+    subdir: str = LINUX_64.subdir,
 ) -> tuple[VirtualPackage, ...]:
     """What a Linux machine offers; the defaults are those that pixi assumes for a bare platform name."""
     declared = [
@@ -56,8 +55,7 @@ def virtual_packages(
         VirtualPackage("__linux", linux),
         VirtualPackage("__glibc", glibc),
     ]
-    if subdir in _ARCHSPEC:
-        declared.append(VirtualPackage("__archspec", "0", _ARCHSPEC[subdir]))
+    declared += [VirtualPackage("__archspec", "0", known.machine) for known in PLATFORMS if known.subdir == subdir]
     if cuda:
         declared.insert(0, VirtualPackage("__cuda", cuda))
         if cuda_arch:

@@ -24,6 +24,7 @@ from packaging.version import Version
 
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import IntegrityError, MachineError
+from ssm_forge.base.platforms import PLATFORMS
 
 # The C library is the system's, as everywhere in conda.
 GLIBC_LIBRARIES = frozenset(
@@ -37,7 +38,7 @@ GLIBC_LIBRARIES = frozenset(
         "libresolv.so.2",
         "libmvec.so.1",
         "libanl.so.1",
-        "ld-linux-x86-64.so.2",
+        *(known.loader for known in PLATFORMS),
     }
 )
 

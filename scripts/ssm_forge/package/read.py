@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import zstandard
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.foreign import json_from
@@ -29,6 +30,9 @@ SUBDIRS = frozenset(
 )
 # CEP-26: what a package file may be called; a leading dot or a slash never occurs.
 FILENAME = re.compile(r"[a-z0-9_][a-z0-9._-]*-[A-Za-z0-9._+!]+-[A-Za-z0-9._+]+\.conda")
+
+# What a kernel package has of compiled modules.
+_EXTENSION = re.compile(r"lib/python3\.\d+/site-packages/.+\.so")
 
 # What a finished package says of its build.
 PROVENANCE = "info/ssm-forge.json"
@@ -98,11 +102,24 @@ def _check_parts(package: zipfile.ZipFile, filename: str) -> dict[str, Any]:
         with _open_tar(package, part) as tar:
             for member in tar:
                 _check_member(member, filename)
+                if _EXTENSION.fullmatch(member.name) and member.isfile():
+                    _check_machine(tar, member, index, filename)
                 if part.startswith("info-") and member.name == "info/index.json":
                     index = _read_json(tar, member, filename)
     if not index:
         raise IntegrityError(f"{filename} has no info/index.json.")
     return index
+
+
+def _check_machine(tar: tarfile.TarFile, member: tarfile.TarInfo, index: dict[str, Any], filename: str) -> None:
+    """Refuse a compiled module that is for another machine than the package."""
+    stream = tar.extractfile(member)
+    found = platforms.of_elf(stream.read(20)) if stream is not None else None
+    known = {platform.subdir: platform for platform in platforms.PLATFORMS}
+    wanted = known.get(str(index.get("subdir")))
+    if found is not None and wanted is not None and found != wanted:
+        name = found if isinstance(found, str) else found.people
+        raise IntegrityError(f"{filename} is for {wanted.people}, and its {Path(member.name).name} is for {name}.")
 
 
 @contextmanager

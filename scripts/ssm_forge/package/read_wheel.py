@@ -16,10 +16,11 @@ from typing import Any
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from ssm_forge.base import foreign
+from ssm_forge.base import foreign, platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
+from ssm_forge.base.platforms import Platform
 from ssm_forge.package import wheel
 from ssm_forge.package.pip_torch import Torch, page, page_of
 from ssm_forge.package.write import ZIP_DAMAGE
@@ -133,6 +134,7 @@ def inspect(path: Path, *, filename: str = "") -> Wheel:
         with zipfile.ZipFile(path) as archive:
             info = _info(archive, filename)
             _check_record(archive, info, filename)
+            _check_machine(archive, filename)
             metadata = _member(archive, f"{info}/METADATA", filename)
             origin = foreign.json_from(_member(archive, f"{info}/{wheel.ORIGIN}", filename))
     except (*ZIP_DAMAGE, OSError, csv.Error) as error:
@@ -190,6 +192,18 @@ def _check_record(archive: zipfile.ZipFile, info: str, filename: str) -> None:
             raise IntegrityError(f"{filename} has an entry '{name}' that leads out of the environment.")
         if name != f"{info}/RECORD" and _digest(archive, name) != listed[name]:
             raise IntegrityError(f"{filename}: {name} is not what its RECORD says.")
+
+
+def _check_machine(archive: zipfile.ZipFile, filename: str) -> None:
+    """Refuse a compiled module that is for another machine than the wheel's name says."""
+    for name in archive.namelist():
+        if not name.endswith(".so"):
+            continue
+        with archive.open(name) as stream:
+            found = platforms.of_elf(stream.read(20))
+        if found is not None and not (isinstance(found, Platform) and filename.endswith(f"_{found.machine}.whl")):
+            people = found if isinstance(found, str) else found.people
+            raise IntegrityError(f"{filename} holds {name}, which is for {people}: its name says another machine.")
 
 
 def _digest(archive: zipfile.ZipFile, name: str) -> str:

@@ -18,8 +18,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.base.errors import BuildError
+from ssm_forge.base import platforms
+from ssm_forge.base.errors import BuildError, UsageError
 from ssm_forge.base.files import replacing, sha256_of
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.package.write import dump_json, read_json
 
 ORIGIN = "ssm-forge.json"
@@ -27,7 +29,6 @@ ORIGIN = "ssm-forge.json"
 _SITE = re.compile(r"lib/python(3\.\d+)/site-packages/(.+)")
 # What an installer writes of its own.
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "WHEEL")
-_PLATFORM = "linux_x86_64"
 _TIME = (2026, 1, 1, 0, 0, 0)
 
 
@@ -44,7 +45,7 @@ def filename(package: Path, *, build_tag: str = "") -> str:
     index = read_json(package, "index.json")
     distribution = str(index["name"]).replace("-", "_")
     tag = f"-{build_tag}" if build_tag else ""
-    return f"{distribution}-{index['version']}{tag}-{python_tag(index)}-{_PLATFORM}.whl"
+    return f"{distribution}-{index['version']}{tag}-{python_tag(index)}-{platform_of(index).wheel}.whl"
 
 
 def from_conda(package: Path, folder: Path, *, build_tag: str = "", compress: bool = True) -> Path:
@@ -68,7 +69,7 @@ def from_conda(package: Path, folder: Path, *, build_tag: str = "", compress: bo
         found = files(package, Path(scratch))
         info = dist_info(package, found)
         contents = {name: path.read_bytes() for name, path in found.items() if not is_left_out(name, info)}
-    contents[f"{info}/WHEEL"] = about(f"{python_tag(index)}-{_PLATFORM}", build_tag)
+    contents[f"{info}/WHEEL"] = about(f"{python_tag(index)}-{platform_of(index).wheel}", build_tag)
     contents[f"{info}/{ORIGIN}"] = dump_json(origin(package, index))
     write(target, contents, info, compress=compress)
     return target
@@ -83,6 +84,18 @@ def origin(package: Path, index: dict[str, Any]) -> dict[str, Any]:
         "depends": index["depends"],
         "made_from": read_json(package, ORIGIN),
     }
+
+
+def platform_of(index: dict[str, Any]) -> Platform:
+    """What a package is for; one that does not say it is of the time when there was one platform.
+
+    Raises:
+        BuildError: when nothing of its platform has wheels here.
+    """
+    try:
+        return platforms.of(str(index.get("subdir", LINUX_64.subdir)))
+    except UsageError as error:
+        raise BuildError(f"{index['name']} {index['build']} is for {index['subdir']}, which has no wheels.") from error
 
 
 def python_tag(index: dict[str, Any]) -> str:

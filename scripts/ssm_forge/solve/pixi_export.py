@@ -104,7 +104,7 @@ def _moved(source: SourcePackage, location: str, workspace: Workspace) -> Source
         version=package.version,
         build=package.build,
         build_number=package.build_number,
-        subdir="linux-64",
+        subdir=package.subdir,
         depends=source.depends,
         constrains=source.constrains,
     )

@@ -9,8 +9,10 @@ from typing import Any
 
 from rattler import RepoDataRecord
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.machine import glibc, gpus
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.manifest.virtual import VirtualPackage, virtual_packages
 from ssm_forge.package.installed import engine_records
@@ -26,8 +28,11 @@ def present(prefix: Path) -> tuple[RepoDataRecord, ...]:
     return tuple(r for r in engine_records(prefix) if r.name.normalized not in PROJECTS)
 
 
-def machine_virtual_packages() -> tuple[VirtualPackage, ...]:
+def machine_virtual_packages(subdir: str | None = None) -> tuple[VirtualPackage, ...]:
     """What this machine offers to the solver: glibc, and the driver's CUDA and the GPU where there is one.
+
+    Args:
+        subdir: as if it were one of this platform; None for its own.
 
     The user's CONDA_OVERRIDE_CUDA, CONDA_OVERRIDE_CUDA_ARCH and CONDA_OVERRIDE_GLIBC hold, as in conda and pixi.
     """
@@ -42,18 +47,24 @@ def machine_virtual_packages() -> tuple[VirtualPackage, ...]:
         cuda_arch=os.environ.get("CONDA_OVERRIDE_CUDA_ARCH") or (str(capabilities[0]) if capabilities else None),
         glibc=os.environ.get("CONDA_OVERRIDE_GLIBC") or glibc() or "2.28",
         linux=versions.get("__linux", "4.18"),
+        subdir=subdir or _own_subdir(),
     )
 
 
-def target_machine(cuda: str, archs: ArchList | None) -> tuple[VirtualPackage, ...]:
+def _own_subdir() -> str:
+    return (platforms.known_here() or LINUX_64).subdir
+
+
+def target_machine(cuda: str, archs: ArchList | None, subdir: str | None = None) -> tuple[VirtualPackage, ...]:
     """This machine, and where it has no driver or GPU, those that the packages are for, so that it can install them.
 
     Args:
         cuda: CUDA release to assume where there is no driver.
         archs: what the packages are made for; where there is no GPU, one that runs them is assumed.
+        subdir: the platform that the packages are for; None for this machine's.
     """
 
-    virtual = machine_virtual_packages()
+    virtual = machine_virtual_packages(subdir)
     if all(v.name != "__cuda" for v in virtual):
         virtual = (VirtualPackage("__cuda", cuda), *virtual)
     if archs is not None and all(v.name != "__cuda_arch" for v in virtual):
@@ -71,6 +82,7 @@ def solve_for_prefix(
     locked: Sequence[RepoDataRecord] = (),
     pending: Mapping[str, Mapping[str, Any]] | None = None,
     snapshot: Path | None = None,
+    subdir: str | None = None,
 ) -> list[RepoDataRecord]:
     """Solve ``specs``, each package from the first channel that has it.
 
@@ -81,6 +93,7 @@ def solve_for_prefix(
         locked: the packages that a new environment is to have, as they are.
         pending: packages that are still to be built, file name -> index entry.
         snapshot: folder of recorded channel data, to solve offline.
+        subdir: the platform that the environment is for; None for this machine's.
 
     Raises:
         SolveError: with the solver's reason, when the packages do not fit together.
@@ -91,7 +104,8 @@ def solve_for_prefix(
         Request(
             specs=(*specs, *(r.name.normalized for r in kept)),
             channels=tuple(channels),
-            virtual=target_machine(cuda, archs),
+            virtual=target_machine(cuda, archs, subdir),
+            subdir=subdir or _own_subdir(),
             pinned=kept,
             extra=pending or {},
             snapshot=snapshot,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rattler import MatchSpec, RepoDataRecord
 
+from ssm_forge.base import platforms
 from ssm_forge.base.paths import Workspace
 from ssm_forge.manifest import environments as manifests
 from ssm_forge.manifest.build_key import BuildKey
@@ -73,6 +74,8 @@ def solve_builds(
 ) -> list[SolvedEnvironment]:
     """Solve the build, host and run environments of builds that are about to be made, in their order.
 
+    What a build runs is of this machine's platform; the rest is of the package's.
+
     Args:
         channels: URLs to take build and host packages from, first wins.
         virtual: the machine to solve for.
@@ -93,6 +96,7 @@ def solve_builds(
                 specs=specs[kind],
                 channels=channels,
                 virtual=virtual,
+                subdir=platforms.here().subdir if kind == "build" else rendered.subdir,
                 snapshot=snapshot,
                 offers_snapshot=True,
                 extra=entries if kind == "run" else {},
@@ -116,5 +120,5 @@ def _record(rendered: Rendered, run: Sequence[str]) -> dict[str, Any]:
         "build": rendered.build,
         "build_number": rendered.build_number,
         "depends": list(run),
-        "subdir": "linux-64",
+        "subdir": rendered.subdir,
     }

@@ -26,6 +26,7 @@ from ssm_forge.base import mirrors
 from ssm_forge.base.credentials import for_engine, redact
 from ssm_forge.base.errors import ForgeError, NetworkError, SolveError, UsageError
 from ssm_forge.base.paths import workspace
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.web import HOW_TO_LOG_IN, session
 from ssm_forge.channel import index as repodata
 from ssm_forge.channel.local_index import folder_of, repodata_file, require_readable
@@ -59,7 +60,7 @@ class Request:
     specs: tuple[str, ...]
     channels: tuple[str, ...]
     virtual: tuple[VirtualPackage, ...] = field(default_factory=virtual_packages)
-    subdir: str = "linux-64"
+    subdir: str = LINUX_64.subdir
     constraints: tuple[str, ...] = ()
     strict: bool = True
     snapshot: Path | None = None

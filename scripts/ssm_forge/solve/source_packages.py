@@ -12,7 +12,6 @@ from rattler.package import PackageName
 
 from ssm_forge.base.errors import SolveError, UsageError
 from ssm_forge.base.paths import Workspace, launcher
-from ssm_forge.channel import folder as channels
 from ssm_forge.manifest import recipe
 from ssm_forge.manifest.recipe import Rendered
 from ssm_forge.manifest.virtual import channel_url
@@ -61,10 +60,10 @@ def finished(locked: LockedEnvironment, lock: Path, workspace: Workspace, *, pub
 
 
 def _record(package: Rendered, locked: LockedEnvironment, workspace: Workspace) -> RepoDataRecord:
-    index = workspace.channel / channels.SUBDIR / "repodata.json"
+    index = workspace.channel / locked.platform.subdir / "repodata.json"
     candidates: Sequence[RepoDataRecord] = ()
     if index.exists():
-        sparse = SparseRepoData(Channel(workspace.channel.resolve().as_uri()), channels.SUBDIR, str(index))
+        sparse = SparseRepoData(Channel(workspace.channel.resolve().as_uri()), locked.platform.subdir, str(index))
         candidates = sparse.load_records(PackageName(package.name))
     record = next((r for r in candidates if r.file_name == package.filename), None)
     if record is None:

@@ -89,7 +89,7 @@ def _identity(source: SourcePackage, rendered: Rendered, variants: Mapping[str, 
         version=rendered.version,
         build=rendered.build,
         build_number=rendered.build_number,
-        subdir="linux-64",
+        subdir=rendered.subdir,
         depends=source.depends,
         constrains=source.constrains,
     )

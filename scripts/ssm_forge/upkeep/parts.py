@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from packaging.utils import parse_wheel_filename
 from packaging.version import Version
@@ -14,8 +15,9 @@ from packaging.version import Version
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import BuildError, MachineError, SolveError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.base.ui import say
-from ssm_forge.bridge import debian
+from ssm_forge.bridge import debian, pylock
 from ssm_forge.bridge.torch_patch import MEMBER, Bounds, make_patch, read_bounds, read_host_config
 from ssm_forge.manifest import variants
 from ssm_forge.manifest.patching import reapply
@@ -40,27 +42,32 @@ def bump_bridge(workspace: Workspace) -> Update:
     for lock in sorted(workspace.bridge_locks.glob("debs.*.toml")):
         _refresh_debs(lock, workspace, summary, files)
     matrix = variants.load(workspace.variants)
-    # Lock, the requirements that it is made from, Python, whether they are all there is.
-    parts = [("tools-old", "tools-old", "3.9", False), ("cu124-ptxas", "cu124-ptxas", "3.10", True)]
-    for variant in matrix.variants:
-        if variant.source == "bridge":
-            of_pythons = ((f"{variant.name}-py{p.replace('.', '')}", p) for p in variant.pythons)
-            parts += [(name, variant.name, python, False) for name, python in of_pythons]
-            parts.append((f"{variant.name}-toolkit", f"{variant.name}-toolkit", variant.pythons[0], True))
-    for name, requirements, python, alone in parts:
-        lock = workspace.bridge_locks / f"pylock.{name}.toml"
-        text = _compiled(workspace.bridge_locks / f"{requirements}.in", python, alone, workspace)
-        old = lock.read_text(encoding="utf-8") if lock.exists() else ""
-        if text != old:
-            files[lock] = text
-            summary += [f"{lock.name}: {line}" for line in _differences(old, text)]
+    # Variant and part, which name a lock, the requirements that it is made from, Python, whether they are all there is.
+    parts = [("tools", "old", "tools-old", "3.9", False), ("cu124", "ptxas", "cu124-ptxas", "3.10", True)]
+    rows = [variant for variant in matrix.variants if variant.source == "bridge"]
+    for variant in rows:
+        name = variant.name
+        parts += [(name, f"py{python.replace('.', '')}", name, python, False) for python in variant.pythons]
+        parts.append((name, "toolkit", f"{name}-toolkit", variant.pythons[0], True))
+    for name, part, requirements, python, alone in parts:
+        pins = ""
+        # The other platforms have the versions of the first.
+        for platform in next((row.platforms for row in rows if row.name == name), (LINUX_64,)):
+            lock = pylock.lock_path(workspace, name, part, platform)
+            source = workspace.bridge_locks / f"{requirements}.in"
+            text = _compiled(source, python, alone, platform, pins, workspace)
+            pins = pins or "".join(f"{p['name']}=={p['version']}\n" for p in _packages(text))
+            old = lock.read_text(encoding="utf-8") if lock.exists() else ""
+            if text != old:
+                files[lock] = text
+                summary += [f"{lock.name}: {line}" for line in _differences(old, text)]
     return Update(tuple(summary) or ("every lock of the bridge is up to date.",), files)
 
 
 def _refresh_debs(lock: Path, workspace: Workspace, summary: list[str], files: dict[Path, str | None]) -> None:
     debs = debian.read_lock(lock)
     now = debian.refreshed(debs, workspace)
-    index = debian.load_index(debs[0].archive, debs[0].suite, debs[0].component, workspace)
+    index = debian.index_of(debs[0], workspace)
     say(f"{lock.name}: Debian {index.suite} {index.release}, signature {index.signature}")
     if now == debs:
         return
@@ -71,27 +78,33 @@ def _refresh_debs(lock: Path, workspace: Workspace, summary: list[str], files: d
     files[lock] = debian.lock_text(lock.name, now, note="\n".join(notes))
 
 
-def _compiled(source: Path, python: str, alone: bool, workspace: Workspace) -> str:
+def _compiled(source: Path, python: str, alone: bool, platform: Platform, pins: str, workspace: Workspace) -> str:
+    """The lock of the requirements in a file for a Python minor and a platform; ``pins`` say versions, one a line."""
     tool = shutil.which("uv")
     if tool is None:
         raise MachineError("uv is missing from the tools.", fix="Delete .pixi/tools and run again.")
     with tempfile.TemporaryDirectory() as scratch:
-        target = Path(scratch) / "pylock.toml"
+        target, constraints = Path(scratch) / "pylock.toml", Path(scratch) / "pins.txt"
+        constraints.write_text(pins, encoding="utf-8")
         command = [tool, "pip", "compile", str(source), "-o", str(target), "--format", "pylock.toml", "--quiet"]
         command += ["--no-config", "--default-index", index_url(workspace), "--upgrade"]
-        command += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_28"]
+        command += ["--python-version", python, "--python-platform", f"{platform.machine}-manylinux_2_28"]
+        command += ["--constraint", str(constraints)]
         command += ["--only-binary", ":all:", "--no-header", "--no-annotate", *(["--no-deps"] if alone else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SolveError(f"{source.name} has no solution for Python {python}: {done.stderr.strip()}")
+            what = f"Python {python} on {platform.subdir}"
+            raise SolveError(f"{source.name} has no solution for {what}: {done.stderr.strip()}")
         return target.read_text(encoding="utf-8")
 
 
+def _packages(lock: str) -> list[dict[str, Any]]:
+    packages: list[dict[str, Any]] = foreign.toml_from(lock.encode()).get("packages", [])
+    return packages
+
+
 def _differences(old: str, new: str) -> list[str]:
-    before, after = (
-        {p["name"]: p.get("version", "?") for p in foreign.toml_from(text.encode()).get("packages", [])}
-        for text in (old, new)
-    )
+    before, after = ({p["name"]: p.get("version", "?") for p in _packages(text)} for text in (old, new))
     lines = [f"{name} {before.get(name, 'new')} -> {after[name]}" for name in sorted(after)]
     lines = [line for line, name in zip(lines, sorted(after), strict=True) if before.get(name) != after[name]]
     return lines + [f"{name} {before[name]} is no longer needed" for name in sorted(set(before) - set(after))]
@@ -159,7 +172,7 @@ def _refresh_torch(
 
 def _fits_linux(release: Release) -> bool:
     tags = parse_wheel_filename(release.artifact.name)[3]
-    return any("linux" in tag.platform and tag.platform.endswith("x86_64") for tag in tags)
+    return any("linux" in tag.platform and tag.platform.endswith(LINUX_64.machine) for tag in tags)
 
 
 def _new_bounds(bounds: list[Bounds], workspace: Workspace) -> list[Bounds]:

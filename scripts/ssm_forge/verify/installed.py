@@ -14,9 +14,10 @@ from packaging.version import Version
 from ssm_forge.base import machine
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.arch import ArchList
-from ssm_forge.base.errors import ForgeError, InstallError
+from ssm_forge.base.errors import ForgeError, InstallError, MachineError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.base.paths import launcher, workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.install import marker as install_marker
 from ssm_forge.install import registry
 from ssm_forge.manifest.recipe import EXTENSIONS
@@ -24,9 +25,12 @@ from ssm_forge.package import kernels as package_kernels
 from ssm_forge.package import libraries as elf
 from ssm_forge.package.installed import InstalledPath, InstalledRecord
 from ssm_forge.package.installed import records as installed_records
+from ssm_forge.verify import emulator
 from ssm_forge.verify.report import Check, Report
 
 _IMPORT_TIMEOUT_SECONDS = 300
+# Seen: what takes 5 s takes 2 min.
+_EMULATED_TIMEOUT_SECONDS = 1800
 _GPU_TIMEOUT_SECONDS = 900
 
 # torch comes first in the same process, as upstream requires.
@@ -80,7 +84,11 @@ def verify(prefix: Path) -> Report:
     records = installed_records(prefix)
     checks = [_packages(records, prefix)]
     environment = activated_environment(prefix)
-    checks += imports(prefix / "bin/python", prefix, environment)
+    platform = emulator.foreign(prefix)
+    if platform is None:
+        checks += imports(prefix / "bin/python", prefix, environment)
+    else:
+        checks += _emulated_imports(prefix, environment, platform)
     for project, extension in EXTENSIONS.items():
         library = next(iter(sorted(prefix.glob(f"lib/python*/site-packages/{extension}.*.so"))), None)
         record = records.get(project)
@@ -89,8 +97,22 @@ def verify(prefix: Path) -> Report:
             checks.append(Check(f"{extension}: library", "fail", reason))
             continue
         checks += _library_checks(extension, library, record, prefix)
-    checks += gpu_checks(prefix / "bin/python", environment)
+    if platform is None:
+        checks += gpu_checks(prefix / "bin/python", environment)
+    else:
+        checks.append(Check("kernels on the GPU", "not-run", f"this machine is not {platform.people}"))
     return Report(prefix, tuple(checks))
+
+
+def _emulated_imports(prefix: Path, environment: dict[str, str], platform: Platform) -> list[Check]:
+    """The imports of an environment of another platform, and what was emulated for them."""
+    try:
+        found = emulator.find(platform, workspace())
+    except MachineError as error:
+        return [Check(f"import {name}", "not-run", error.what) for name in _IMPORTS]
+    said = f"{found.description} ran the imports: the environment is for {platform.people}, this machine is not"
+    emulated = Check("emulated", "pass", f"{said}; the other checks read files")
+    return [emulated, *imports(prefix / "bin/python", prefix, environment, emulated_by=found.command)]
 
 
 class Answer(NamedTuple):
@@ -138,20 +160,34 @@ def _changed_files(entries: Iterable[InstalledPath], prefix: Path) -> list[str]:
     return wrong
 
 
-def imports(python: Path, prefix: Path, environment: dict[str, str], folders: Sequence[Path] = ()) -> list[Check]:
+def imports(
+    python: Path,
+    prefix: Path,
+    environment: dict[str, str],
+    folders: Sequence[Path] = (),
+    emulated_by: Sequence[str] = (),
+) -> list[Check]:
     """Whether an environment's Python imports what it should, from inside it.
 
     Args:
         environment: the variables of a shell in which it is activated.
         folders: outside of it, that are part of it all the same: of the system, or ``--target``'s.
+        emulated_by: what its Python is started with, where it does not run here.
     """
-    command = [str(python), "-c", _IMPORT_SCRIPT, json.dumps([str(folder) for folder in folders]), *_IMPORTS]
+    command = [
+        *emulated_by,
+        str(python),
+        "-c",
+        _IMPORT_SCRIPT,
+        json.dumps([str(folder) for folder in folders]),
+        *_IMPORTS,
+    ]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=_IMPORT_TIMEOUT_SECONDS,
+            timeout=_EMULATED_TIMEOUT_SECONDS if emulated_by else _IMPORT_TIMEOUT_SECONDS,
             env=environment,
             check=False,
             cwd=prefix,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from ssm_forge.base import machine
+from ssm_forge.base import machine, platforms
 from ssm_forge.base.activation import activated_environment
 from ssm_forge.base.errors import BuildError, ForgeError, InstallError
 from ssm_forge.base.paths import Workspace, launcher
@@ -53,9 +53,10 @@ _TORCH = "import torch; print(torch.__version__, torch.version.cuda, torch.backe
 def specs(variant: Variant) -> tuple[str, ...]:
     """Match specs of a variant's toolchain, for both sources of packages: conda's newest would be other releases."""
     classic = variant.cuda == "11.8"
-    names = ["cuda-nvcc" if classic else "cuda-nvcc_linux-64", "cuda-cudart-dev", "cuda-version"]
+    own = platforms.here().subdir
+    names = ["cuda-nvcc" if classic else f"cuda-nvcc_{own}", "cuda-cudart-dev", "cuda-version"]
     # Of the bridge, the compiler is the machine's.
-    compiler = "gxx_linux-64" if variant.source == "bridge" else f"gxx_linux-64 {variant.row['cxx_compiler_version']}.*"
+    compiler = f"gxx_{own}" if variant.source == "bridge" else f"gxx_{own} {variant.row['cxx_compiler_version']}.*"
     wanted = [*(f"{name} {variant.cuda}.*" for name in names), compiler]
     if classic:
         wanted += ["cuda-cccl", "cudnn 8.9.*"]
@@ -120,7 +121,7 @@ def _answer(name: str, ask: Callable[[], str]) -> Check:
 
 def _glibc(prefix: Path) -> str:
     running = machine.glibc()
-    record = package_installed.records(prefix).get("sysroot_linux-64")
+    record = package_installed.records(prefix).get(f"sysroot_{platforms.here().subdir}")
     sysroot = record.version if record is not None else ""
     if not running:
         raise BuildError("this machine's C library does not tell its version")
@@ -162,7 +163,7 @@ def _gxx(env: Mapping[str, str], prefix: Path, variant: Variant) -> str:
     if not compiler:
         raise BuildError("activation sets no CXX")
     version = _run(env, compiler, "-dumpfullversion").strip()
-    folders = (prefix / "targets/x86_64-linux/include", prefix / "include")
+    folders = (prefix / platforms.here().targets / "include", prefix / "include")
     header = next((h for folder in folders if (h := folder / "crt/host_config.h").exists()), None)
     if header is None:
         raise BuildError(f"{prefix} has no crt/host_config.h")

@@ -15,6 +15,7 @@ import pytest
 
 from front_door import own_environment
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.ui import open_log
 from ssm_forge.bridge import assemble as bridge
 from ssm_forge.bridge.package import BridgePackage
@@ -41,6 +42,8 @@ def run(place: Workspace, compiler: str, python: str = "3.12") -> list[str]:
         compiler=compiler,
         variant=SimpleNamespace(name="cu130", row={}),
         there=None,
+        platform=LINUX_64,
+        cross=None,
         artifacts=(),
         debs=(),
     )

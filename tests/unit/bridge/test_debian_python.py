@@ -194,6 +194,7 @@ def test_build_variables_name_the_prefix_and_the_usual_compiler() -> None:
         " 'LDLIBRARY': 'l.so', 'Py_ENABLE_SHARED': 1, 'SIZE': 8, 'A': '--prefix=/usr', 'B': './usr /usr-local'}\n",
         Path("/home/me/p"),
         "python3.11",
+        "x86_64-linux-gnu",
     )
     space: dict[str, dict[str, object]] = {}
     exec(text, space)

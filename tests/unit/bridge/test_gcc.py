@@ -11,7 +11,8 @@ import pytest
 
 from ssm_forge.base.errors import MachineError
 from ssm_forge.base.paths import Workspace, workspace
-from ssm_forge.bridge import assemble, debian
+from ssm_forge.bridge import debian
+from ssm_forge.bridge import parts as bridge_parts
 from ssm_forge.bridge.compiler import HostCompiler
 from ssm_forge.bridge.debian import Deb
 from ssm_forge.bridge.gcc import BundledCompiler, bundled_packages
@@ -53,20 +54,20 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_auto_brings_one_and_system_refuses() -> None:
     row = variants.load(_ROOT / "recipes/variants.yaml").get("cu118", "bridge")
-    brought = assemble.find_compiler(row, "auto", workspace())
+    brought = bridge_parts.find_compiler(row, "auto", workspace())
     assert isinstance(brought, BundledCompiler)
     assert brought.major == 11
     with pytest.raises(MachineError, match=r"nvcc 11\.8 accepts"):
-        assemble.find_compiler(row, "system", workspace())
+        bridge_parts.find_compiler(row, "system", workspace())
 
 
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("wanted", ["auto", "bridge"])
 def test_one_that_would_not_run_here_is_not_offered(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "glibc", lambda: "2.28")
+    monkeypatch.setattr(bridge_parts, "glibc", lambda: "2.28")
     row = variants.load(_ROOT / "recipes/variants.yaml").get("cu130", "bridge")
     with pytest.raises(MachineError, match=r"needs glibc 2\.36, and this machine has 2\.28") as refused:
-        assemble.find_compiler(row, wanted, workspace())
+        bridge_parts.find_compiler(row, wanted, workspace())
     assert "gcc-toolset-12" in refused.value.fix
 
 
@@ -75,8 +76,8 @@ def test_a_compiler_outside_the_bounds_is_passed_over(tmp_path: Path, monkeypatc
     (tmp_path / "g++").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     matrix = variants.load(_ROOT / "recipes/variants.yaml")
-    assert isinstance(assemble.find_compiler(matrix.get("cu118", "bridge"), "auto", workspace()), BundledCompiler)
-    taken = assemble.find_compiler(matrix.get("cu130", "bridge"), "auto", workspace())
+    assert isinstance(bridge_parts.find_compiler(matrix.get("cu118", "bridge"), "auto", workspace()), BundledCompiler)
+    taken = bridge_parts.find_compiler(matrix.get("cu130", "bridge"), "auto", workspace())
     assert isinstance(taken, HostCompiler)
     assert taken.major == 14
 

@@ -83,6 +83,8 @@ def build(tmp_path: Path) -> dict[str, str]:
         "PKG_VERSION": "1.0",
         "EXTENSION": "demo_cuda",
         "CPU_COUNT": "2",
+        "build_platform": "linux-64",
+        "target_platform": "linux-64",
     }
 
 
@@ -170,3 +172,41 @@ def test_what_a_build_runs_with_its_own_python_runs_with_the_oldest(script: Path
     notes += [node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     unions = [note for root in notes if root for note in ast.walk(root) if isinstance(note, ast.BinOp)]
     assert postponed or not unions
+
+
+def test_for_another_platform_this_machines_python_and_compiler_run_and_the_others_headers_are_read(
+    build: dict[str, str],
+) -> None:
+    native = script(
+        Path(build["BUILD_PREFIX"]) / "bin/x86_64-conda-linux-gnu-native",
+        '#!/bin/sh\necho native "$@" >>"$SRC_DIR/compiled-to-run-here"\n',
+    )
+    for name in ("cc", "c++"):
+        own = Path(build["BUILD_PREFIX"]) / f"bin/x86_64-conda-linux-gnu-{name}"
+        script(own.with_name(f"aarch64-conda-linux-gnu-{name}"), own.read_text())
+    own_python = script(Path(build["BUILD_PREFIX"]) / "bin/python", _PYTHON)
+    host = {**build, "PYTHON": str(Path(build["PREFIX"]) / "bin/python-that-does-not-run-here")}
+    seen = run(
+        {
+            **host,
+            "target_platform": "linux-aarch64",
+            "CC": "aarch64-conda-linux-gnu-cc",
+            "CXX": "aarch64-conda-linux-gnu-c++",
+            "CXX_FOR_BUILD": str(native),
+        }
+    )
+    assert seen["PYTHON"] == str(own_python)
+    assert "constant_identity" in (Path(build["SRC_DIR"]) / "compiled-to-run-here").read_text()
+    assert "aarch64-conda-linux-gnu-c++" in Path(seen["CXX"]).read_text()
+    assert ".host/targets/sbsa-linux/include" in seen["CPATH"] and "x86_64" not in seen["CPATH"]
+    assert seen["_PYTHON_HOST_PLATFORM"] == "linux-aarch64"
+    folder = Path(seen["PYTHONPATH"])
+    assert (folder / f"{seen['_PYTHON_SYSCONFIGDATA_NAME']}.py").is_file()
+    assert (folder / "torch/__init__.py").is_file()
+
+
+def test_a_platform_whose_headers_are_unknown_is_refused(build: dict[str, str]) -> None:
+    command = ["bash", RECIPES / "common/build.sh"]
+    done = subprocess.run(command, env={**build, "target_platform": "osx-64"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no folder of CUDA's headers known for osx-64" in done.stderr

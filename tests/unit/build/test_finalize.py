@@ -13,6 +13,7 @@ from conda_channel import make_package
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.platforms import LINUX_AARCH64
 from ssm_forge.build.finalize import finalize
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import libraries as elf
@@ -156,6 +157,13 @@ def test_upstreams_kernels_are_recorded_and_ours_under_their_name_are_refused(
     assert "0001-always-build.patch" in patches
     ours = provenance(finalize(built(tmp_path / "ours", when=1, where="x"), RENDERED, KEY, place))
     assert "kernels" not in ours
+
+
+def test_an_extension_for_another_machine_is_refused_with_both(tmp_path: Path, place: Workspace) -> None:
+    package = built(tmp_path, when=1, where="file:///c")
+    key = VARIANT.key("3.12", ArchList.parse("8.0;9.0+PTX"), platform=LINUX_AARCH64)
+    with pytest.raises(BuildError, match=r"causal_conv1d_cuda\S* is for x86-64, and the package is for aarch64"):
+        finalize(package, RENDERED, key, place)
 
 
 def test_an_extension_that_looks_for_libraries_in_the_build_is_refused(tmp_path: Path, place: Workspace) -> None:

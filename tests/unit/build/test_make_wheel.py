@@ -20,7 +20,8 @@ from ssm_forge.base.errors import BuildError, IntegrityError
 from ssm_forge.base.files import sha256_of
 from ssm_forge.build.make_wheel import make
 from ssm_forge.package import read_wheel as read
-from wheel_packages import DIGITS, MINOR, SITE, kernels, needed_glibc
+from ssm_forge.package.read import inspect
+from wheel_packages import DIGITS, LIBRARY, MINOR, SITE, kernels, needed_glibc
 
 VERSION = "2.3.2.post1+cu130torch2.11"
 
@@ -49,6 +50,31 @@ def test_the_name_says_which_torch_python_and_glibc_it_is_for(tmp_path: Path) ->
     named = read.parse(made.name)
     assert (named.project, named.public, named.python) == ("mamba-ssm", "2.3.2.post1", MINOR)
     assert str(named.archs) == "9.0"
+
+
+def for_aarch64(data: bytes) -> bytes:
+    """A library's bytes with aarch64 as its machine."""
+    return data[:18] + (183).to_bytes(2, "little") + data[20:]
+
+
+def test_the_name_says_which_platform_it_is_for(tmp_path: Path) -> None:
+    package = kernels(tmp_path, subdir="linux-aarch64", library=for_aarch64(LIBRARY.read_bytes()))
+    made = make(package, tmp_path / "out")
+    major, minor = max(needed_glibc(), (2, 17))
+    assert made.name.endswith(f"-manylinux_{major}_{minor}_aarch64.whl")
+    assert f"manylinux_{major}_{minor}_aarch64" in member(made, "WHEEL")
+    assert read.inspect(made).filename == made.name
+
+
+@pytest.mark.parametrize("says", ["linux-64", "linux-aarch64"])
+def test_a_module_for_another_machine_than_the_package_says_is_refused_with_both(tmp_path: Path, says: str) -> None:
+    own = LIBRARY.read_bytes()
+    package = kernels(tmp_path, subdir=says, library=for_aarch64(own) if says == "linux-64" else own)
+    names = ("x86-64", "aarch64") if says == "linux-64" else ("aarch64", "x86-64")
+    with pytest.raises(IntegrityError, match=rf"is for {names[0]}, and its mamba_ssm_cuda\S+ is for {names[1]}"):
+        inspect(package)
+    with pytest.raises(IntegrityError, match=rf"mamba_ssm_cuda\S+, which is for {names[1]}: its name says another"):
+        read.inspect(make(package, tmp_path / "out"))
 
 
 def test_it_requires_the_torch_that_it_was_made_for_and_what_the_conda_package_pins(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_a_machine_that_fits_has_no_problems(_torch: types.ModuleType) -> None:
         ({"torch": "2.5"}, "for torch 2.5, this is 2.11.0"),
         ({"cuda": "12"}, "for CUDA 12, this torch is built for 13.0"),
         ({"glibc": "2.99"}, "need glibc 2.99 or newer"),
+        ({"machine": "riscv64"}, "for linux riscv64, this is linux"),
     ],
 )
 def test_each_misfit_is_named_with_what_was_found(_torch: types.ModuleType, changed: dict[str, str], said: str) -> None:

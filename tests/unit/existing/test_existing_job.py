@@ -12,10 +12,10 @@ import pytest
 from rattler_build import assemble_package
 
 from fake_environment import add, add_needs, add_torch
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import InstallError, MachineError, VerifyError
 from ssm_forge.base.paths import Workspace, workspace
 from ssm_forge.build import finalize
-from ssm_forge.channel import folder as channel
 from ssm_forge.existing import check, in_use, job, plan, reader
 from ssm_forge.flow.plan import Options, PlannedPackage
 from ssm_forge.manifest import recipe
@@ -84,7 +84,7 @@ def build(package: PlannedPackage, place: Workspace, folder: Path) -> None:
         detect_prefix=False,
     )
     told = {"format": finalize.FORMAT, "recipe_sha256": recipe.digest(package.name, place)}
-    target = place.channel / channel.SUBDIR / package.filename
+    target = place.channel / platforms.here().subdir / package.filename
     target.parent.mkdir(parents=True, exist_ok=True)
     rewrite_info(Path(made.path), target, lambda files: {**files, finalize.PROVENANCE: dump_json(told)})
 

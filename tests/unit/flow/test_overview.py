@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import LINUX_64, LINUX_AARCH64
 from ssm_forge.bridge import interpreter
 from ssm_forge.build import origin
 from ssm_forge.flow import overview as matrix
@@ -24,13 +26,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     (tmp_path / "recipes").symlink_to(_ROOT / "recipes")
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
     monkeypatch.setattr(origin, "conda_reachable", lambda: False)
+    monkeypatch.setattr(platforms, "known_here", lambda machine="": LINUX_64)
     monkeypatch.setattr(interpreter, "available", lambda place: ["3.10", "3.12"])
-    monkeypatch.setattr(interpreter, "brought", lambda place: [])
+    monkeypatch.setattr(interpreter, "brought", lambda place, platform=None: ["3.11"] if platform else [])
     return Workspace(root=tmp_path, cache=tmp_path / "cache")
 
 
 def rows(place: Workspace) -> dict[tuple[str, str], matrix.Row]:
-    return {(row.variant, row.source): row for row in matrix.rows(place)}
+    return {(row.variant, row.source): row for row in matrix.rows(place, LINUX_64)}
 
 
 def test_what_is_available_depends_on_pythons_and_channels(place: Workspace) -> None:
@@ -40,6 +43,18 @@ def test_what_is_available_depends_on_pythons_and_channels(place: Workspace) -> 
     assert found["cu124", "bridge"].available == ("3.10", "3.12")
     assert found["cu130", "conda"].available == ()
     assert found["cu130", "conda"].why_not == "no conda channel can be reached"
+
+
+def test_for_another_platform_only_rows_that_it_has_are_available_with_pythons_that_both_have(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interpreter, "available", lambda place: ["3.11", "3.12"])
+    found = {(row.variant, row.source): row for row in matrix.rows(place, LINUX_AARCH64)}
+    assert found["cu130", "bridge"].available == ("3.11",)
+    assert found["cu130", "bridge"].platforms == ("linux-64", "linux-aarch64")
+    assert "for linux-aarch64 to be had here" in found["cu130", "bridge"].why_not
+    others = [row for key, row in found.items() if key != ("cu130", "bridge")]
+    assert {(row.available, row.why_not) for row in others} == {((), "not made for linux-aarch64")}
 
 
 def test_with_a_channel_every_python_of_a_conda_row_is_available(

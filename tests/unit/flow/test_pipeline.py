@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """This checkout, with a channel and a cache of the test's own, on a machine without a GPU."""
     monkeypatch.setenv("SSM_FORGE_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("SSM_FORGE_CHANNEL", str(tmp_path / "channel"))
-    monkeypatch.setattr(solve_prefix, "machine_virtual_packages", lambda: virtual_packages(glibc="2.36"))
+    monkeypatch.setattr(solve_prefix, "machine_virtual_packages", lambda subdir=None: virtual_packages(glibc="2.36"))
     monkeypatch.setattr("ssm_forge.base.machine.gpus", lambda: ())
     # Nothing is downloaded here.
     monkeypatch.setattr("ssm_forge.flow.disks.free_disk", lambda path: 10**12)

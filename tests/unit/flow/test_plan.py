@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from front_door import assert_one_line_error, run, run_here
-from ssm_forge.base import machine
+from ssm_forge.base import machine, platforms
 from ssm_forge.base.arch import ArchList, Capability
 from ssm_forge.base.errors import NetworkError, UsageError, VerifyError
 from ssm_forge.base.machine import Gpu
@@ -277,3 +277,31 @@ def test_what_the_toolkit_lacks_is_said_before_what_the_gpu_lacks() -> None:
     gpu = Gpu("H100", Capability(9, 0), "580")
     with pytest.raises(UsageError, match=r"no nvcc makes 8\.0"):
         needs.choose_archs(row, "8.0", (gpu,), require=lacks, instead="x")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--platform", "linux-arm64"), "no platform 'linux-arm64' here; there are linux-64 and linux-aarch64"),
+        (("--variant", "cu118"), "is made for linux-64, not for linux-aarch64"),
+        (("--source", "conda"), "variant cu130 (conda) is made for linux-64, not for linux-aarch64"),
+        (("--source-tree", "."), "what --source-tree names is built for this machine's platform, linux-64"),
+    ],
+)
+def test_what_there_is_not_for_a_platform_is_refused_at_once(words: tuple[str, ...], told: str) -> None:
+    if platforms.known_here() != platforms.LINUX_64:
+        pytest.skip("this machine is not x86-64, and there is nothing to refuse")
+    asked = words if words[0] == "--platform" else ("--platform", "linux-aarch64", *words)
+    assert_one_line_error(run_here("build", *asked), UsageError.exit_code, told)
+
+
+@pytest.mark.parametrize(("machine", "asked"), [(62, "linux-aarch64"), (183, "linux-64")])
+def test_an_environment_of_another_platform_is_refused_with_both(tmp_path: Path, machine: int, asked: str) -> None:
+    (tmp_path / "bin").mkdir()
+    header = b"\x7fELF\x02\x01" + bytes(12) + machine.to_bytes(2, "little") + bytes(44)
+    (tmp_path / "bin/python").write_bytes(header)
+    found = {62: "linux-64", 183: "linux-aarch64"}[machine]
+    with pytest.raises(UsageError, match=rf"is an environment for {found}, and the packages are for {asked}\."):
+        planning.check_platform_of(tmp_path, platforms.of(asked))
+    planning.check_platform_of(tmp_path, platforms.of(found))
+    planning.check_platform_of(tmp_path / "new", platforms.of(asked))

@@ -21,6 +21,7 @@ from ssm_forge import cli
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError, MachineError, UsageError
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.platforms import LINUX_AARCH64
 from ssm_forge.build import finalize
 from ssm_forge.build import jobs as build_jobs
 from ssm_forge.build import provenance as materials
@@ -490,3 +491,14 @@ def test_packages_from_conda_bring_their_compiler(
     row = variants.load(place.variants).get("cu130", "conda")
     conda = replace(recorded, key=row.key("3.12", ARCHS))
     assert reproduce._options(conda, Path("/nowhere"), None, place).host_compiler == "auto"
+
+
+def test_a_package_for_another_platform_is_built_again_for_that(
+    tmp_path: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ROW.key("3.12", ARCHS, compiler=KEY.compiler, platform=LINUX_AARCH64)
+    recorded = reproduce.read(packed(tmp_path / "given", place, variant=key.to_provenance()))
+    assert recorded.key == key
+    assert reproduce._other_values(recorded, place) == []
+    monkeypatch.setattr(planning, "origin", compilers(auto=int(key.compiler)))
+    assert reproduce._options(recorded, tmp_path / "prefix", None, place).platform == "linux-aarch64"

@@ -8,9 +8,13 @@ import pytest
 import yaml
 
 from front_door import assert_one_line_error, run_here
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
+from ssm_forge.base.platforms import LINUX_64, LINUX_AARCH64
+from ssm_forge.manifest import recipe
+from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.variants import DEFAULT_VARIANT, Matrix, Variant, load
 
 MATRIX: Matrix = load(workspace().variants)
@@ -43,6 +47,47 @@ def test_a_row_names_pythons_compilers_and_versions(row: Variant) -> None:
         assert all(len(value) == 1 and isinstance(value[0], str) for value in values.values())
         assert values["cxx_compiler_version"] == ["99"]
         assert values["python"][0].startswith(f"{python}.*")
+
+
+def test_a_build_says_its_platform_where_it_is_not_the_one_that_there_was_first() -> None:
+    row, archs = MATRIX.get("cu130", "bridge"), ArchList.parse("9.0")
+    first, other = row.key("3.11", archs), row.key("3.11", archs, platform=LINUX_AARCH64)
+    assert (first.platform, other.platform) == (LINUX_64, LINUX_AARCH64)
+    assert first.settings == {name: value for name, value in other.settings.items() if name != "target_platform"}
+    assert other.settings["target_platform"] == "linux-aarch64"
+    assert "forge_platforms" not in other.settings
+    assert BuildKey.from_provenance({"variant": other.to_provenance()}) == other != first
+    with pytest.raises(ValueError, match="target_platform is 'win-64'"):
+        BuildKey.from_settings({**other.settings, "target_platform": "win-64"})
+
+
+def test_a_platform_that_a_row_is_not_made_for_is_refused_with_those_that_it_is() -> None:
+    MATRIX.get("cu130", "bridge").check_platform(LINUX_AARCH64)
+    assert MATRIX.sources("cu130", LINUX_AARCH64) == ("bridge",)
+    for name, source in (("cu118", "bridge"), ("cu130", "conda")):
+        row = MATRIX.get(name, source)  # type: ignore[arg-type]
+        row.check_platform(LINUX_64)
+        with pytest.raises(UsageError, match=rf"{name} \({source}\) is made for linux-64, not for linux-aarch64"):
+            row.check_platform(LINUX_AARCH64)
+
+
+def test_recipes_render_for_both_platforms_to_packages_of_other_names() -> None:
+    row, archs = MATRIX.get("cu130", "bridge"), ArchList.parse("9.0")
+    for project in recipe.PROJECTS:
+        made = {
+            platform: recipe.render(project, row.key("3.11", archs, platform=platform), workspace())
+            for platform in (LINUX_64, LINUX_AARCH64)
+        }
+        assert len({rendered.filename for rendered in made.values()}) == 2
+        assert {rendered.subdir for rendered in made.values()} == {"linux-64", "linux-aarch64"}
+        wanted = {platform: recipe.requirements(rendered) for platform, rendered in made.items()}
+        tools = {spec.split()[0] for spec in wanted[LINUX_AARCH64]["build"]}
+        assert {"gcc_linux-aarch64", "gxx_linux-aarch64", "cuda-nvcc_linux-aarch64", "sysroot_linux-aarch64"} <= tools
+        if platforms.here() == LINUX_64:
+            assert {"gxx_impl_linux-64", "python", "pip", "setuptools"} <= tools
+            assert not {"python", "pip"} & {spec.split()[0] for spec in wanted[LINUX_64]["build"]}
+            assert wanted[LINUX_64]["host"] == wanted[LINUX_AARCH64]["host"]
+            assert wanted[LINUX_64]["run"] == wanted[LINUX_AARCH64]["run"]
 
 
 def test_an_unknown_variant_is_refused_with_those_that_exist() -> None:

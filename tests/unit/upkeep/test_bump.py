@@ -13,6 +13,7 @@ from packaging.version import Version
 from ssm_forge.base.errors import BuildError, IntegrityError, UsageError
 from ssm_forge.base.fetch import Artifact
 from ssm_forge.base.paths import Workspace, workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.bridge.torch_patch import MEMBER, read_bounds
 from ssm_forge.manifest import sdists, variants
 from ssm_forge.manifest.patching import HunkResult, patched, reapply
@@ -360,3 +361,25 @@ def test_a_further_torch_patch_that_no_longer_fits_is_named_by_file_and_hunk(
     monkeypatch.setattr(bump_parts, "read_member", lambda url, member: _TABLES.encode())
     with pytest.raises(BuildError, match=r"0002-nvcc-from-the-environment\.patch: \S+cpp_extension\.py, hunk 1"):
         bump_parts.bump_torch(torch_place)
+
+
+def test_locks_of_another_platform_are_solved_with_the_versions_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[tuple[str, str, str], str] = {}
+
+    def compiled(source: Path, python: str, alone: bool, platform: Platform, pins: str, place: Workspace) -> str:
+        asked[source.name, python, platform.subdir] = pins
+        return f'[[packages]]\nname = "torch"\nversion = "2.{len(pins)}"\n'
+
+    monkeypatch.setattr(bump_parts, "_compiled", compiled)
+    place = Workspace(root=tmp_path, cache=tmp_path / "cache")
+    place.bridge_locks.mkdir(parents=True)
+    shutil.copy(workspace().variants, place.variants)
+    update = bump_parts.bump_bridge(place)
+    written = {path.name for path in update.files}
+    assert {"pylock.cu130-py311.toml", "pylock.cu130-linux-aarch64-py311.toml", "pylock.tools-old.toml"} <= written
+    assert not any("cu118-linux-aarch64" in name for name in written)
+    assert asked["cu130.in", "3.11", "linux-64"] == ""
+    assert asked["cu130.in", "3.11", "linux-aarch64"] == "torch==2.0\n"
+    assert asked["cu130-toolkit.in", "3.10", "linux-aarch64"] == "torch==2.0\n"
