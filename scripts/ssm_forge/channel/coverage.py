@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.files import write_whole
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.channel.index import COMPLETE, IndexRecord
 from ssm_forge.channel.source import ChannelSource, records
@@ -35,6 +36,7 @@ class Item:
         archs: compute capabilities in the binary, ``8.0;9.0+PTX``.
         size: bytes of the file.
         signed: whether a signed statement lies beside it.
+        subdir: conda's name of the platform that it is for.
     """
 
     filename: str
@@ -47,11 +49,14 @@ class Item:
     size: int
     signed: bool
     kind: Literal["conda", "wheel"] = "conda"
+    subdir: str = LINUX_64.subdir
 
     @property
     def label(self) -> str:
-        """What a cell of the table shows: the capabilities, and whether it is a wheel."""
-        return f"{self.archs} (wheel)" if self.kind == "wheel" else self.archs
+        """What a cell of the table shows: the capabilities, whether it is a wheel, and any platform but linux-64."""
+        more = ["wheel"] if self.kind == "wheel" else []
+        more += [self.subdir] if self.subdir != LINUX_64.subdir else []
+        return f"{self.archs} ({', '.join(more)})" if more else self.archs
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def items(source: ChannelSource) -> list[Item]:
         item
         for subdir in source.subdirs()
         for filename, record in sorted(records(source, subdir, COMPLETE).items())
-        if (item := _item(filename, record)) is not None
+        if (item := _item(filename, record, subdir)) is not None
     ]
 
 
@@ -156,7 +161,7 @@ def page(table: list[Row], channel: str) -> str:
     return _PAGE.format(**names, head=head, body=body, have=have, wanted=wanted, day=day, style=_STYLE)
 
 
-def _item(filename: str, record: IndexRecord) -> Item | None:
+def _item(filename: str, record: IndexRecord, subdir: str) -> Item | None:
     build_match = _BUILD.search(record.build)
     if record.name not in PROJECTS or not build_match:
         return None
@@ -172,6 +177,7 @@ def _item(filename: str, record: IndexRecord) -> Item | None:
         archs=str(ArchList.from_tag(tag)),
         size=record.size or 0,
         signed=bool(record.attestations_sha256),
+        subdir=subdir,
     )
 
 
