@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.files import write_whole
+from ssm_forge.base.platforms import LINUX_64
 from ssm_forge.base.tables import FoldingTable
 from ssm_forge.channel.index import COMPLETE, IndexRecord
 from ssm_forge.channel.source import ChannelSource, records
@@ -37,6 +38,7 @@ class Item:
         size: bytes of the file.
         signed: whether a signed statement lies beside it.
         kernels: ours, or upstream's as they are.
+        subdir: conda's name of the platform that it is for.
     """
 
     filename: str
@@ -50,12 +52,16 @@ class Item:
     signed: bool
     kind: Literal["conda", "wheel"] = "conda"
     kernels: Kernels = DEFAULT
+    subdir: str = LINUX_64.subdir
 
     @property
     def label(self) -> str:
-        """What a cell of the table shows: the capabilities, whose kernels, and whether it is a wheel."""
+        """What a cell of the table shows: the capabilities, whose kernels, a wheel, and any platform but linux-64."""
         whose = " upstream" if self.kernels == "upstream" else ""
-        return f"{self.archs}{whose}{' (wheel)' if self.kind == 'wheel' else ''}"
+        more = ["wheel"] if self.kind == "wheel" else []
+        more += [self.subdir] if self.subdir != LINUX_64.subdir else []
+        in_brackets = f" ({', '.join(more)})" if more else ""
+        return f"{self.archs}{whose}{in_brackets}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def items(source: ChannelSource) -> list[Item]:
         item
         for subdir in source.subdirs()
         for filename, record in sorted(records(source, subdir, COMPLETE).items())
-        if (item := _item(filename, record)) is not None
+        if (item := _item(filename, record, subdir)) is not None
     ]
 
 
@@ -160,7 +166,7 @@ def page(table: list[Row], channel: str) -> str:
     return _PAGE.format(**names, head=head, body=body, have=have, wanted=wanted, day=day, style=_STYLE)
 
 
-def _item(filename: str, record: IndexRecord) -> Item | None:
+def _item(filename: str, record: IndexRecord, subdir: str) -> Item | None:
     build_match = _BUILD.search(record.build)
     if record.name not in PROJECTS or not build_match:
         return None
@@ -177,6 +183,7 @@ def _item(filename: str, record: IndexRecord) -> Item | None:
         size=record.size or 0,
         signed=bool(record.attestations_sha256),
         kernels=claimed(record.build),
+        subdir=subdir,
     )
 
 

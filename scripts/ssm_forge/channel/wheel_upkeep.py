@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from ssm_forge.base import foreign
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
+from ssm_forge.base.platforms import LINUX_64, PLATFORMS
 from ssm_forge.channel import folder as channels
 from ssm_forge.channel import simple_index as index
 from ssm_forge.channel.check import Checked, Problem, is_about, set_aside
@@ -226,9 +227,9 @@ def _superseded(channel: Path, page: str, listing: Listing, keep: int) -> list[s
     parsed = {name: parse(name) for listed_on, entries in listing.items() if listed_on.page == page for name in entries}
     if page_of(page) == "tree":
         return []
-    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, str], list[str]] = defaultdict(list)
     for name, named in parsed.items():
-        groups[named.project, named.python, named.archs.tag].append(name)
+        groups[named.project, named.python, named.archs.tag, named.machine].append(name)
     kept = {n for group in groups.values() for n in sorted(group, key=lambda name: parsed[name].order)[-keep:]}
     while needed := _needed(channel / FOLDER / page, parsed, kept):
         kept |= needed
@@ -245,7 +246,8 @@ def _needed(folder: Path, names: dict[str, Name], kept: set[str]) -> set[str]:
             fitting = {
                 other
                 for other, named in names.items()
-                if (named.project, named.python) == (requirement.name, names[name].python)
+                if (named.project, named.python, named.machine)
+                == (requirement.name, names[name].python, names[name].machine)
                 and requirement.specifier.contains(named.version, prereleases=True)
             }
             if requirement.marker is None and not fitting & kept:
@@ -359,6 +361,7 @@ def items(source: ChannelSource) -> list[Item]:
                     signed=STATEMENT in entry,
                     kind="wheel",
                     kernels="upstream" if of == "upstream" else DEFAULT,
+                    subdir=next((p.subdir for p in PLATFORMS if p.machine == named.machine), LINUX_64.subdir),
                 )
             )
     return wheels

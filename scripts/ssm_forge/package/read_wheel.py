@@ -20,7 +20,7 @@ from ssm_forge.base import foreign, platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.files import sha256_of
-from ssm_forge.base.platforms import Platform
+from ssm_forge.base.platforms import PLATFORMS, Platform
 from ssm_forge.package import wheel
 from ssm_forge.package.pip_torch import Torch, page, page_of
 from ssm_forge.package.write import ZIP_DAMAGE
@@ -90,6 +90,7 @@ class Name:
         public: the version without its local part.
         python: ``3.12``.
         archs: its GPU code.
+        machine: what it runs on, ``x86_64``.
         order: what pip compares wheels of one Python by: the higher is the newer.
     """
 
@@ -98,6 +99,7 @@ class Name:
     public: str
     python: str
     archs: ArchList
+    machine: str
     order: tuple[Any, ...]
 
 
@@ -116,7 +118,8 @@ def parse(filename: str) -> Name:
         raise IntegrityError(what) from error
     digits = next(iter(tags)).interpreter.removeprefix("cp")
     archs = ArchList.from_tag(build[1].removeprefix("_")) if build else ArchList(())
-    return Name(project, version, version.public, f"{digits[0]}.{digits[1:]}", archs, (version, build))
+    machine = next((p.machine for p in PLATFORMS if filename.endswith(f"_{p.machine}.whl")), "")
+    return Name(project, version, version.public, f"{digits[0]}.{digits[1:]}", archs, machine, (version, build))
 
 
 def inspect(path: Path, *, filename: str = "") -> Wheel:

@@ -64,6 +64,7 @@ def test_the_name_says_which_platform_it_is_for(tmp_path: Path) -> None:
     assert made.name.endswith(f"-manylinux_{major}_{minor}_aarch64.whl")
     assert f"manylinux_{major}_{minor}_aarch64" in member(made, "WHEEL")
     assert read.inspect(made).filename == made.name
+    assert read.parse(made.name).machine == "aarch64"
 
 
 @pytest.mark.parametrize("says", ["linux-64", "linux-aarch64"])
