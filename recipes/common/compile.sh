@@ -27,7 +27,16 @@ if [ -n "${CU_HEADERS:-}" ] && [[ " $* " == *" -c "* ]]; then
     fi
 fi
 args=()
+previous=""
 for arg in "$@"; do
+    # The list of the headers that were read serves only a second build of the same folder. nvcc before CUDA 13 takes no
+    # -E beside it, which is what the compile cache asks for, and the cache would stay empty.
+    before="${previous}"
+    previous="${arg}"
+    if [ "${arg}" = --generate-dependencies-with-compile ] || [ "${arg}" = --dependency-output ] ||
+        [ "${before}" = --dependency-output ]; then
+        continue
+    fi
     # A conda compiler's LDFLAGS name the prefix here. The recipe sets the rpaths; a relative one would stay beside them.
     if [[ "${arg}" == -Wl,-rpath,* ]]; then
         continue
