@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 from click.core import ParameterSource
 
-from ssm_forge.base import arch, paths
+from ssm_forge.base import arch, paths, platforms
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.ui import open_log, out, say
 from ssm_forge.commands.install_mamba import platform_option, require_no_kernels, target_options, tree_option
@@ -76,7 +76,7 @@ def build(
                 "--solve-only is for the conda channels; the bridge has what its locks name.",
                 fix="Leave --source bridge out.",
             )
-        _solve_only(variant, python, cuda_arch, kernels, snapshot, show_all=show_all, as_json=as_json)
+        _solve_only(variant, python, cuda_arch, kernels, platform, snapshot, show_all=show_all, as_json=as_json)
         return
     require_no_kernels(kernels, trees)
     fitting.require_architecture()
@@ -114,6 +114,7 @@ def _solve_only(
     python_version: str | None,
     cuda_arch: str | None,
     kernels: Kernels,
+    platform: str | None,
     snapshot: Path | None,
     *,
     show_all: bool,
@@ -122,6 +123,8 @@ def _solve_only(
 
     workspace = paths.workspace()
     row = variants.load(workspace.variants).get(variant, "conda")
+    if platform is not None:
+        row.check_platform(platforms.of(platform))
     default = variants.DEFAULT_PYTHON if variants.DEFAULT_PYTHON in row.pythons else row.pythons[-1]
     python = python_version or default
     row.check_python(python)

@@ -109,6 +109,8 @@ class BuildKey:
 
     def with_kernels(self, kernels: Kernels) -> BuildKey:
         """The same build with these kernels."""
+        if kernels == self.kernels:
+            return self
         settings = {name: value for name, value in self.settings.items() if name != _KERNELS}
         if kernels != package_kernels.DEFAULT:
             settings[_KERNELS] = kernels

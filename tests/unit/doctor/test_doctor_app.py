@@ -350,7 +350,7 @@ def test_advice_names_the_first_error_of_an_environment(
     made = make.healthy(tmp_path, libraries)
     for name, value in made.variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(advice, "_SECONDS", 120)
+    monkeypatch.setattr(advice, "_MOST_SECONDS", 120)
     monkeypatch.chdir(made.folder)
     assert advice.of_environment(made.prefix) == ""
     made.extension(Source(module="selective_scan_cuda", needs=(make.SET_DEVICE["2.9"],)))

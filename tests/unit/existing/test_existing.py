@@ -549,7 +549,7 @@ def test_the_releases_that_can_be_named_are_those_that_the_recipes_have_sources_
 def _patches(project: str, release: str) -> set[str]:
     """What the patches of a release do, by their names without the number."""
     text = (recipe.recipe_dir(project, workspace()) / "recipe.yaml").read_text(encoding="utf-8")
-    entry = text.partition(f'version == "{release}"')[2].partition("- if:")[0].partition("\nbuild:")[0]
+    entry = text.partition(f'version == "{release}"')[2].partition("\n  - if:")[0].partition("\nbuild:")[0]
     found = re.findall(r"- (\S+\.patch)", entry)
     assert all((recipe.recipe_dir(project, workspace()) / path).is_file() for path in found)
     return {Path(path).name[5:] for path in found}

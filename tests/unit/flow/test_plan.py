@@ -285,6 +285,7 @@ def test_what_the_toolkit_lacks_is_said_before_what_the_gpu_lacks() -> None:
         (("--platform", "linux-arm64"), "no platform 'linux-arm64' here; there are linux-64 and linux-aarch64"),
         (("--variant", "cu118"), "is made for linux-64, not for linux-aarch64"),
         (("--source", "conda"), "variant cu130 (conda) is made for linux-64, not for linux-aarch64"),
+        (("--solve-only",), "variant cu130 (conda) is made for linux-64, not for linux-aarch64"),
         (("--source-tree", "."), "what --source-tree names is built for this machine's platform, linux-64"),
     ],
 )
