@@ -114,3 +114,9 @@ def test_no_folder_of_the_build_is_in_what_conda_forges_gcc_links(build: dict[st
     build["LINK_SPECS"] = f"{specs}/builtin.specs"
     run(build, "-shared", "a.o", "-o", "a.so")
     assert elf.read(work / "a.so").rpaths == ("$ORIGIN/../..",)
+
+
+def test_no_list_of_headers_is_asked_for_beside_which_cuda_12_is_not_cached(build: dict[str, str]) -> None:
+    lists = ["--generate-dependencies-with-compile", "--dependency-output", f"{build['SRC_DIR']}/build/a.o.d"]
+    _, *arguments = run(build, *lists, "-c", f"{build['SRC_DIR']}/csrc/a.cu", "-o", "a.o")
+    assert arguments == ["-c", "csrc/a.cu", "-o", "a.o"]

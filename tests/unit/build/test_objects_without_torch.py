@@ -123,7 +123,9 @@ def unpacked(project: str, source: dict[str, Any], folder: Path) -> Path:
     with tarfile.open(fetch.fetch_all([archive], workspace())[archive]) as tar:
         tar.extractall(folder, filter="data")
     tree = folder / _name(source)
-    files, hunks = patched([workspace().recipes / project / name for name in source["patches"]], tree)
+    # With the kernels of this project: all patches.
+    listed = [name for entry in source["patches"] for name in ([entry] if isinstance(entry, str) else entry["then"])]
+    files, hunks = patched([workspace().recipes / project / name for name in listed], tree)
     assert all(hunk.found is not None for hunk in hunks)
     for name, text in files.items():
         (tree / name).write_text(text, encoding="utf-8")
@@ -245,7 +247,9 @@ def with_torch(build: dict[str, str], name: str, source: str) -> bytes:
     (work / ".site").symlink_to(site)
     (work / "a.cu").write_text(source)
     command = ["bash", COMMON / "compile.sh", Path(build["BUILD_PREFIX"]) / "bin/nvcc", "-objtemp"]
-    words = [f"-I{site}/torch/include", "-c", work / "a.cu", "-o", "a.o", "-arch=sm_90", "-std=c++17"]
+    # As torch has it compiled by ninja: with a list of headers, beside which CUDA 12's nvcc refuses what ccache asks.
+    ninjas = ["--generate-dependencies-with-compile", "--dependency-output", "a.o.d"]
+    words = [*ninjas, f"-I{site}/torch/include", "-c", work / "a.cu", "-o", "a.o", "-arch=sm_90", "-std=c++17"]
     subprocess.run([*command, *words], env={**build, "SP_DIR": str(site)}, check=True)
     return (work / "a.o").read_bytes()
 
