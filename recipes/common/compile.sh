@@ -36,6 +36,12 @@ for arg in "$@"; do
     if [ "${arg}" = "-std=c++17" ]; then
         arg="-std=c++${standard}"
     fi
+    # torch before 2.11 writes nvcc's long names, which ccache hands to the preprocessor as they are: it fails, and
+    # nothing is cached.
+    case "${arg}" in
+    --generate-dependencies-with-compile) arg="-MD" ;;
+    --dependency-output) arg="-MF" ;;
+    esac
     arg="${arg//"${SP_DIR}"/.site}"
     arg="${arg//"${PREFIX}/include/python${PY_VER}"/.python}"
     arg="${arg//"${PREFIX}"/.host}"
