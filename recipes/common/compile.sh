@@ -27,16 +27,7 @@ if [ -n "${CU_HEADERS:-}" ] && [[ " $* " == *" -c "* ]]; then
     fi
 fi
 args=()
-previous=""
 for arg in "$@"; do
-    # The list of the headers that were read serves only a second build of the same folder. nvcc before CUDA 13 takes no
-    # -E beside it, which is what the compile cache asks for, and the cache would stay empty.
-    before="${previous}"
-    previous="${arg}"
-    if [ "${arg}" = --generate-dependencies-with-compile ] || [ "${arg}" = --dependency-output ] ||
-        [ "${before}" = --dependency-output ]; then
-        continue
-    fi
     # A conda compiler's LDFLAGS name the prefix here. The recipe sets the rpaths; a relative one would stay beside them.
     if [[ "${arg}" == -Wl,-rpath,* ]]; then
         continue
@@ -45,6 +36,12 @@ for arg in "$@"; do
     if [ "${arg}" = "-std=c++17" ]; then
         arg="-std=c++${standard}"
     fi
+    # torch before 2.11 writes nvcc's long names, which ccache hands to the preprocessor as they are: it fails, and
+    # nothing is cached.
+    case "${arg}" in
+    --generate-dependencies-with-compile) arg="-MD" ;;
+    --dependency-output) arg="-MF" ;;
+    esac
     arg="${arg//"${SP_DIR}"/.site}"
     arg="${arg//"${PREFIX}/include/python${PY_VER}"/.python}"
     arg="${arg//"${PREFIX}"/.host}"

@@ -27,7 +27,7 @@ from ssm_forge.bench.usage import Group, ToolUse, Usage
 from ssm_forge.build.schedule import Job
 from ssm_forge.commands.build import build
 from ssm_forge.flow import plan
-from ssm_forge.manifest import variants
+from ssm_forge.manifest import recipe, variants
 from ssm_forge.manifest.recipe import PROJECTS
 from ssm_forge.trees import job
 
@@ -247,6 +247,8 @@ def test_a_patch_that_does_not_fit_is_named_by_file_and_hunk_and_nothing_is_chan
 def test_what_is_left_out_is_there_by_these_names_and_the_rest_keeps_upstreams_flags(project: str) -> None:
     place = workspace()
     built = {row.projects[project] for row in variants.load(place.variants).variants}
+    folders = {path.name for path in (place.patches / project).iterdir() if path.is_dir()}
+    assert built <= folders <= set(recipe.releases(project, place))
     for version in (place.patches / project / release for release in built):
         names = {path.stem.split("-", 1)[1]: path.read_text(encoding="utf-8") for path in version.glob("*.patch")}
         assert {"nvcc-options", "split-backward"} <= names.keys(), version

@@ -247,9 +247,9 @@ def with_torch(build: dict[str, str], name: str, source: str) -> bytes:
     (work / ".site").symlink_to(site)
     (work / "a.cu").write_text(source)
     command = ["bash", COMMON / "compile.sh", Path(build["BUILD_PREFIX"]) / "bin/nvcc", "-objtemp"]
-    # As torch has it compiled by ninja: with a list of headers, beside which CUDA 12's nvcc refuses what ccache asks.
-    ninjas = ["--generate-dependencies-with-compile", "--dependency-output", "a.o.d"]
-    words = [*ninjas, f"-I{site}/torch/include", "-c", work / "a.cu", "-o", "a.o", "-arch=sm_90", "-std=c++17"]
+    # As torch before 2.11 asks for them.
+    depends = ["--generate-dependencies-with-compile", "--dependency-output", work / "a.o.d"]
+    words = [f"-I{site}/torch/include", *depends, "-c", work / "a.cu", "-o", "a.o", "-arch=sm_90", "-std=c++17"]
     subprocess.run([*command, *words], env={**build, "SP_DIR": str(site)}, check=True)
     return (work / "a.o").read_bytes()
 
