@@ -114,7 +114,7 @@ def test_a_compiler_that_the_bridge_brings_is_named_by_its_lock() -> None:
 def test_a_plan_knows_the_lock_or_the_words_of_the_compiler(tmp_path: Path) -> None:
     place = workspace()
     variant = variants.load(place.variants).get("cu118", "bridge")
-    bundled: Any = SimpleNamespace(compiler=BundledCompiler(()))
+    bundled: Any = SimpleNamespace(compiler=BundledCompiler(()), cross=None)
     assert origin.compiler_of(variant, bundled, place) == ("", place.bridge_locks / "debs.gcc-11.toml")
     gxx = tmp_path / "g++"
     gxx.write_text("#!/bin/sh\necho 'g++ (Debian 12.2.0-14) 12.2.0'\necho more\n")

@@ -31,7 +31,7 @@ SUBDIRS = frozenset(
 # CEP-26: what a package file may be called; a leading dot or a slash never occurs.
 FILENAME = re.compile(r"[a-z0-9_][a-z0-9._-]*-[A-Za-z0-9._+!]+-[A-Za-z0-9._+]+\.conda")
 
-# What a kernel package has of compiled modules.
+# What a package of ours has of compiled modules.
 _EXTENSION = re.compile(r"lib/python3\.\d+/site-packages/.+\.so")
 
 # What a finished package says of its build.
@@ -98,11 +98,14 @@ def _check_parts(package: zipfile.ZipFile, filename: str) -> dict[str, Any]:
         odd = sorted({*names} ^ expected) or names
         raise IntegrityError(f"{filename} is not a .conda package: {', '.join(odd)} is missing or does not belong.")
     index: dict[str, Any] = {}
+    # Others may have reasons to carry a library for another machine.
+    is_ours = False
     for part in (f"info-{stem}.tar.zst", f"pkg-{stem}.tar.zst"):
         with _open_tar(package, part) as tar:
             for member in tar:
                 _check_member(member, filename)
-                if _EXTENSION.fullmatch(member.name) and member.isfile():
+                is_ours = is_ours or member.name == PROVENANCE
+                if is_ours and _EXTENSION.fullmatch(member.name) and member.isfile():
                     _check_machine(tar, member, index, filename)
                 if part.startswith("info-") and member.name == "info/index.json":
                     index = _read_json(tar, member, filename)

@@ -78,6 +78,7 @@ def test_reports_keep_their_brackets(shown: io.StringIO, tmp_path: Path) -> None
         "cu130",
         "bridge",
         *words,
+        platforms=("linux-64",),
         pythons=("3.11", "3.12"),
         available=("3.12",),
         built=(),
