@@ -27,6 +27,8 @@ from ssm_forge.package.write import dump_json, read_json
 ORIGIN = "ssm-forge.json"
 
 _SITE = re.compile(r"lib/python(3\.\d+)/site-packages/(.+)")
+# What conda keeps of a package, and the files of its tests, which only conda tools run.
+_CONDAS_OWN = ("info/", "etc/conda/test-files/")
 # What an installer writes of its own.
 _LEFT_OUT = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "WHEEL")
 _TIME = (2026, 1, 1, 0, 0, 0)
@@ -129,7 +131,7 @@ def files(package: Path, unpacked: Path) -> dict[str, Path]:
     programs = {f"bin/{line.partition('=')[0].strip()}" for text in told for line in text.splitlines() if "=" in line}
     for path in sorted(unpacked.rglob("*")):
         name = path.relative_to(unpacked).as_posix()
-        if path.is_dir() or name.startswith("info/") or "/__pycache__/" in name or name in programs:
+        if path.is_dir() or name.startswith(_CONDAS_OWN) or "/__pycache__/" in name or name in programs:
             continue
         inside = _SITE.fullmatch(name)
         if inside is None or path.is_symlink():

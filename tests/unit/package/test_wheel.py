@@ -48,6 +48,12 @@ def test_the_wheel_has_the_packages_files_and_says_where_it_is_from(package: Pat
         source.validate_record()
 
 
+def test_the_files_of_a_packages_tests_stay_out(tmp_path: Path) -> None:
+    package = conda_package(tmp_path, {"etc/conda/test-files/mamba-ssm/0/loads.py": "import mamba_ssm\n"}, None)
+    with zipfile.ZipFile(wheel.from_conda(package, tmp_path)) as archive:
+        assert not [name for name in archive.namelist() if "loads.py" in name]
+
+
 @pytest.mark.parametrize("compress", [True, False])
 def test_the_same_package_gives_the_same_bytes(package: Path, tmp_path: Path, compress: bool) -> None:
     digests = set()
