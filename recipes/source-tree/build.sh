@@ -23,6 +23,11 @@ for tool in nvcc g++; do
 done
 export COMPILED="${tools}/compiled"
 
+# torch's headers include those of CUDA's libraries. An environment's torch has them in the wheels beside it.
+for folder in "${SP_DIR}"/nvidia/*/include; do
+    [ ! -d "${folder}" ] || CPATH="${CPATH}:.site${folder#"${SP_DIR}"}"
+done
+
 # What setup.py would do beside compiling: with no network it can't take a wheel that somebody else has compiled, and it
 # writes nowhere but into the folders of this build.
 export FORCE_CUDA=1 MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE

@@ -40,7 +40,7 @@ CONDA_FORGE, NVIDIA, PYTORCH = "conda-forge", "nvidia/label/cuda-11.8.0", "pytor
 
 _NVIDIAS = re.compile(r"cuda-(?!version)|lib(cublas|cufft|curand|cusolver|cusparse)$")
 _PYTORCHS = ("pytorch", "pytorch-cuda", "pytorch-mutex", "torchtriton")
-# Headers that kernels do not need, which the bridge does not have.
+# Headers that the kernels do not need.
 _ABSENT = ("libcublas-dev", "libcusolver-dev", "libcusparse-dev")
 
 

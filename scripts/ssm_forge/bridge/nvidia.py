@@ -30,6 +30,9 @@ _DEBIAN_HOME = "usr/lib/nvidia-cuda-toolkit/bin"
 # Of what Debian's package has in usr/bin, the tools of a compilation.
 _DEBIAN_TOOLS = ("bin2c", "cudafe++", "cuobjdump", "fatbinary", "nvdisasm", "nvlink", "nvprune", "ptxas")
 
+# Libraries whose headers are packages of their own, as conda-forge's: torch's headers include them, cuDNN's is checked.
+_WITH_HEADERS = ("libcublas", "libcudnn", "libcusolver", "libcusparse")
+
 # (pattern of a path in the toolkit, where it goes below the prefix; None: nowhere)
 Moves = Sequence[tuple[str, str | None]]
 
@@ -120,7 +123,7 @@ def is_library(name: str) -> bool:
 def library_packages(
     wheel: LockedWheel, dists: Mapping[str, Distribution], *, python: str, cuda: str, workspace: Workspace
 ) -> list[BridgePackage]:
-    """A library as conda has it: in ``lib/``, with no trace of a Python package; of cuDNN the headers too."""
+    """A library as conda has it: in ``lib/``, with no trace of a Python package; of some the headers, apart."""
     name, version, major = conda_name(wheel.name), dists[wheel.name].version, int(cuda.split(".")[0])
 
     def package(name: str, moves: Moves, depends: Sequence[str], summary: str) -> BridgePackage:
@@ -142,9 +145,9 @@ def library_packages(
     needs = library_depends(conda_depends(dists[wheel.name], dists, python), cuda)
     summary = dists[wheel.name].summary
     packages = [package(name, ((r"lib/([^/]+\.so[^/]*|[^/]+\.bc)", r"lib/\1"),), needs, summary)]
-    if name == "libcudnn":
+    if name in _WITH_HEADERS:
         packages.append(
-            package("libcudnn-dev", ((r"(include/.*)", r"\1"),), [f"libcudnn =={version}"], f"{summary} (headers)")
+            package(f"{name}-dev", ((r"(include/.*)", r"\1"),), [f"{name} =={version}"], f"{summary} (headers)")
         )
     return packages
 

@@ -19,6 +19,11 @@ from ssm_forge.trees.source import Tree
 # PyPI's names of what a tree may require and the bridge has; the rest is named to the user.
 CARRIED = ("einops", "packaging", "transformers", "triton", "numpy")
 
+# CUDA's libraries that ATen/cuda/CUDAContext.h includes the headers of, which many extensions include. Our two projects
+# do not. The torch of an environment has them beside it (see recipes/source-tree/build.sh).
+_TORCHS_HEADERS_INCLUDE = ("libcublas-dev", "libcusolver-dev", "libcusparse-dev")
+_NOT_AN_ENVIRONMENTS = 'forge_variant[:4] != "env-"'
+
 # Loads every library of the package as Python would, without the modules around them and what those import.
 _LOADS = """\
 import importlib.machinery as machinery, importlib.metadata as metadata, importlib.util as util, torch
@@ -77,13 +82,14 @@ def _recipe(base: dict[str, Any], tree: Tree) -> dict[str, Any]:
     build["script"]["env"]["EXTENSION"] = "none"
     required = {requirement.name.lower() for requirement in tree.requires}
     run = [spec for spec in base["requirements"]["run"] if _is_kept(spec, required)]
+    host = [*base["requirements"]["host"], {"if": _NOT_AN_ENVIRONMENTS, "then": list(_TORCHS_HEADERS_INCLUDE)}]
     return {
         "schema_version": 1,
         "context": context,
         "package": base["package"],
         "source": [{"path": "../../tree", "use_gitignore": False}],
         "build": build,
-        "requirements": {**base["requirements"], "run": run},
+        "requirements": {**base["requirements"], "host": host, "run": run},
         "tests": [{"script": ["python loads.py"], "files": {"recipe": ["loads.py"]}}],
         "about": {"summary": f"{tree.name} {tree.version} from a source tree ({tree.origin})"},
     }

@@ -72,7 +72,12 @@ def lock(place: Workspace, cuda: str) -> list[LockedWheel]:
             },
             *(spec.format(suffix) for spec in _REQUIRES),
         ),
-        wheel(place, f"nvidia-cublas{suffix}", "13.1", {"nvidia/cu13/lib/libcublas.so.13": "b"}),
+        wheel(
+            place,
+            f"nvidia-cublas{suffix}",
+            "13.1",
+            {"nvidia/cu13/lib/libcublas.so.13": "b", "nvidia/cu13/include/cublas_v2.h": "h"},
+        ),
         wheel(place, f"nvidia-cuda-runtime{suffix}", "13.0", {"nvidia/cu13/lib/libcudart.so.13": "r"}),
         wheel(
             place,
@@ -161,11 +166,14 @@ def test_conda_forges_torch_needs_what_is_apart_from_it(place: Workspace) -> Non
     assert "cuda-version >=13.0,<14" in libtorch.depends
 
 
-def test_nvidias_libraries_are_in_lib_and_cudnns_headers_apart(place: Workspace, tmp_path: Path) -> None:
+def test_nvidias_libraries_are_in_lib_and_their_headers_apart(place: Workspace, tmp_path: Path) -> None:
     packages = made(place, "13.0")
     assert staged(packages["libcublas"], tmp_path / "blas") == {"lib/libcublas.so.13"}
     assert staged(packages["libcudnn"], tmp_path / "dnn") == {"lib/libcudnn.so.9"}
     assert staged(packages["libcudnn-dev"], tmp_path / "dev") == {"include/cudnn_version.h"}
+    # Torch's headers include it, and so does what source trees include of torch.
+    assert staged(packages["libcublas-dev"], tmp_path / "blas-dev") == {"include/cublas_v2.h"}
+    assert packages["libcublas-dev"].depends == ("libcublas ==13.1", "cuda-version >=13,<14")
     assert packages["libcudnn"].depends == ("libcublas", "cuda-version >=13,<14")
 
 

@@ -61,7 +61,10 @@ def stub_channel(folder: Path, plan: Plan) -> str:
     key = plan.variant.key(plan.python, plan.archs)
     requirements = recipe.requirements(recipe.render("mamba-ssm", key, workspace()))
     packages = {}
-    for spec in sorted({spec for specs in requirements.values() for spec in specs}, key=len):
+    # A tree's build also has the headers of CUDA's libraries.
+    asked = {spec for specs in requirements.values() for spec in specs}
+    asked |= {"libcublas-dev", "libcusolver-dev", "libcusparse-dev"}
+    for spec in sorted(asked, key=len):
         name, version, build_string = [*spec.split(), "", ""][:3]
         number = re.sub(r"^[>=]*", "", version).split(",")[0].replace(".*", ".0") or "1.0"
         entry = {"name": name, "version": number, "build": build_string.replace("*", "x") or "0", "build_number": 0}
