@@ -28,6 +28,8 @@ from ssm_forge.bridge.wheels import distributions, wheel_package
 # Seen: a wheel's bytes become about as many in the .conda, twice as many unpacked in the package cache.
 _DISK_PER_DOWNLOADED_BYTE = 4.0
 
+# Raised where the same parts give packages that they did not give before: channels that were assembled then lack them.
+_PACKAGE_SET = 2
 _ELSEWHERE = "set SSM_FORGE_CACHE_DIR to a folder on another file system"
 
 # Channel -> the file whose lock says that this process uses it.
@@ -208,7 +210,13 @@ def _compiler_packages(compiler: host.HostCompiler | gcc.BundledCompiler, worksp
 def _identity(parts: Parts) -> str:
     more = [part for part in (parts.there, parts.cross) if part is not None]
     return hash_text(
-        FORMAT, parts.interpreter, parts.compiler, *(a.sha256 for a in parts.artifacts), parts.variant.row, *more
+        FORMAT,
+        _PACKAGE_SET,
+        parts.interpreter,
+        parts.compiler,
+        *(a.sha256 for a in parts.artifacts),
+        parts.variant.row,
+        *more,
     )[:12]
 
 

@@ -72,6 +72,21 @@ def other_process(channel: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+def test_a_channel_that_an_older_release_assembled_gets_the_packages_that_came_since(
+    place: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(place, "12.2.0") == ["gxx_linux-64 12.2.0", "wheel-3.12 1"]
+    usual = bridge._packages
+
+    def more(parts: Any, workspace: Workspace) -> list[BridgePackage]:
+        headers = BridgePackage(name="libcublas-dev", version="13", inputs=(), stage=lambda folder: None)
+        return [*usual(parts, workspace), headers]
+
+    monkeypatch.setattr(bridge, "_packages", more)
+    monkeypatch.setattr(bridge, "_PACKAGE_SET", bridge._PACKAGE_SET + 1)
+    assert run(place, "12.2.0") == ["gxx_linux-64 12.2.0", "libcublas-dev 13", "wheel-3.12 1"]
+
+
 def test_what_a_running_build_installs_from_stays_until_it_ends(
     place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
