@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,10 @@ def test_commands_can_be_imported_without_what_only_some_tasks_need() -> None:
     script = WITHOUT.format(lacking=LACKING, commands=commands)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """pytest's own list has ``build`` and ``dist``: tests in folders of such names would never run, in silence."""
+    folders = {path.name for path in (pytestconfig.rootpath / "tests").rglob("*") if path.is_dir()} - {"__pycache__"}
+    passed_over = pytestconfig.getini("norecursedirs")
+    assert [name for name in sorted(folders) if any(fnmatch(name, pattern) for pattern in passed_over)] == []
