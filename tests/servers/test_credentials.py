@@ -113,6 +113,19 @@ def test_a_token_without_a_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert "secret" not in str(caught.value)
 
 
+def test_an_address_of_ipv6_is_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", "::1=secret")
+    found = find("http://[::1]:8400/linux-64")
+    assert found is not None and found.secret == "secret"
+
+
+@pytest.mark.parametrize("address", ["[::1]:8400", "[::1"])
+def test_an_address_with_brackets_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("SSM_FORGE_CHANNEL_TOKEN", f"{address}=secret")
+    with pytest.raises(UsageError, match="belongs to a host"):
+        find("http://[::1]:8400")
+
+
 @pytest.mark.parametrize("host", ["lab.example:8400", "https://lab.example:8400", "https://lab.example/conda"])
 def test_a_token_for_more_than_a_host_is_refused_instead_of_never_shown(
     monkeypatch: pytest.MonkeyPatch, host: str

@@ -160,7 +160,8 @@ def _environment_tokens() -> dict[str, str]:
                 f"{TOKEN_VARIABLE} must be HOST=TOKEN, several separated by spaces.",
                 fix=f"For example {TOKEN_VARIABLE}=conda.lab.example=TOKEN.",
             )
-        if ":" in host or "/" in host:
+        # A colon alone is before a port; an address of IPv6 has more, and brackets only where a port may follow.
+        if "/" in host or "[" in host or host.count(":") == 1:
             raise UsageError(
                 f"{TOKEN_VARIABLE} gives a token to {host}, but a token belongs to a host, whatever the port.",
                 fix=f"Write {TOKEN_VARIABLE}={_host_of(host)}=TOKEN.",
@@ -171,7 +172,10 @@ def _environment_tokens() -> dict[str, str]:
 
 def _host_of(text: str) -> str:
     """The host's name alone in a text like ``https://host:8400`` or ``host:8400``."""
-    return text.rpartition("//")[2].partition("/")[0].partition(":")[0] or "conda.lab.example"
+    try:
+        return urlsplit(text if "//" in text else f"//{text}").hostname or "conda.lab.example"
+    except ValueError:  # Brackets that don't match.
+        return "conda.lab.example"
 
 
 def _from_environment(host: str) -> Credential | None:
