@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,6 +23,7 @@ from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, BridgePackage, hash_text, sweep, write
 from ssm_forge.bridge.parts import BuildTools, Parts, channel_dir
+from ssm_forge.bridge.side_by_side import write_all
 from ssm_forge.bridge.toolkit import runtime_packages, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
 
@@ -98,16 +100,15 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
         todo = [p for p in packages if not (channel / p.place).exists()]
         if todo:
             say(f"Assembling {len(todo)} conda packages from wheels in {channel}")
+        borrowed = {package.place for package in todo if _borrow(package, channel)}
+        for place in sorted(borrowed):
+            log(f"taken from another channel of the bridge: {Path(place).name}")
+        left = [package for package in todo if package.place not in borrowed]
         with step_progress() as progress:
-            task = progress.add_task("assembling", total=len(todo))
-            for package in sorted(todo, key=lambda p: -p.size):
-                progress.update(task, description=f"assembling {package.name} {package.version}")
-                if _borrow(package, channel):
-                    log(f"taken from another channel of the bridge: {package.filename}")
-                else:
-                    write(package, channel, threads=cores())
-                    log(f"assembled {package.filename}")
-                progress.advance(task)
+            task = progress.add_task("assembling", total=len(left))
+            for package in write_all(left, partial(_packages, parts, workspace), channel):
+                progress.update(task, description=f"assembled {package.name} {package.version}", advance=1)
+                log(f"assembled {package.filename}")
         wanted = [package.place for package in packages]
         _record(parts, channel, wanted)
         _prune(channel, log)
