@@ -39,8 +39,15 @@ _in_use: dict[Path, IO[str]] = {}
 
 
 class BytesNeeded(NamedTuple):
-    """What assembling a bridge still takes, in bytes."""
+    """What assembling a bridge still takes, in bytes.
 
+    Attributes:
+        files: of all wheels and .deb files that packages are made of.
+        download: of those that the cache lacks.
+        disk: while it is done.
+    """
+
+    files: int
     download: int
     disk: int
 
@@ -48,11 +55,11 @@ class BytesNeeded(NamedTuple):
 def bytes_needed(parts: Parts, workspace: Workspace, without: Collection[str] = ()) -> BytesNeeded:
     """What assembling these parts still takes: what is cached and made is left out, and files ``without`` by sha256."""
     if _complete(parts, workspace):
-        return BytesNeeded(0, 0)
+        return BytesNeeded(0, 0, 0)
     own = [artifact for artifact in parts.artifacts if artifact.sha256 not in without]
     download = sum(a.size for a in missing(own, workspace))
     total = sum(a.size for a in own)
-    return BytesNeeded(download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
+    return BytesNeeded(total, download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
 
 
 def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
