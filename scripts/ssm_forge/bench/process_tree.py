@@ -52,6 +52,7 @@ class _Process:
     command: bytes | None = None
     tool: str = ""
     own_labels: Mapping[str, str] = field(default_factory=dict)
+    tally: _Tally | None = None
 
     def labels(self) -> dict[str, str]:
         """The outermost program that names a source file knows its real name; what it starts has temporary ones."""
@@ -106,8 +107,9 @@ def _below(process: _Process, gone: Sequence[_Process]) -> list[_Process]:
     return [*children, *(each for child in children for each in _below(child, gone))]
 
 
-def _add(tally: _Tally, tool: str, seconds: float, moment: Moment) -> None:
+def _add(tally: _Tally, tool: str, seconds: float, at: float, moment: Moment) -> None:
     tally.cpu[tool] = tally.cpu.get(tool, 0.0) + seconds
+    tally.spans[tool] = (tally.spans.get(tool, (at, at))[0], at)
     moment.cpu[tool] = moment.cpu.get(tool, 0.0) + seconds
 
 
@@ -143,15 +145,17 @@ class Tree:
             if process.command is None:
                 continue
             key, tally = self._tally(process)
-            _add(tally, process.tool, max(0.0, stat.cpu - process.cpu), moment)
+            process.tally = tally
+            _add(tally, process.tool, max(0.0, stat.cpu - process.cpu), at, moment)
             process.cpu = max(process.cpu, stat.cpu)
             ended = _below(process, gone)
             if ended:
                 last = stat.waited - process.waited - sum(each.cpu + each.waited for each in ended)
                 for each in ended:
-                    _add(self._tally(each)[1], each.tool, max(0.0, last) / len(ended), moment)
+                    # With the labels that it had: what had started it may be another program by now.
+                    own = each.tally or self._tally(each)[1]
+                    _add(own, each.tool, max(0.0, last) / len(ended), at, moment)
             process.waited = stat.waited
-            tally.spans[process.tool] = (tally.spans.get(process.tool, (at, at))[0], at)
             by_group[key] = by_group.get(key, 0) + stat.rss
             total += stat.rss
             self.largest = max(self.largest, stat.rss)

@@ -19,8 +19,8 @@ PACKAGE_SECONDS = 14.0
 # What is still to download comes on top, at this many bytes a second. Those of conda are guesses, on the safe side.
 TOOLCHAIN_SECONDS = {"bridge": 10.0, "conda": 30.0}
 # A torch of the bridge: its Python packages, then so much for each byte of its wheels.
-_TORCH_SECONDS = {"bridge": 30.0, "conda": 60.0}
-_ASSEMBLED_BYTES_PER_SECOND = 40_000_000
+_TORCH_SECONDS = {"bridge": 50.0, "conda": 60.0}
+_ASSEMBLED_BYTES_PER_SECOND = 50_000_000
 DOWNLOAD_BYTES_PER_SECOND = 50_000_000
 WHEEL_SECONDS = 5.0
 # Peak memory: the engine, which packs on several cores.

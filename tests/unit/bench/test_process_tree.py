@@ -507,6 +507,39 @@ def test_a_child_that_was_first_seen_together_with_its_parent_has_its_labels(tmp
         assert tree._members[7].labels() == {"source": "a.cu"}
 
 
+def test_one_that_has_ended_keeps_its_labels_when_what_started_it_becomes_another_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A script that asks a compiler something, and then becomes the compiler of an extension."""
+    stat, commands = process_tree._Stat, {1: b"make", 2: b"script", 3: b"asked\0y.c"}
+    looks = [
+        {
+            1: stat("make", 0, 1, 0.0, 0.0, 1, 0),
+            2: stat("sh", 1, 1, 0.1, 0.0, 2, 0),
+            3: stat("cc", 2, 1, 1.0, 0.0, 3, 0),
+        },
+        {1: stat("make", 0, 1, 0.0, 0.0, 1, 0), 2: stat("cc", 1, 1, 0.1, 1.5, 2, 0)},
+    ]
+
+    def describe(argv: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+        labels = {"asked": {"source": "y.c"}, "compiler": {"extension": "e", "source": "x.cu"}}
+        return argv[0], labels.get(argv[0], {})
+
+    tree = Tree(1, describe, {})
+    for at, look in enumerate(looks):
+        monkeypatch.setattr(process_tree.os, "listdir", lambda path, look=look: list(map(str, look)))
+        monkeypatch.setattr(process_tree, "_read_stat", look.get)
+        monkeypatch.setattr(process_tree, "_read_command", lambda pid: commands.get(pid, b""))
+        tree.sample(float(at))
+        commands[2] = b"compiler\0x.cu"
+    assert all(group.tools and group.first <= group.last for group in tree.groups())
+    (asked,) = [group for group in tree.groups() if group.labels == {"source": "y.c"}]
+    assert asked.cpu == pytest.approx(1.5)
+    assert [group.labels for group in tree.groups() if "extension" in group.labels] == [
+        {"extension": "e", "source": "x.cu"}
+    ]
+
+
 def test_what_a_process_does_after_it_was_last_seen_is_found_with_its_parent(tmp_path: Path, looks: Looks) -> None:
     """Half of each child's work is done after a look at the child itself, and before the next look at all."""
     halves = [(tmp_path / f"{name}-half", tmp_path / f"{name}-whole") for name in "abc"]
