@@ -70,7 +70,7 @@ def _processes(count: int, packages: Packages) -> Iterator[ProcessPoolExecutor]:
         if isinstance(error, BrokenProcessPool):
             raise MachineError(
                 "a process that assembled the bridge's packages was killed.",
-                fix="If memory was short, free some (each takes up to 1.5 GB); then run the same command again.",
+                fix="Run the same command again; it goes on from there. Where memory was short, free some first.",
             ) from error
         raise
     finally:
