@@ -24,6 +24,7 @@ from ssm_forge.kernels import (
     checks,
     extensions,
     first_use,
+    inner,
     large,
     machine,
     plans,
@@ -72,7 +73,9 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
     if options.large:
         return "large", large.plans(machine.free_bytes())
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
-    extent = plans.full() + blocks.full() + usage.full() if options.full else plans.quick() + blocks.quick()
+    extent = plans.quick() + blocks.quick()
+    if options.full:
+        extent = plans.full() + inner.full() + blocks.full() + usage.full()
     return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
 
 

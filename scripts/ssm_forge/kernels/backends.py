@@ -20,6 +20,10 @@ from torch import Tensor
 Function = Callable[..., Any]
 
 
+def _no_inner(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("these functions have no mamba_inner_fn")
+
+
 @dataclass(frozen=True)
 class Backend:
     """The public functions of both packages, with upstream's arguments.
@@ -31,6 +35,7 @@ class Backend:
         scan: ``selective_scan_fn``.
         blocks: ``mamba`` and ``mamba2``, the classes.
         calls: how often each kernel of the scan was taken in this process; nothing where a build has one only.
+        inner: ``mamba_inner_fn``.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Backend:
     scan: Function
     blocks: dict[str, Function]
     calls: Callable[[], dict[str, int]] = dict
+    inner: Function = _no_inner
 
 
 def installed() -> Backend:
@@ -52,7 +58,7 @@ def installed() -> Backend:
     from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
     from mamba_ssm import Mamba, Mamba2
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 
     return Backend(
         name="installed",
@@ -62,6 +68,7 @@ def installed() -> Backend:
         scan=selective_scan_fn,
         blocks={"mamba": Mamba, "mamba2": Mamba2},
         calls=getattr(selective_scan_cuda, "calls", dict),
+        inner=mamba_inner_fn,
     )
 
 

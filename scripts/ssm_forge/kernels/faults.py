@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssm_forge.kernels import backends
+from ssm_forge.kernels import backends, inner
 from ssm_forge.kernels.backends import Backend, Function
 from ssm_forge.kernels.blocks import BlockCase
 from ssm_forge.kernels.cases import ConvCase, ScanCase, StatesCase, UpdateCase
 from ssm_forge.kernels.draws import Case
 from ssm_forge.kernels.emulated_block import EmulatedMamba
+from ssm_forge.kernels.inner import InnerCase
 
 
 def honest() -> Backend:
     """Correct functions, and a correct block."""
-    return replace(backends.emulated(), blocks={"mamba": EmulatedMamba})
+    return replace(backends.emulated(), blocks={"mamba": EmulatedMamba}, inner=inner.emulated)
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,11 @@ def _raises(**kwargs: Any) -> Any:
     raise RuntimeError("no kernel image is available for execution on the device")
 
 
+def _past_the_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The right value, with a gradient as if there were no norm."""
+    return x + (inner.rms_norm(x, weight, eps) - x).detach()
+
+
 class _ScaledOutput(EmulatedMamba):
     def _forward(self, x: Tensor) -> Tensor:
         return super()._forward(x) * 1.05
@@ -319,6 +325,13 @@ def every() -> list[Fault]:
             {"mamba": _ScaledOutput},
             BlockCase(dtype="bf16"),
             "out",
+        ),
+        Fault(
+            "inner: a gradient goes past a norm",
+            "inner",
+            partial(inner.emulated, norm_of_b=_past_the_norm),
+            InnerCase(),
+            "dx_proj_weight",
         ),
         Fault(
             "scan: step gradient zero at the end",
