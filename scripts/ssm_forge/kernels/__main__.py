@@ -32,6 +32,7 @@ from ssm_forge.kernels import (
     plans,
     plot,
     sanitizer,
+    siso,
     tolerance,
     usage,
 )
@@ -77,7 +78,7 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
     extent = plans.quick() + blocks.quick()
     if options.full:
-        extent = plans.full() + inner.full() + blocks.full() + usage.full()
+        extent = plans.full() + inner.full() + siso.full() + blocks.full() + usage.full()
     return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
 
 

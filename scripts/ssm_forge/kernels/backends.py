@@ -20,8 +20,8 @@ from torch import Tensor
 Function = Callable[..., Any]
 
 
-def _no_inner(*args: Any, **kwargs: Any) -> Any:
-    raise NotImplementedError("these functions have no mamba_inner_fn")
+def _absent(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("this release, or this emulation, has no such function")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Backend:
         blocks: ``mamba`` and ``mamba2``, the classes.
         calls: how often each kernel of the scan was taken in this process; nothing where a build has one only.
         inner: ``mamba_inner_fn``.
+        siso: ``mamba3_siso_combined``.
     """
 
     name: str
@@ -45,7 +46,8 @@ class Backend:
     scan: Function
     blocks: dict[str, Function]
     calls: Callable[[], dict[str, int]] = dict
-    inner: Function = _no_inner
+    inner: Function = _absent
+    siso: Function = _absent
 
 
 def installed() -> Backend:
@@ -60,6 +62,10 @@ def installed() -> Backend:
     from mamba_ssm import Mamba, Mamba2
     from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 
+    try:
+        from mamba_ssm.ops.triton.mamba3.mamba3_siso_combined import mamba3_siso_combined as siso
+    except ModuleNotFoundError:
+        siso = _absent
     return Backend(
         name="installed",
         conv=causal_conv1d_fn,
@@ -69,6 +75,7 @@ def installed() -> Backend:
         blocks={"mamba": Mamba, "mamba2": Mamba2},
         calls=getattr(selective_scan_cuda, "calls", dict),
         inner=mamba_inner_fn,
+        siso=siso,
     )
 
 

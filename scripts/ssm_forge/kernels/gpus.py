@@ -7,11 +7,8 @@ What is on the second GPU is computed there while the first is the current one, 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssm_forge.kernels import blocks, machine
+from ssm_forge.kernels import blocks, machine, siso
 from ssm_forge.kernels.backends import Backend
 from ssm_forge.kernels.draws import Case, Draw
 from ssm_forge.kernels.plans import Plan
@@ -39,33 +36,12 @@ SPREAD = ("mamba", "mamba2")
 BATCH, LENGTH = 4, 256
 
 
-def has_mamba3() -> bool:
-    """Whether the mamba_ssm that is imported has Mamba-3."""
-    return "mamba_ssm" in sys.modules and importlib.util.find_spec("mamba_ssm.modules.mamba3") is not None
-
-
 def _block(kind: str, backend: Backend) -> Any:
     """A block on the CPU, with the same weights each time."""
     d_model, options, _ = BLOCKS[kind]
     made = importlib.import_module("mamba_ssm").Mamba3 if kind == "mamba3" else backend.blocks[kind]
     torch.manual_seed(1)
     return made(d_model, layer_idx=0, device="cpu", **options)
-
-
-@contextmanager
-def first_configurations() -> Iterator[None]:
-    """Mamba-3's Triton kernels with one configuration each: to try all 200 takes minutes, and changes no result."""
-    modules = [m for name, m in list(sys.modules.items()) if name.startswith("mamba_ssm.ops.triton.mamba3.")]
-    values = [value for module in modules for value in vars(module).values()]
-    tuned = {id(v): v for v in values if type(v).__name__ == "Autotuner"}
-    before = [(tuner, tuner.configs) for tuner in tuned.values()]
-    for tuner, configs in before:
-        tuner.configs = configs[:1]
-    try:
-        yield
-    finally:
-        for tuner, configs in before:
-            tuner.configs = configs
 
 
 Leaves = dict[str, Tensor]
@@ -127,7 +103,7 @@ class OtherGpuCase(Case):
         d_model, _, relative = BLOCKS[self.what]
         x = draw.normal(BATCH, LENGTH, d_model)
         results = []
-        with first_configurations():
+        with siso.first_configurations():
             for device in PAIR:
                 block = _block(self.what, backend).to(device)
                 leaf = x.to(device).requires_grad_()
@@ -228,7 +204,7 @@ def plans(gpus: int) -> list[Plan]:
     found = []
     for name, cases in named.items():
         lacks = f"it takes two GPUs, and torch finds {gpus} here" if gpus < len(PAIR) else ""
-        if not lacks and name.startswith("mamba3 ") and not has_mamba3():
-            lacks = "this mamba-ssm has no Mamba-3"
+        if not lacks and name.startswith("mamba3 ") and not siso.available():
+            lacks = siso.NO_MAMBA3
         found.append(Plan(name, () if lacks else cases, lacks))
     return found

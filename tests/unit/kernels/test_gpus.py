@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed here; ./run test runs this in an installed env")
 
-from ssm_forge.kernels import as_upstream, backends, checks, gpus  # noqa: E402
+from ssm_forge.kernels import as_upstream, backends, checks, gpus, siso  # noqa: E402
 from ssm_forge.kernels.gpus import OtherGpuCase  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -23,10 +23,10 @@ def test_fewer_than_two_gpus_run_nothing_and_say_why(found: int) -> None:
 
 
 def test_two_gpus_run_all_but_what_the_release_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "has_mamba3", lambda: False)
+    monkeypatch.setattr(siso, "available", lambda: False)
     left = {plan.name: plan.skipped for plan in gpus.plans(2) if not plan.cases}
     assert left == {"mamba3 block on the GPU that is not current": "this mamba-ssm has no Mamba-3"}
-    monkeypatch.setattr(gpus, "has_mamba3", lambda: True)
+    monkeypatch.setattr(siso, "available", lambda: True)
     assert all(plan.cases for plan in gpus.plans(2))
 
 
