@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from forge_run import ROWS, Forge, Outcome, fresh_forge
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.files import sha256_of
+from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.package import libraries, read, read_wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(3600)]
@@ -130,6 +132,22 @@ def test_its_kernels_load_in_an_environment_beside_its_torch(forge: Forge, tmp_p
     assert (asked.returncode, asked.stdout) == (0, "scan\n"), asked.stderr
     (library,) = prefix.glob("lib/python*/site-packages/small_scan_cuda.*.so")
     assert libraries.gpu_code(library) == ArchList.parse("9.0")
+
+
+def test_its_kernels_load_in_an_environment_that_somebody_has_beside_the_torch_there(
+    forge: Forge, tmp_path: Path
+) -> None:
+    env = forge.folder / "theirs"
+    python = str(env / "bin/python")
+    subprocess.run([interpreters.find(ROWS["cu130"].python).executable, "-m", "venv", env], check=True)
+    torch = (python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "torch==2.11.0", "einops")
+    subprocess.run(torch, check=True)
+    tree = small_tree(tmp_path / "SmallScan")
+    done = forge("install-mamba", "--source-tree", str(tree), "--prefix", str(env), "--cuda-arch", "9.0")
+    assert done.returncode == 0, done.stderr
+    asked = forge.command(python, "-c", "import torch, small_scan_cuda as s; print(s.scan.__name__)")
+    assert (asked.returncode, asked.stdout) == (0, "scan\n"), asked.stderr
+    assert forge.command(python, "-m", "pip", "check").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -22,6 +23,7 @@ from ssm_forge.bridge import interpreter as interpreters
 from ssm_forge.bridge.metadata import Distribution
 from ssm_forge.bridge.package import FORMAT, BridgePackage, hash_text, sweep, write
 from ssm_forge.bridge.parts import BuildTools, Parts, channel_dir
+from ssm_forge.bridge.side_by_side import write_all
 from ssm_forge.bridge.toolkit import runtime_packages, toolkit_packages
 from ssm_forge.bridge.wheels import distributions, wheel_package
 
@@ -37,8 +39,15 @@ _in_use: dict[Path, IO[str]] = {}
 
 
 class BytesNeeded(NamedTuple):
-    """What assembling a bridge still takes, in bytes."""
+    """What assembling a bridge still takes, in bytes.
 
+    Attributes:
+        files: of all wheels and .deb files that packages are made of.
+        download: of those that the cache lacks.
+        disk: while it is done.
+    """
+
+    files: int
     download: int
     disk: int
 
@@ -46,11 +55,11 @@ class BytesNeeded(NamedTuple):
 def bytes_needed(parts: Parts, workspace: Workspace, without: Collection[str] = ()) -> BytesNeeded:
     """What assembling these parts still takes: what is cached and made is left out, and files ``without`` by sha256."""
     if _complete(parts, workspace):
-        return BytesNeeded(0, 0)
+        return BytesNeeded(0, 0, 0)
     own = [artifact for artifact in parts.artifacts if artifact.sha256 not in without]
     download = sum(a.size for a in missing(own, workspace))
     total = sum(a.size for a in own)
-    return BytesNeeded(download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
+    return BytesNeeded(total, download, round(total * (_DISK_PER_DOWNLOADED_BYTE - 1) + download))
 
 
 def assemble(parts: Parts, workspace: Workspace, log: Log) -> Path:
@@ -98,16 +107,15 @@ def _make(parts: Parts, channel: Path, workspace: Workspace, log: Log) -> None:
         todo = [p for p in packages if not (channel / p.place).exists()]
         if todo:
             say(f"Assembling {len(todo)} conda packages from wheels in {channel}")
+        borrowed = {package.place for package in todo if _borrow(package, channel)}
+        for place in sorted(borrowed):
+            log(f"taken from another channel of the bridge: {Path(place).name}")
+        left = [package for package in todo if package.place not in borrowed]
         with step_progress() as progress:
-            task = progress.add_task("assembling", total=len(todo))
-            for package in sorted(todo, key=lambda p: -p.size):
-                progress.update(task, description=f"assembling {package.name} {package.version}")
-                if _borrow(package, channel):
-                    log(f"taken from another channel of the bridge: {package.filename}")
-                else:
-                    write(package, channel, threads=cores())
-                    log(f"assembled {package.filename}")
-                progress.advance(task)
+            task = progress.add_task("assembling", total=len(left))
+            for package in write_all(left, partial(_packages, parts, workspace), channel):
+                progress.update(task, description=f"assembled {package.name} {package.version}", advance=1)
+                log(f"assembled {package.filename}")
         wanted = [package.place for package in packages]
         _record(parts, channel, wanted)
         _prune(channel, log)

@@ -32,7 +32,7 @@ _EXECUTORS = ("local", "slurm", "kubernetes", "cluster-generic")
     default="",
     metavar="EXPR",
     help="Which packages: 'variant=cu118,cu130 python!=3.10 project=mamba*'; keys are variant, source, python, "
-    "project, cuda, torch, kernels.  [default: the whole matrix, with kernels=forge]",
+    "project, cuda, torch, kernels, platform.  [default: the whole matrix for this machine's platform, kernels=forge]",
 )
 @click.option(
     "--cuda-arch",
@@ -170,6 +170,7 @@ def _estimate(
         document = {"estimate": asdict(result), "jobs": [job.as_dict() for job in planned]}
         out.print_json(json.dumps({**document, "left_out": field.impossible}))
         return
+    run.tell_left_out(field)
     if listed:
         _show(planned)
     _say_estimate(result, sum(package.done for package in field.wanted))

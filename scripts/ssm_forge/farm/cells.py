@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from ssm_forge.base import platforms
 from ssm_forge.base.arch import ArchList, resolve
 from ssm_forge.base.errors import UsageError, did_you_mean
+from ssm_forge.base.platforms import LINUX_64, Platform
 from ssm_forge.manifest.variants import Matrix, Source, Variant
 from ssm_forge.package.kernels import DEFAULT, KERNELS, Kernels
 
-KEYS = ("variant", "source", "python", "project", "cuda", "torch", "kernels")
+KEYS = ("variant", "source", "python", "project", "cuda", "torch", "kernels", "platform")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Cell:
         python: minor version, ``3.12``.
         archs: compute capabilities that the kernels are made for.
         project: recipe name.
+        platform: what the package is for.
         kernels: ours, or upstream's as they are.
     """
 
@@ -31,6 +34,7 @@ class Cell:
     python: str
     archs: ArchList
     project: str
+    platform: Platform
     kernels: Kernels = DEFAULT
 
     @property
@@ -45,12 +49,14 @@ class Cell:
             "cuda": row.cuda,
             "torch": row.torch,
             "kernels": self.kernels,
+            "platform": self.platform.subdir,
         }
 
     @property
     def row(self) -> str:
-        """What shares a toolchain: ``cu130-bridge``."""
-        return f"{self.variant.name}-{self.variant.source}"
+        """What shares a toolchain: ``cu130-bridge``, ``cu130-bridge-linux-aarch64``."""
+        platform = "" if self.platform == LINUX_64 else f"-{self.platform.subdir}"
+        return f"{self.variant.name}-{self.variant.source}{platform}"
 
     @property
     def environment(self) -> str:
@@ -74,16 +80,18 @@ class Cell:
 
 
 def every(matrix: Matrix, projects: Sequence[str], archs: Sequence[str] = ()) -> list[Cell]:
-    """All cells of a matrix: each row, Python, project and choice of kernels, once for each list of capabilities.
+    """All cells of a matrix: each row, Python, platform, project and choice of kernels, once for each list of
+    capabilities.
 
     Args:
         projects: recipe names.
         archs: lists of compute capabilities as ``--cuda-arch`` takes them; the row's default where there are none.
     """
     return [
-        Cell(variant, python, chosen, project, kernels)
+        Cell(variant, python, chosen, project, platform, kernels)
         for variant in matrix.variants
         for chosen in _archs(variant, archs)
+        for platform in variant.platforms
         for python in variant.pythons
         for project in projects
         for kernels in KERNELS
@@ -109,20 +117,27 @@ def select(cells: Sequence[Cell], expression: str) -> list[Cell]:
     """The cells that every term of an expression holds for.
 
     Terms stand side by side: ``variant=cu118,cu130 python!=3.10 project=mamba*``. A term's values are alternatives, and
-    may be patterns. An expression without ``kernels`` selects none of upstream's.
+    may be patterns. An expression without ``kernels`` selects none of upstream's, one without ``platform`` what is for
+    this machine's.
 
     Raises:
         UsageError: for a key, or a value, that no cell has, or when nothing is left; lists what there is.
     """
     left = list(cells)
-    if not any(re.match("kernels!?=", term) for term in expression.split()):
+    if not _asks_for("kernels", expression):
         left = [cell for cell in left if cell.kernels == DEFAULT]
+    if not _asks_for("platform", expression):
+        left = [cell for cell in left if cell.platform == platforms.known_here()]
     for term in expression.split():
         holds = _term(term, cells)
         left = [cell for cell in left if holds(cell)]
     if not left:
         raise UsageError(f"'{expression}' selects nothing.", fix=f"There is: {_listed(cells)}")
     return left
+
+
+def _asks_for(key: str, expression: str) -> bool:
+    return any(re.match(f"{key}!?=", term) for term in expression.split())
 
 
 def with_needed(picked: Sequence[Cell], projects: Sequence[str]) -> list[Cell]:
@@ -176,17 +191,17 @@ def _listed(cells: Sequence[Cell]) -> str:
 
 
 def from_one_source(cells: Sequence[Cell], *, conda: bool) -> list[Cell]:
-    """Those of ``cells`` that are of the one source which ``--source auto`` chooses for their variant.
+    """Those of ``cells`` that are of the one source which ``--source auto`` chooses for their variant and platform.
 
     Args:
         conda: whether conda's channels can be reached.
     """
-    offered: dict[str, set[Source]] = {}
+    offered: dict[tuple[str, Platform], set[Source]] = {}
     for cell in cells:
-        offered.setdefault(cell.variant.name, set()).add(cell.variant.source)
+        offered.setdefault((cell.variant.name, cell.platform), set()).add(cell.variant.source)
 
     def wanted(cell: Cell) -> bool:
-        sources = offered[cell.variant.name]
+        sources = offered[cell.variant.name, cell.platform]
         return cell.variant.source == ("conda" if conda and "conda" in sources else "bridge")
 
     return [cell for cell in cells if wanted(cell)]

@@ -11,14 +11,16 @@ from ssm_forge.build.jobs import memory_needed
 from ssm_forge.build.schedule import Job as Compile
 from ssm_forge.build.schedule import longest_first, simulate
 from ssm_forge.farm.cells import Cell
+from ssm_forge.manifest.variants import Source
 
 # Seen beside the compilers in a build from the bridge: solving, two environments, pip, tests, packing
 # (docs/results/2026-11-25-builds).
 PACKAGE_SECONDS = 14.0
-# What is still to download comes on top, at this many bytes a second. The bridge's took 5 s
-# of CPU, and 94 to 114 partly on several cores; the others are guesses, on the safe side.
+# What is still to download comes on top, at this many bytes a second. Those of conda are guesses, on the safe side.
 TOOLCHAIN_SECONDS = {"bridge": 10.0, "conda": 30.0}
-TORCH_SECONDS = {"bridge": 90.0, "conda": 60.0}
+# A torch of the bridge: its Python packages, then so much for each byte of its wheels.
+_TORCH_SECONDS = {"bridge": 30.0, "conda": 60.0}
+_ASSEMBLED_BYTES_PER_SECOND = 40_000_000
 DOWNLOAD_BYTES_PER_SECOND = 50_000_000
 WHEEL_SECONDS = 5.0
 # Peak memory: the engine, which packs on several cores.
@@ -102,6 +104,15 @@ def busy(jobs: Sequence[Compile], most: int) -> int:
         (n for n in range(1, most + 1) if simulate(jobs, n) * n * (1 - _MOST_IDLE) <= total),
         default=1,
     )
+
+
+def torch_seconds(source: Source, files: int) -> float:
+    """Wall time in seconds to have a torch, downloads apart.
+
+    Args:
+        files: bytes of wheels and .deb files that packages are made of.
+    """
+    return _TORCH_SECONDS[source] + files / _ASSEMBLED_BYTES_PER_SECOND
 
 
 def other(seconds: float, *, most: int, download: int = 0, disk: int = 0) -> Need:

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssm_forge.base import platforms
 from ssm_forge.base.errors import IntegrityError
 from ssm_forge.base.paths import Workspace
+from ssm_forge.base.platforms import Platform
 from ssm_forge.build import finalize
 from ssm_forge.build import origin as build_origin
 from ssm_forge.build import provenance as materials
@@ -28,12 +28,12 @@ def request(cell: Cell, host_compiler: str, workspace: Workspace) -> BuildReques
 
     Raises:
         MachineError: when this machine has no Python or C++ compiler for it.
-        UsageError: when the variant is not made for this machine's platform.
+        UsageError: when the variant is not made for the cell's platform.
     """
     origin = origin_of(cell, host_compiler, workspace)
     parts = origin.parts
     major = None if parts is None else str(parts.compiler.major)
-    key = cell.variant.key(cell.python, cell.archs, compiler=major, kernels=cell.kernels, platform=platforms.here())
+    key = cell.variant.key(cell.python, cell.archs, compiler=major, kernels=cell.kernels, platform=cell.platform)
     locked = planning.locked_environment(cell.variant, cell.python, workspace)
     sources = planning.locked_sources(cell.variant, key, workspace) if locked is not None else {}
     return BuildRequest(
@@ -52,14 +52,16 @@ def origin_of(cell: Cell, host_compiler: str, workspace: Workspace) -> Origin:
     Raises:
         MachineError: as :func:`request`.
     """
-    return _origin(cell.variant.name, cell.variant.source, cell.python, host_compiler, workspace)
+    return _origin(cell.variant.name, cell.variant.source, cell.python, host_compiler, workspace, cell.platform)
 
 
 @functools.lru_cache
-def _origin(variant: str, source: variants.Source, python: str, host_compiler: str, workspace: Workspace) -> Origin:
+def _origin(
+    variant: str, source: variants.Source, python: str, host_compiler: str, workspace: Workspace, platform: Platform
+) -> Origin:
     row = variants.load(workspace.variants).get(variant, source)
-    row.check_platform(platforms.here())
-    return build_origin.origin(row, python, host_compiler, workspace)
+    row.check_platform(platform)
+    return build_origin.origin(row, python, host_compiler, workspace, platform)
 
 
 def materials_of(request: BuildRequest, workspace: Workspace) -> list[Material]:

@@ -182,19 +182,20 @@ def _before(
     if torch in planned:
         return [toolchain, torch]
     request = inputs.request(cell, host_compiler, workspace)
-    download = disk = 0
+    files = download = disk = 0
     parts = inputs.origin_of(cell, host_compiler, workspace).parts
     if parts is not None:
         if not assemble.bytes_needed(parts, workspace).disk:
             return []
-        download, disk = assemble.bytes_needed(parts, workspace, without=fetched)
+        files, download, disk = assemble.bytes_needed(parts, workspace, without=fetched)
         fetched.update(artifact.sha256 for artifact in parts.artifacts)
     source = cell.variant.source
     locks = inputs.materials_of(request, workspace)
     digest = inputs.text_digest([item for item in locks if item["role"].startswith("toolchain")])
     need = costs.other(costs.TOOLCHAIN_SECONDS[source], most=limits.cores)
     planned.setdefault(toolchain, Job(toolchain, "toolchain", digest, (), need, cell))
-    need = costs.other(costs.TORCH_SECONDS[source], most=limits.cores, download=download, disk=disk)
+    seconds = costs.torch_seconds(source, files)
+    need = costs.other(seconds, most=limits.cores, download=download, disk=disk)
     planned[torch] = Job(torch, "torch", digest, (toolchain,), need, cell)
     return [toolchain, torch]
 

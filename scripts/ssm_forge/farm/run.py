@@ -124,6 +124,12 @@ def survey(picked: Sequence[Cell], options: Options, workspace: Workspace) -> Fi
     return surveyed
 
 
+def tell_left_out(surveyed: Field) -> None:
+    """Say which packages can't be made from here, and why."""
+    for name, reason in surveyed.impossible.items():
+        note(f"{name} is left out: {reason}")
+
+
 def left(surveyed: Field, options: Options, workspace: Workspace, without: Sequence[str] = ()) -> list[Job]:
     """The jobs that are left to do.
 
@@ -178,8 +184,7 @@ def farm(options: Options, workspace: Workspace) -> report.Report:
         surveyed = survey(chosen(options, workspace), options, workspace)
         for path, receipt in surveyed.adopted.items():
             receipts.write(path, receipt)
-        for name, reason in surveyed.impossible.items():
-            note(f"{name} is left out: {reason}")
+        tell_left_out(surveyed)
         ran: dict[str, Job] = {}
         lost: list[str] = []
         planned = left(surveyed, options, workspace)

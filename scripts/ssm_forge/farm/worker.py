@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from ssm_forge.base import locks, machine
+from ssm_forge.base import locks, machine, platforms
 from ssm_forge.base.arch import ArchList
 from ssm_forge.base.errors import BuildError, ForgeError
 from ssm_forge.base.files import sha256_of, write_whole
@@ -72,7 +72,8 @@ class Work:
         """The cell that the job is for."""
         facts = self.job["cell"]
         variant = variants.load(self.workspace.variants).get(facts["variant"], facts["source"])
-        return Cell(variant, facts["python"], ArchList.parse(facts["cuda_arch"]), facts["project"], facts["kernels"])
+        archs, platform = ArchList.parse(facts["cuda_arch"]), platforms.of(facts["platform"])
+        return Cell(variant, facts["python"], archs, facts["project"], platform, facts["kernels"])
 
     @property
     def request(self) -> BuildRequest:
@@ -92,6 +93,7 @@ class Work:
             host_compiler=self.farm["host_compiler"],
             for_this_machine=False,
             kernels=cell.kernels,
+            platform=cell.platform.subdir,
         )
 
 

@@ -55,7 +55,7 @@ def packages(variant: Variant, parts: bridge_parts.Parts | None, workspace: Work
     """The bytes of a variant's packages: the bridge's parts, else all of pixi.lock's, most of which builds need too."""
     factor = _UNPACKED[variant.source]
     if parts is not None:
-        download, cached = assemble.bytes_needed(parts, workspace)
+        _, download, cached = assemble.bytes_needed(parts, workspace)
         return Packages(download, cached, round(factor * sum(a.size for a in parts.artifacts)))
     records = lock.environment(workspace.lock, variant.name).records
     cache = workspace.package_cache

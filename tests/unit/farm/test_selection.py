@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ssm_forge.base import platforms
 from ssm_forge.base.errors import UsageError
 from ssm_forge.base.paths import workspace
 from ssm_forge.farm.cells import Cell, every, from_one_source, select, with_needed
@@ -70,12 +71,25 @@ def test_what_does_not_exist_lists_what_there_is(cells: list[Cell], expression: 
 def test_a_variant_comes_from_conda_where_that_is_reached_and_from_the_bridge_else(cells: list[Cell]) -> None:
     def sources(conda: bool) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for cell in from_one_source(cells, conda=conda):
+        for cell in from_one_source(select(cells, ""), conda=conda):
             found.setdefault(cell.variant.name, set()).add(cell.variant.source)
         return found
 
     assert sources(True) == {"cu118": {"conda"}, "cu124": {"bridge"}, "cu129": {"conda"}, "cu130": {"conda"}}
     assert sources(False) == {"cu118": {"bridge"}, "cu124": {"bridge"}, "cu130": {"bridge"}}
+
+
+def test_another_platform_is_selected_by_name_and_shares_nothing_with_this_one(cells: list[Cell]) -> None:
+    assert {cell.platform for cell in select(cells, "variant=cu130")} == {platforms.here()}
+    found = select(cells, "platform=linux-aarch64 python=3.11 project=mamba-ssm")
+    assert [cell.name for cell in found] == ["mamba-ssm.cu130-bridge-linux-aarch64-py311-sm80_sm90ptx"]
+    both = select(cells, "variant=cu130 source=bridge python=3.11 platform=* project=mamba-ssm")
+    assert {cell.platform for cell in both} == set(platforms.PLATFORMS)
+    for shared in ("row", "environment", "objects", "name"):
+        assert len({getattr(cell, shared) for cell in both}) == 2
+    # Conda's channels have it for one of the two only.
+    anywhere = from_one_source(select(cells, "variant=cu130 platform=*"), conda=True)
+    assert {cell.row for cell in anywhere} == {"cu130-conda", "cu130-bridge-linux-aarch64"}
 
 
 def test_what_a_package_needs_comes_with_it_and_before_it(cells: list[Cell]) -> None:

@@ -28,7 +28,7 @@ from ssm_forge.build import provenance as materials
 from ssm_forge.build import run as builds
 from ssm_forge.build.request import BuildRequest
 from ssm_forge.commands import reproduce as command
-from ssm_forge.flow import pipeline, plan, planning, reproduce
+from ssm_forge.flow import pipeline, plan, planning, recorded, reproduce
 from ssm_forge.manifest import recipe, variants
 from ssm_forge.package import read as inspection
 from ssm_forge.package import write as archive
@@ -324,13 +324,13 @@ def test_a_foreign_package_is_refused(place: Workspace, tmp_path: Path) -> None:
 )
 def test_metadata_of_another_shape_is_refused(place: Workspace, tmp_path: Path, said: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"its info/ssm-forge\.json is for something else"):
-        reproduce.read(packed(tmp_path / "odd", place, **said))
+        recorded.read(packed(tmp_path / "odd", place, **said))
 
 
 def test_a_package_of_a_source_tree_is_refused_by_its_tree(place: Workspace, tmp_path: Path) -> None:
     tree = {"origin": "Vim", "commit": "", "sha256": "ab" * 32, "patches": []}
     with pytest.raises(UsageError, match=r"was made from a source tree \(Vim\), which is not kept here"):
-        reproduce.read(packed(tmp_path, place, tree=tree))
+        recorded.read(packed(tmp_path, place, tree=tree))
 
 
 def test_a_damaged_package_is_refused(place: Workspace, package: Path) -> None:
@@ -487,9 +487,9 @@ def test_packages_from_conda_bring_their_compiler(
     place: Workspace, package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "origin", compilers())
-    recorded = reproduce.read(package)
+    told = recorded.read(package)
     row = variants.load(place.variants).get("cu130", "conda")
-    conda = replace(recorded, key=row.key("3.12", ARCHS))
+    conda = replace(told, key=row.key("3.12", ARCHS))
     assert reproduce._options(conda, Path("/nowhere"), None, place).host_compiler == "auto"
 
 
@@ -497,8 +497,8 @@ def test_a_package_for_another_platform_is_built_again_for_that(
     tmp_path: Path, place: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = ROW.key("3.12", ARCHS, compiler=KEY.compiler, platform=LINUX_AARCH64)
-    recorded = reproduce.read(packed(tmp_path / "given", place, variant=key.to_provenance()))
-    assert recorded.key == key
-    assert reproduce._other_values(recorded, place) == []
+    told = recorded.read(packed(tmp_path / "given", place, variant=key.to_provenance()))
+    assert told.key == key
+    assert recorded._other_values(told, place) == []
     monkeypatch.setattr(planning, "origin", compilers(auto=int(key.compiler)))
-    assert reproduce._options(recorded, tmp_path / "prefix", None, place).platform == "linux-aarch64"
+    assert reproduce._options(told, tmp_path / "prefix", None, place).platform == "linux-aarch64"
