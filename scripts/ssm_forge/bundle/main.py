@@ -31,7 +31,7 @@ from typing import Any
 EXIT_FAIL, EXIT_NOT_RUN, EXIT_UNFIT = 9, 3, 4
 # What mamba_ssm imports besides torch.
 MODULES = ("einops", "triton", "transformers", "huggingface_hub", "packaging")
-STEPS = ("check", "bench", "upstream", "sanitize")
+STEPS = ("check", "bench", "upstream", "sanitize", "models", "gpus")
 # Timing wants the GPU for itself; the others compare results, and run side by side after it.
 ALONE = "bench"
 # What timing may take of the whole when it is not all that is asked for; what it leaves is the others'.

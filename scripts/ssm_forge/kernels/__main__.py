@@ -24,11 +24,15 @@ from ssm_forge.kernels import (
     checks,
     extensions,
     first_use,
+    gpus,
+    inner,
     large,
     machine,
+    models,
     plans,
     plot,
     sanitizer,
+    siso,
     tolerance,
     usage,
 )
@@ -72,7 +76,9 @@ def _extent(options: argparse.Namespace) -> tuple[str, list[Any]]:
     if options.large:
         return "large", large.plans(machine.free_bytes())
     # The blocks come last: their Triton kernels are tuned on first use, which takes a while.
-    extent = plans.full() + blocks.full() + usage.full() if options.full else plans.quick() + blocks.quick()
+    extent = plans.quick() + blocks.quick()
+    if options.full:
+        extent = plans.full() + inner.full() + siso.full() + blocks.full() + usage.full()
     return "full" if options.full else "quick", plans.supported(extent, str(device["capability"]) if device else None)
 
 
@@ -194,12 +200,43 @@ def sanitize(options: argparse.Namespace) -> Document:
     return {**machine.header(), "checks": [c.as_dict() for c in results]}
 
 
+def two_gpus(options: argparse.Namespace) -> Document:
+    """Call the kernels on a GPU that is not the current one, and train over two."""
+
+    chosen = [p for p in gpus.plans(torch.cuda.device_count()) if options.only in p.name]
+    status, reason = _blocked()
+    if status:
+        results = [Check(p.name, status, reason) for p in chosen]
+    else:
+        backend = installed()
+        chosen = as_upstream.applicable(chosen) if as_upstream.is_upstreams(backend) else chosen
+        seed = int.from_bytes(os.urandom(4), "little")
+        device = torch.device("cuda", 0)
+        results = checks.run_plans(chosen, backend, device, seed, on_done=_tell, deadline=_deadline(options))
+    return {**machine.header(), "gpus": torch.cuda.device_count(), "checks": [c.as_dict() for c in results]}
+
+
+def tiny_models(options: argparse.Namespace) -> Document:
+    """Compare models of transformers with the kernels and with its own PyTorch code."""
+
+    status, reason = _blocked()
+    if status:
+        results = [Check(f"transformers {name}", status, reason) for name in models.MODELS]
+    else:
+        results = models.run_all(limit=options.limit or 300.0)
+    for result in results:
+        _tell(result)
+    return {**machine.header(), "checks": [c.as_dict() for c in results]}
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], Document]] = {
     "check": check,
     "selftest": selftest,
     "bench": bench,
     "upstream": upstream,
     "sanitize": sanitize,
+    "gpus": two_gpus,
+    "models": tiny_models,
 }
 
 
@@ -219,7 +256,8 @@ def _parser() -> argparse.ArgumentParser:
     extent.add_argument("--quick", action="store_true", help="forward and backward, some seconds (default)")
     extent.add_argument("--full", action="store_true", help="every mode that upstream supports")
     extent.add_argument("--large", action="store_true", help="tensors beyond 2^31 and 2^32 elements, as memory allows")
-    parsers["check"].add_argument("--only", default="", metavar="TEXT", help="checks whose name contains TEXT")
+    for name in ("check", "gpus"):
+        parsers[name].add_argument("--only", default="", metavar="TEXT", help="checks whose name contains TEXT")
     parsers["check"].add_argument("--seed", type=int, help="repeat a run (default: a new seed)")
 
     parsers["bench"].add_argument("--small", action="store_true", help="a few sizes only")
@@ -244,6 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("first-use-worker", "sanitize-worker"):
         worker = commands.add_parser(name)
         worker.add_argument("folder", nargs="?", type=Path)
+    worker = commands.add_parser("models-worker")
+    worker.add_argument("file", type=Path)
+    chosen = worker.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("--kernels", action="store_true")
+    chosen.add_argument("--own", action="store_true")
     return parser
 
 
@@ -278,6 +321,9 @@ def _work(options: argparse.Namespace) -> int:
     """What another command starts in a process of its own."""
     if options.command == "sanitize-worker":
         sanitizer.worker()
+        return 0
+    if options.command == "models-worker":
+        models.worker(options.file, kernels=options.kernels)
         return 0
 
     for step in first_use.worker(options.folder):

@@ -11,6 +11,8 @@ from dataclasses import replace
 from ssm_forge.kernels.backends import Backend
 from ssm_forge.kernels.cases import ConvCase, ScanCase
 from ssm_forge.kernels.draws import Case
+from ssm_forge.kernels.gpus import OtherGpuCase
+from ssm_forge.kernels.inner import InnerCase
 from ssm_forge.kernels.plans import Plan
 
 ONLY = "this build has upstream's kernels only"
@@ -19,6 +21,8 @@ TWO_GROUPS = "upstream's backward puts the gradients of a complex B and C with s
 _NOT_OURS = f"not applicable: {ONLY}, and"
 _SHORT_CHUNK = "upstream's backward reads too little before a last chunk of a few tokens (channel-first, with SiLU)"
 _LAST_STATE = "upstream's last state lacks a B that is constant in time"
+_NORMS = "upstream's backward of mamba_inner_fn passes its norms by"
+_CURRENT_GPU = "upstream starts some of it on the current GPU, whichever holds the tensors"
 # Tokens of a chunk, and those that a thread reads at once, by precision.
 _CHUNKS = {"fp32": (512, 4), "fp16": (1024, 8), "bf16": (1024, 8)}
 
@@ -63,4 +67,6 @@ def known_fault(case: Case) -> str:
             return TWO_GROUPS
         if case.constant_b and case.last_state:
             return _LAST_STATE
-    return ""
+    if isinstance(case, OtherGpuCase) and case.what in ("mamba2", "mamba3", "generation"):
+        return _CURRENT_GPU
+    return _NORMS if isinstance(case, InnerCase) else ""

@@ -20,6 +20,10 @@ from torch import Tensor
 Function = Callable[..., Any]
 
 
+def _absent(*args: Any, **kwargs: Any) -> Any:
+    raise NotImplementedError("this release, or this emulation, has no such function")
+
+
 @dataclass(frozen=True)
 class Backend:
     """The public functions of both packages, with upstream's arguments.
@@ -31,6 +35,8 @@ class Backend:
         scan: ``selective_scan_fn``.
         blocks: ``mamba`` and ``mamba2``, the classes.
         calls: how often each kernel of the scan was taken in this process; nothing where a build has one only.
+        inner: ``mamba_inner_fn``.
+        siso: ``mamba3_siso_combined``.
     """
 
     name: str
@@ -40,6 +46,8 @@ class Backend:
     scan: Function
     blocks: dict[str, Function]
     calls: Callable[[], dict[str, int]] = dict
+    inner: Function = _absent
+    siso: Function = _absent
 
 
 def installed() -> Backend:
@@ -52,8 +60,12 @@ def installed() -> Backend:
     from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
     from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
     from mamba_ssm import Mamba, Mamba2
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn, selective_scan_fn
 
+    try:
+        from mamba_ssm.ops.triton.mamba3.mamba3_siso_combined import mamba3_siso_combined as siso
+    except ModuleNotFoundError:
+        siso = _absent
     return Backend(
         name="installed",
         conv=causal_conv1d_fn,
@@ -62,6 +74,8 @@ def installed() -> Backend:
         scan=selective_scan_fn,
         blocks={"mamba": Mamba, "mamba2": Mamba2},
         calls=getattr(selective_scan_cuda, "calls", dict),
+        inner=mamba_inner_fn,
+        siso=siso,
     )
 
 

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssm_forge.kernels import backends
+from ssm_forge.kernels import backends, inner, siso
 from ssm_forge.kernels.backends import Backend, Function
 from ssm_forge.kernels.blocks import BlockCase
 from ssm_forge.kernels.cases import ConvCase, ScanCase, StatesCase, UpdateCase
 from ssm_forge.kernels.draws import Case
 from ssm_forge.kernels.emulated_block import EmulatedMamba
+from ssm_forge.kernels.inner import InnerCase
+from ssm_forge.kernels.siso import SisoCase
 
 
 def honest() -> Backend:
     """Correct functions, and a correct block."""
-    return replace(backends.emulated(), blocks={"mamba": EmulatedMamba})
+    return replace(backends.emulated(), blocks={"mamba": EmulatedMamba}, inner=inner.emulated, siso=siso.emulated)
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,19 @@ def _raises(**kwargs: Any) -> Any:
     raise RuntimeError("no kernel image is available for execution on the device")
 
 
+def _past_the_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The right value, with a gradient as if there were no norm."""
+    return x + (inner.rms_norm(x, weight, eps) - x).detach()
+
+
+def _no_trapezoid(**kwargs: Any) -> Any:
+    return siso.emulated(**{**kwargs, "Trap": kwargs["Trap"] * 0 + 20})
+
+
+def _slow_phase(**kwargs: Any) -> Any:
+    return siso.emulated(**{**kwargs, "Angles": kwargs["Angles"] * 0.5})
+
+
 class _ScaledOutput(EmulatedMamba):
     def _forward(self, x: Tensor) -> Tensor:
         return super()._forward(x) * 1.05
@@ -198,6 +213,7 @@ def every() -> list[Fault]:
     states = replace(last, initial=True, final=True)
     update = UpdateCase(gather=True)
     constant_b = ScanCase(constant_b=True, constant_c=True)
+    one_head = SisoCase(batch=1, length=48, heads=1)
     return [
         Fault("conv: NaN in one place", "conv", _on_output(conv, lambda o: _put(o, torch.nan)), last, "out"),
         Fault("conv: infinity", "conv", _on_output(conv, lambda o: _put(o, torch.inf)), last, "out"),
@@ -320,6 +336,15 @@ def every() -> list[Fault]:
             BlockCase(dtype="bf16"),
             "out",
         ),
+        Fault(
+            "inner: a gradient goes past a norm",
+            "inner",
+            partial(inner.emulated, norm_of_b=_past_the_norm),
+            InnerCase(),
+            "dx_proj_weight",
+        ),
+        Fault("siso: without the trapezoidal rule", "siso", _no_trapezoid, one_head, "dQ"),
+        Fault("siso: a phase that grows too slowly", "siso", _slow_phase, one_head, "dAngles"),
         Fault(
             "scan: step gradient zero at the end",
             "scan",

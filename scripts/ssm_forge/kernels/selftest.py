@@ -14,7 +14,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from ssm_forge.kernels import backends, blocks, checks, faults, plans, reference, tolerance
+from ssm_forge.kernels import backends, blocks, checks, faults, inner, plans, reference, siso, tolerance
 from ssm_forge.kernels.checks import FAIL, NOT_RUN, PASS, Check
 from ssm_forge.kernels.plans import Plan
 
@@ -195,8 +195,9 @@ def correct_kernels_pass_in_every_mode() -> None:
 
 
 def correct_blocks_pass() -> None:
-    for plan in blocks.full():
-        if plan.name.startswith("mamba "):
+    own = [Plan("mamba3 SISO", (siso.SisoCase(length=70),)), *inner.full()]
+    for plan in [*blocks.full(), *own]:
+        if plan.name.startswith("mamba ") or plan in own:
             check = checks.run_plan(Plan(plan.name, plan.cases[:1]), faults.honest(), CPU, 3)
             assert check.status == PASS, f"{check.name}: {check.detail}"
 

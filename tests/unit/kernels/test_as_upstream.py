@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed here; ./run 
 
 from ssm_forge.kernels import as_upstream, backends, large, plans  # noqa: E402
 from ssm_forge.kernels.cases import ConvCase, ScanCase  # noqa: E402
+from ssm_forge.kernels.inner import InnerCase  # noqa: E402
 from ssm_forge.kernels.plans import Plan  # noqa: E402
 
 
@@ -59,6 +60,7 @@ def test_no_case_is_lost_without_a_word(extent: object) -> None:
         (ScanCase(groups=2), False),
         (ScanCase(constant_b=True), True),
         (ScanCase(constant_b=True, last_state=False), False),
+        (InnerCase(), True),
     ],
 )
 def test_what_upstream_gets_wrong_is_known_case_by_case(case: object, fault: bool) -> None:

@@ -153,7 +153,7 @@ def test_a_missing_sanitizer_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert {c.status for c in sanitizer.run_all()} == {"not-run"}
 
 
-@pytest.mark.parametrize("arguments", [["check", "--quick"], ["bench"], ["sanitize"]])
+@pytest.mark.parametrize("arguments", [["check", "--quick"], ["bench"], ["sanitize"], ["models"], ["gpus"]])
 def test_without_a_gpu_nothing_passes(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
