@@ -20,8 +20,9 @@ _TORCHS = {"ATen", "c10", "caffe2", "pybind11", "torch"}
 _CUDAS = {"cooperative_groups", "cub", "cuda", "nv", "thrust"}
 _FOLDER_OPTIONS = ("-isystem", "-I")
 # What torch's build adds for the Python module, and the C++ ABI where it is the compilers' default: newer torches leave
-# that one out.
+# that one out. The module's name is the same for all of them, and tells who measures a build what is compiled.
 _DEFINES = ("-DTORCH_", "-DPYBIND11_", "-DPy_LIMITED_API", "-D_GLIBCXX_USE_CXX11_ABI=1")
+_KEPT = "-DTORCH_EXTENSION_NAME="
 
 
 class UnknownNameError(Exception):
@@ -99,7 +100,7 @@ def rewritten(command: Sequence[str], own: Path, environment: dict[str, str]) ->
     if not uses_only(source, own, projects, passed, toolkit):
         return []
     left = (word for place, word in enumerate(command) if place not in dropped)
-    compiler, *arguments = (word for word in left if not word.startswith(_DEFINES))
+    compiler, *arguments = (word for word in left if word.startswith(_KEPT) or not word.startswith(_DEFINES))
     return [compiler, f"-I{own}", *arguments]
 
 

@@ -234,6 +234,18 @@ def costs(document: Document) -> dict[str, list[Job]]:
     return {extension: longest_first(jobs) for extension, jobs in sorted(jobs_of.items())}
 
 
+def recordable(document: Document) -> dict[str, list[Job]]:
+    """As :func:`costs`, and all of it.
+
+    Raises:
+        BuildError: when a CUDA file is of no extension, and would be missing.
+    """
+    for file in document["steps"]["cold"]["files"]:
+        if file["source"].endswith(".cu") and not file["extension"]:
+            raise BuildError(f"which extension {file['source']} was compiled for is not in its command lines.")
+    return costs(document)
+
+
 def simulated(document: Document) -> dict[str, float]:
     """Seconds that compiling both projects, one after the other, takes on that many cores."""
     each = costs(document).values()

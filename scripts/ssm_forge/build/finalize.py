@@ -65,7 +65,7 @@ def finalize(
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
         if solved is None:
             solved = materials.solved(Path(scratch)) if key.source == "conda" else []
-        _check_machine(libraries, key.platform)
+        check_machine(libraries, key.platform)
         facts = _facts(libraries, project, key)
     provenance = {
         "format": FORMAT,
@@ -86,7 +86,7 @@ def finalize(
     return target
 
 
-def _check_machine(libraries: Sequence[Path], platform: Platform) -> None:
+def check_machine(libraries: Sequence[Path], platform: Platform) -> None:
     """Refuse libraries for another machine than the package is for: a compiler of the wrong one was taken.
 
     Raises:

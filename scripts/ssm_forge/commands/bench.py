@@ -144,7 +144,7 @@ def build(
         document["ratios"] = build_report.ratios(document)
         save(document)
         if record:
-            say(f"Written: {compile_costs.write(workspace, build_bench.costs(document))}")
+            say(f"Written: {compile_costs.write(workspace, build_bench.recordable(document))}")
         if plot is not None:
             say(f"Chart: {build_report.draw(document, plot)}")
         if as_json:

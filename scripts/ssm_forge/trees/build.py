@@ -145,7 +145,7 @@ def _describe(tree: Tree) -> None:
 def _request(tree: Tree, root: Path, target: Plan, workspace: Workspace) -> BuildRequest:
     """How the tree is built, from the checkout ``root`` that holds its recipe."""
     major = None if target.parts is None else str(target.parts.compiler.major)
-    key = target.variant.key(target.python, target.archs, compiler=major)
+    key = target.variant.key(target.python, target.archs, compiler=major, platform=target.platform)
     rendered = recipe.render(tree.name, key, replace(workspace, root=root))
     compiler, compiler_lock = compiler_of(target.variant, target.parts, workspace)
     return BuildRequest(rendered, key, target.channels, compiler, compiler_lock, root=root)
@@ -186,6 +186,7 @@ def _finish(package: Path, request: BuildRequest, facts: Mapping[str, Any], work
         extract(package, Path(scratch))
         solved = materials.solved(Path(scratch)) if key.source == "conda" else []
         libraries = sorted(Path(scratch).glob("lib/python*/site-packages/**/*.so"))
+        finalize.check_machine(libraries, key.platform)
         checked = _check_libraries(libraries, request.project, key.archs)
     tree = facts["tree"]
     made_from = {"uri": tree["origin"], "sha256": tree["sha256"], "role": "source tree"}

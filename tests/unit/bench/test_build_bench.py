@@ -118,6 +118,12 @@ def cold() -> Document:
     return {"steps": {"cold": build_bench.told(usage())}}
 
 
+def test_costs_without_a_cuda_file_whose_extension_is_not_known_are_not_recorded() -> None:
+    figures = {"steps": {"cold": {"files": [{"source": "a.cu", "extension": "", "cpu": 1.0, "peak_memory": 1}]}}}
+    with pytest.raises(BuildError, match=r"which extension a\.cu was compiled for"):
+        build_bench.recordable(figures)
+
+
 def test_costs_are_those_of_the_files_that_are_compiled_longest_first() -> None:
     figures = cold()
     figures["steps"]["cold"]["files"].reverse()

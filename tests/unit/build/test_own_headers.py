@@ -73,7 +73,7 @@ def test_nothing_of_torch_is_left_in_the_command_of_a_file_that_needs_no_more_th
         *("nvcc", f"-I{OWN}", "-MD", "-MF", "a.o.d"),
         *(f"-I{build['SRC_DIR']}/csrc", f"-I{build['BUILD_PREFIX']}/include"),
         *("-c", "-c", f"{build['SRC_DIR']}/csrc/a.cu", "-o", "a.o", "-O3", "-std=c++17"),
-        "-D__CUDA_NO_HALF_OPERATORS__",
+        *("-D__CUDA_NO_HALF_OPERATORS__", "-DTORCH_EXTENSION_NAME=a"),
     ]
 
 
