@@ -91,7 +91,7 @@ def test_a_wheel_waits_for_its_package_where_that_is_not_there() -> None:
 
 
 def test_a_package_that_needs_more_memory_than_there_is_is_refused() -> None:
-    with pytest.raises(MachineError, match=r"needs 2\.8 GB of memory for one compiler, and there are 2\.0 GB"):
+    with pytest.raises(MachineError, match=r"needs 2\.9 GB of memory for one compiler, and there are 2\.0 GB"):
         graph(wanted(f"{CONDA} python=3.12 project=causal-conv1d"), workspace(), Limits(4, 2 * GB))
 
 
