@@ -85,7 +85,7 @@ def test_a_package_comes_out_again_byte_for_byte(forge: Forge, built: dict[str, 
     assert done.json["reproduced"]
 
 
-def test_a_source_tree_is_cross_compiled_too(forge: Forge, built: dict[str, Path], tmp_path: Path) -> None:
+def test_a_source_tree_is_cross_compiled_too(forge: Forge, tmp_path: Path) -> None:
     tree = small_tree(tmp_path / "SmallScan")
     done = forge("build", "--source-tree", str(tree), *FOR, "--format", "both", "--json", timeout=1200)
     assert done.returncode == 0, done.stderr
