@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from forge_run import ROWS, Forge, fresh_forge, statuses
-from small_tree import small_tree
 from ssm_forge.base import platforms
 from ssm_forge.base.platforms import LINUX_64, LINUX_AARCH64
 from ssm_forge.package import read
@@ -83,15 +82,3 @@ def test_a_package_comes_out_again_byte_for_byte(forge: Forge, built: dict[str, 
     done = forge("reproduce", str(built["mamba-ssm"]), "--json", timeout=6000)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.json["reproduced"]
-
-
-def test_a_source_tree_is_cross_compiled_too(forge: Forge, tmp_path: Path) -> None:
-    tree = small_tree(tmp_path / "SmallScan")
-    done = forge("build", "--source-tree", str(tree), *FOR, "--format", "both", "--json", timeout=1200)
-    assert done.returncode == 0, done.stderr
-    (package,), (wheel,) = map(Path, done.json["files"]), map(Path, done.json["wheels"])
-    assert package.parent.name == "linux-aarch64"
-    assert wheel.name.endswith("_aarch64.whl")
-    (module,) = [e["_path"] for e in read_json(package, "paths.json")["paths"] if e["_path"].endswith(".so")]
-    assert module.endswith("small_scan_cuda.cpython-311-aarch64-linux-gnu.so")
-    assert read.provenance(package)["variant"]["target_platform"] == LINUX_AARCH64.subdir

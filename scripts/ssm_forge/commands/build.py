@@ -80,8 +80,8 @@ def build(
         return
     require_no_kernels(kernels, trees)
     fitting.require_architecture()
-    if env is not None:
-        fitting.require_own(platform, "--for")
+    if trees or env is not None:
+        fitting.require_own(platform, "--source-tree" if trees else "--for")
     options = Options(
         variant=variant,
         python=python,

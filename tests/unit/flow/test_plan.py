@@ -286,7 +286,7 @@ def test_what_the_toolkit_lacks_is_said_before_what_the_gpu_lacks() -> None:
         (("--variant", "cu118"), "is made for linux-64, not for linux-aarch64"),
         (("--source", "conda"), "variant cu130 (conda) is made for linux-64, not for linux-aarch64"),
         (("--solve-only",), "variant cu130 (conda) is made for linux-64, not for linux-aarch64"),
-        (("--for", "."), "what --for names is built for this machine's platform, linux-64"),
+        (("--source-tree", "."), "what --source-tree names is built for this machine's platform, linux-64"),
     ],
 )
 def test_what_there_is_not_for_a_platform_is_refused_at_once(words: tuple[str, ...], told: str) -> None:
