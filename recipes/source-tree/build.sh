@@ -39,9 +39,8 @@ export GUARD_CAPABILITY="${newest%+PTX}"
 mkdir -p "${HOME}" "${TMPDIR}"
 
 status=0
-PYTHONPATH="${RECIPE_DIR}/guard${PYTHONPATH:+:${PYTHONPATH}}" "${PYTHON}" -m pip install . -vv \
-    --no-deps --no-build-isolation --no-index --no-compile --no-cache-dir --disable-pip-version-check \
-    ${pip_options[@]+"${pip_options[@]}"} || status=$?
+PYTHONPATH="${RECIPE_DIR}/guard" "${PYTHON}" -m pip install . -vv \
+    --no-deps --no-build-isolation --no-index --no-compile --no-cache-dir --disable-pip-version-check || status=$?
 
 refused() {
     # Shown to the user as it is (see ssm_forge.build.run.hint).
