@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssm_forge.kernels.draws import DTYPES
 from ssm_forge.kernels.timing import Call
 
 MODULES = {"causal_conv1d": "causal_conv1d_cuda", "selective_scan": "selective_scan_cuda"}
@@ -135,7 +136,7 @@ class ConvInputs:
 
 @dataclass(frozen=True)
 class ScanInputs:
-    """What a scan reads, as Mamba uses it: B and C vary, D, gate, bias and softplus on."""
+    """What a scan reads, as Mamba uses it: B and C vary, D, bias and softplus on, and most times a gate."""
 
     u: Tensor
     delta: Tensor
@@ -143,13 +144,21 @@ class ScanInputs:
     b: Tensor
     c: Tensor
     d: Tensor
-    z: Tensor
+    z: Tensor | None
     delta_bias: Tensor
     grad: Tensor
 
     @classmethod
     def make(
-        cls, batch: int, dim: int, length: int, states: int, dtype: torch.dtype, *, device: str = "cuda"
+        cls,
+        batch: int,
+        dim: int,
+        length: int,
+        states: int,
+        dtype: torch.dtype,
+        *,
+        gated: bool = True,
+        device: str = "cuda",
     ) -> ScanInputs:
         """Random tensors: u, delta, z, grad (B, D, L) and b, c (B, 1, N, L) in ``dtype``; a (D, N) in float32."""
 
@@ -164,17 +173,17 @@ class ScanInputs:
             normal(batch, 1, states, length),
             normal(batch, 1, states, length),
             torch.ones(dim, device=device),
-            normal(batch, dim, length),
+            normal(batch, dim, length) if gated else None,
             torch.rand(dim, device=device) * 0.5,
             normal(batch, dim, length),
         )
 
-    def arguments(self) -> tuple[Tensor, ...]:
+    def arguments(self) -> tuple[Tensor | None, ...]:
         """All but ``grad``, in the order in which the kernels take them."""
         return self.u, self.delta, self.a, self.b, self.c, self.d, self.z, self.delta_bias
 
     def forward(self, build: Build) -> Call:
-        """The call of a build's forward kernel, which returns out, the states and the gated out."""
+        """The call of a build's forward kernel, which returns out, the states and, with a gate, the gated out."""
         run = build.modules["selective_scan"].fwd
         arguments = self.arguments()
         return lambda: run(*arguments, True)
@@ -182,10 +191,49 @@ class ScanInputs:
     def backward(self, build: Build) -> Call:
         """The call of a build's backward kernel, which returns the gradients; the forward runs once here."""
         module, arguments = build.modules["selective_scan"], self.arguments()
-        out, states, _ = module.fwd(*arguments, True)
-        return lambda: module.bwd(*arguments, self.grad, states, out, None, True, False)
+        out, states, *_ = module.fwd(*arguments, True)
+        ungated = None if self.z is None else out
+        return lambda: module.bwd(*arguments, self.grad, states, ungated, None, True, False)
 
     def bytes_moved(self, *, backward: bool) -> int:
-        """The least traffic in bytes: u, delta, z in, out and gated out; backward 5 in and 3 out; B and C besides."""
-        plane, small = _size(self.u), 2 * _size(self.b)
-        return 8 * plane + 2 * small if backward else 5 * plane + small
+        """The least traffic in bytes of planes (B, D, L), and of B and C.
+
+        u and delta in, out out; backward u, delta and grad in, two gradients out. A gate adds two planes (itself and
+        the gated out), backward three (itself, out, its gradient).
+        """
+        plane, small, gated = _size(self.u), 2 * _size(self.b), self.z is not None
+        if backward:
+            return (8 if gated else 5) * plane + 2 * small
+        return (5 if gated else 3) * plane + small
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size to measure.
+
+    Attributes:
+        size: the filter width of a convolution, the states of a scan.
+        channel_last: the layout of a convolution.
+        gated: a scan's output is multiplied with SiLU of a gate, as in Mamba's block.
+    """
+
+    kernel: str
+    dtype: str
+    batch: int
+    dim: int
+    length: int
+    size: int
+    channel_last: bool = False
+    gated: bool = True
+
+    @property
+    def bytes_needed(self) -> int:
+        """About how many bytes of GPU memory inputs, outputs and the plain PyTorch way take together."""
+        return 12 * self.batch * self.dim * self.length * (4 if self.dtype == "fp32" else 2)
+
+    def inputs(self, device: str = "cuda") -> ConvInputs | ScanInputs:
+        """Random inputs of this size, on the device."""
+        shape = (self.batch, self.dim, self.length, self.size, DTYPES[self.dtype])
+        if self.kernel == "causal_conv1d":
+            return ConvInputs.make(*shape, channel_last=self.channel_last, device=device)
+        return ScanInputs.make(*shape, gated=self.gated, device=device)

@@ -103,6 +103,13 @@ def test_one_percent_slower_than_another_build_fails(ratio: float, wanted: str) 
     assert bench.targets([], [versus])[-1].status == wanted
 
 
+@pytest.mark.parametrize(("ratio", "wanted"), [(1.14, "pass"), (1.16, "fail")])
+def test_a_fixed_order_may_cost_a_little_more(ratio: float, wanted: str) -> None:
+    point = bench.Point("selective_scan", "bf16", 1, 1, 1, 4)
+    versus = bench.Versus(bench.ANY_ORDER, point, "backward", ratio, 1.0, ratio, None)
+    assert bench.targets([], [versus])[-1].status == wanted
+
+
 def test_charts_are_drawn(build: Build, tmp_path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed here")
     document = {
