@@ -11,8 +11,8 @@ import torch
 
 from ssm_forge.kernels.sequences import zipped
 
-# More than any L2 cache, and long enough to read that the next launch is queued before it ends.
-FLUSH_BYTES = 512 << 20
+# More than any L2 cache, and a third of a millisecond to read: until then all launches of the next call are queued.
+FLUSH_BYTES = 1 << 30
 COPY_BYTES = 2 << 30
 
 Call = Callable[[], Any]
