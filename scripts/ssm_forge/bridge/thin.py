@@ -74,7 +74,9 @@ def packages(there: There) -> list[BridgePackage]:
             "packaging",
             f"python {there.python}.*",
             f"python_abi {there.python}.* *_cp{tag}",
+            # The tools are not linked, and some torch or library of CUDA requires each: pip check looks for them.
             "setuptools",
+            "wheel",
         ),
         run_exports={"weak": [f"pytorch >={there.release},<{major}.{minor + 1}.0a0"]},
         build_prefix=f"{there.prefix}_py{tag}",

@@ -52,6 +52,12 @@ def test_another_environment_or_release_is_another_package_of_the_same_torch(tmp
     assert {p.build.rpartition("_h")[0] for p in (one, two, three)} == {"there_cuda126_12345678_py311"}
 
 
+def test_tools_that_are_not_linked_come_as_packages(tmp_path: Path) -> None:
+    """CUDA 11's libraries of torch 2.0 require wheel and setuptools, and pip check looks for them."""
+    names = {depend.split()[0] for depend in packages(there(tmp_path))["pytorch"].depends}
+    assert names >= {"packaging", "setuptools", "wheel"}
+
+
 def test_a_python_with_these_packages_writes_no_bytecode_into_the_environment(tmp_path: Path) -> None:
     add_torch(tmp_path / "theirs")
     folder = tmp_path / "stage"
