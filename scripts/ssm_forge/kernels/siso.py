@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,12 +111,16 @@ def emulated(chunk_size: int = 64, **inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SisoCase(Case):
-    """mamba3_siso_combined, forward and backward, with gate and skip, for two heads of 64 channels or more."""
+    """mamba3_siso_combined, forward and backward, with gate and skip, for two heads of 64 channels or more.
+
+    ``compiled`` calls it within what torch.compile makes.
+    """
 
     dtype: str = "bf16"
     batch: int = 2
     length: int = 200
     heads: int = 4
+    compiled: bool = False
 
     def invalid(self) -> str:
         if self.dtype != "bf16":
@@ -143,12 +147,21 @@ class SisoCase(Case):
         }
         return {name: tensor.requires_grad_() for name, tensor in made.items()}
 
+    def _call(self, backend: Backend) -> Callable[..., Tensor]:
+        if not self.compiled:
+            return backend.siso
+        compiled: Callable[..., Tensor] = torch.compile(
+            lambda **inputs: backend.siso(**inputs) * 1.0, backend="aot_eager"
+        )
+        return compiled
+
     def run(self, backend: Backend, device: torch.device, seed: int) -> list[Comparison]:
         draw = Draw(seed, self, device)
         leaves = self._leaves(draw)
         grad = draw.normal(self.batch, self.length, self.heads, CHANNELS, dtype=self.torch_dtype)
-        with first_configurations(), poisoned(device):
-            out = backend.siso(**leaves, chunk_size=64)
+        # What torch.compile makes has memory of its own.
+        with first_configurations(), nullcontext() if self.compiled else poisoned(device):
+            out = self._call(backend)(**leaves, chunk_size=64)
             gradients = torch.autograd.grad(out, list(leaves.values()), grad)
         wide = {name: reference.wide(tensor.detach()).requires_grad_() for name, tensor in leaves.items()}
         expected = exact(wide)
@@ -161,7 +174,11 @@ class SisoCase(Case):
 
 
 def full() -> list[Plan]:
-    """The plan of ``--full``."""
+    """The plans of ``--full``."""
     cases = (SisoCase(), SisoCase(length=64, heads=2), SisoCase(batch=1, length=333))
     lacks = "" if available() else NO_MAMBA3
-    return [Plan("mamba3 SISO forward and backward bf16", () if lacks else cases, lacks)]
+    compiled = (SisoCase(compiled=True),)
+    return [
+        Plan("mamba3 SISO forward and backward bf16", () if lacks else cases, lacks),
+        Plan("mamba3 SISO under torch.compile bf16", () if lacks else compiled, lacks),
+    ]
