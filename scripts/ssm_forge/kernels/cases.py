@@ -125,6 +125,17 @@ class ConvCase(Case):
         return comparisons
 
 
+def _walks(exact: dict[str, Tensor | None], grad: Tensor) -> dict[str, float]:
+    """How large the sums are that the gradients of a scan's D and delta_bias are: with one channel, chance decides.
+
+    The terms have random signs, so a sum is as large as the root of the sum of their squares, and may cancel.
+    """
+    u, z, delta = exact["u"], exact["z"], exact["delta"]
+    assert u is not None and delta is not None and delta.grad is not None
+    terms = {"d": grad * u * (1.0 if z is None else reference.silu(z)), "delta_bias": delta.grad}
+    return {name: float(term.detach().square().sum(dim=(0, 2)).sqrt().max()) for name, term in terms.items()}
+
+
 def _gradients(
     leaves: dict[str, Tensor | None],
     exact: dict[str, Tensor | None],
@@ -366,6 +377,6 @@ class ScanCase(Case):
                 default=self.batch * self.length,
                 factor=factor,
                 roundings={"z": 2},
-                cancelled={"a": float(nudge.grad.abs().max())},
+                cancelled={"a": float(nudge.grad.abs().max()), **_walks(exact, reference.wide(grad))},
             )
         return comparisons
