@@ -343,7 +343,7 @@ def every() -> list[Fault]:
             InnerCase(),
             "dx_proj_weight",
         ),
-        Fault("siso: without the trapezoidal rule", "siso", _no_trapezoid, one_head, "dQ"),
+        Fault("siso: without the trapezoidal rule", "siso", _no_trapezoid, one_head, "out"),
         Fault("siso: a phase that grows too slowly", "siso", _slow_phase, one_head, "dAngles"),
         Fault(
             "scan: step gradient zero at the end",
