@@ -99,7 +99,9 @@ def install_wheel(
 
     class Part(WheelFile):
         def get_contents(self) -> Iterator[WheelContentElement]:
-            return (element for element in super().get_contents() if not without(element[0][0]))
+            # Bytecode in a wheel (numpy 1.26 has some) is never installed; asked to, installer would warn on the screen.
+            contents = super().get_contents()
+            return (e for e in contents if "__pycache__" not in e[0][0].split("/") and not without(e[0][0]))
 
     site = folder / ("site-packages" if noarch else f"lib/python{python}/site-packages")
     scripts = folder / ("python-scripts" if noarch else "bin")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ssm_forge.base.paths import Workspace
 from ssm_forge.bridge import package as packages
 from ssm_forge.bridge.package import BridgePackage
 from ssm_forge.bridge.pylock import LockedWheel
-from ssm_forge.bridge.wheels import compile_bytecode, distributions, wheel_package
+from ssm_forge.bridge.wheels import compile_bytecode, distributions, install_wheel, wheel_package
 from ssm_forge.package.write import read_json
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -167,3 +168,13 @@ def test_scratch_of_killed_runs_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".channel.work/torch-abc/stage").mkdir(parents=True)
     packages.sweep(channel)
     assert list((tmp_path / ".channel.work").iterdir()) == []
+
+
+def test_bytecode_in_a_wheel_is_left_out_without_a_word(place: Workspace, tmp_path: Path) -> None:
+    wheel = add_wheel(place, "demo-1.5-py3-none-any.whl", {**FILES, "demo/__pycache__/old.cpython-39.pyc": "old"})
+    folder = tmp_path / "stage"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        install_wheel(wheel, folder, PYTHON, place)
+    assert (folder / SITE / "demo/__init__.py").is_file()
+    assert not (folder / SITE / "demo/__pycache__").exists()
