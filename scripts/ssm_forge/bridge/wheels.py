@@ -99,7 +99,7 @@ def install_wheel(
 
     class Part(WheelFile):
         def get_contents(self) -> Iterator[WheelContentElement]:
-            # Bytecode in a wheel (numpy 1.26 has some) is never installed; asked to, installer would warn on the screen.
+            # Bytecode in a wheel (numpy 1.26 has some) is never installed; installer would warn on the screen.
             contents = super().get_contents()
             return (e for e in contents if "__pycache__" not in e[0][0].split("/") and not without(e[0][0]))
 
