@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -151,6 +151,17 @@ def _why_not(point: Point, deadline: float | None) -> str:
     return ""
 
 
+def _fitting(points: Iterable[Point], deadline: float | None, not_run: list[dict[str, Any]]) -> Iterator[Point]:
+    """Those for which there is memory and time when their turn comes; the others are noted."""
+    for point in points:
+        torch.cuda.empty_cache()
+        reason = _why_not(point, deadline)
+        if reason:
+            not_run.append({**asdict(point), "reason": reason})
+        else:
+            yield point
+
+
 def run(
     installed: Build,
     others: list[Build],
@@ -172,27 +183,23 @@ def run(
     clock = Clock(device)
     document: dict[str, Any] = {**machine.header(), "copy_bandwidth": copy_bandwidth(clock, device)}
     say(f"copy: {document['copy_bandwidth'] / 1e9:.0f} GB/s")
-    rows, versus, not_run = [], [], []
+    rows, versus = [], []
+    not_run: list[dict[str, Any]] = []
     with torch.no_grad():
         # Two builds against each other first: few sizes, and what the defaults stand on.
         for other in others:
             for result in compare_builds(installed, other, clock, dtypes or tuple(DTYPES)):
                 versus.append(result)
                 say(str(result))
-        for result in compare_kernels(installed, clock, switched(dtypes or tuple(DTYPES))):
+        points = _fitting(switched(dtypes or tuple(DTYPES)), deadline, not_run)
+        for result in compare_kernels(installed, clock, points):
             versus.append(result)
             say(str(result))
-        for point in grid(small=small):
-            if dtypes and point.dtype not in dtypes:
-                continue
-            reason = _why_not(point, deadline)
-            if reason:
-                not_run.append({**asdict(point), "reason": reason})
-                continue
+        wanted = (point for point in grid(small=small) if not dtypes or point.dtype in dtypes)
+        for point in _fitting(wanted, deadline, not_run):
             for row in measure(point, installed, clock, document["copy_bandwidth"]):
                 rows.append(row)
                 say(f"{point} {row.direction}: {row.seconds * 1e6:.1f} us, {row.fraction:.2f} of copy")
-            torch.cuda.empty_cache()
     document["rows"] = [row.as_dict() for row in rows]
     document["builds"] = [v.as_dict() for v in versus]
     document["not_run"] = not_run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -94,7 +94,7 @@ def switched(dtypes: Sequence[str]) -> list[Point]:
     ]
 
 
-def compare_kernels(build: Build, clock: Clock, points: Sequence[Point], *, device: str = "cuda") -> Iterator[Versus]:
+def compare_kernels(build: Build, clock: Clock, points: Iterable[Point], *, device: str = "cuda") -> Iterator[Versus]:
     """Times of kernels as chosen by size against upstream's in the same build; backward also against a fixed order.
 
     Nothing for a build that has upstream's kernels only.

@@ -110,6 +110,18 @@ def test_a_fixed_order_may_cost_a_little_more(ratio: float, wanted: str) -> None
     assert bench.targets([], [versus])[-1].status == wanted
 
 
+def test_a_size_that_does_not_fit_or_comes_too_late_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (bench.Point("causal_conv1d", "fp32", 1, 8, length, 4) for length in (8, 8192))
+    monkeypatch.setattr(bench, "free_memory", lambda device: 1 << 20)
+    noted: list[dict[str, Any]] = []
+    assert list(bench._fitting([small, large], None, noted)) == [small]
+    assert [(entry["length"], entry["reason"]) for entry in noted] == [
+        (8192, "needs 0 GB of GPU memory, 0 GB are free"),
+    ]
+    assert list(bench._fitting([small], time.monotonic() - 1, noted)) == []
+    assert noted[1]["reason"] == "the time given was used up"
+
+
 def test_charts_are_drawn(build: Build, tmp_path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed here")
     document = {
