@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -161,3 +162,11 @@ def test_a_source_tree_is_compiled_as_it_is(build: dict[str, str]) -> None:
     """Only the build script of the two recipes names our headers."""
     del build["CU_HEADERS"]
     assert "-I.site/torch/include" in compiled(build, "#include <c10/util/Half.h>", *command(build)[1:])
+
+
+def test_below_compute_capability_8_no_function_for_bfloat16_is_called() -> None:
+    # CUDA 11's header has them from 8.0 on only: kernels for a Turing or Volta GPU did not compile.
+    text = (OWN / "c10/util/BFloat16.h").read_text()
+    below = re.sub(r"#if defined\(__CUDA_ARCH__\) && __CUDA_ARCH__ >= 800\n.*?#else\n", "", text, flags=re.DOTALL)
+    assert below != text
+    assert re.findall(r"__\w*bfloat16\w*\(", below) == []
