@@ -164,9 +164,9 @@ def test_a_source_tree_is_compiled_as_it_is(build: dict[str, str]) -> None:
     assert "-I.site/torch/include" in compiled(build, "#include <c10/util/Half.h>", *command(build)[1:])
 
 
-def test_below_compute_capability_8_no_function_for_bfloat16_is_called() -> None:
-    # CUDA 11's header has them from 8.0 on only: kernels for a Turing or Volta GPU did not compile.
+def test_below_compute_capability_8_only_what_cuda_11_has_there_is_called() -> None:
+    # Most functions for bfloat16 it has from 8.0 on: kernels for a Turing or Volta GPU did not compile.
     text = (OWN / "c10/util/BFloat16.h").read_text()
     below = re.sub(r"#if defined\(__CUDA_ARCH__\) && __CUDA_ARCH__ >= 800\n.*?#else\n", "", text, flags=re.DOTALL)
     assert below != text
-    assert re.findall(r"__\w*bfloat16\w*\(", below) == []
+    assert re.findall(r"__\w*bfloat16\w*\(", below) == ["__bfloat162float("]

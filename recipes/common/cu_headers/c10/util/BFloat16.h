@@ -11,17 +11,8 @@ struct alignas(2) BFloat16 {
 
     BFloat16() = default;
     __device__ BFloat16(float value) : x(rounded(value)) {}
-    __device__ operator float() const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-        return __bfloat162float(__ushort_as_bfloat16(x));
-#else
-        // The same in integers: CUDA 11 has neither function below 8.0.
-        const uint32_t bits = static_cast<uint32_t>(x) << 16;
-        float value;
-        std::memcpy(&value, &bits, sizeof(value));
-        return value;
-#endif
-    }
+    // Not by __ushort_as_bfloat16, which CUDA 11 has from 8.0 on only.
+    __device__ operator float() const { return __bfloat162float(*reinterpret_cast<const __nv_bfloat16 *>(&x)); }
 
   private:
     // To the nearest, to even of two; as torch does, in integers where the GPU has no instruction for it.
