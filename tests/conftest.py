@@ -58,3 +58,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         counts = {kind: len(stats.get(kind, ())) for kind in ("passed", "failed", "error", "xpassed")}
         summary = {**counts, "skips": [[skip.test, skip.reason] for skip in skips]}
         Path(path).write_text(json.dumps(summary), encoding="utf-8")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Undoes a random order within modules marked in_order."""
+    of_module: dict[Path, list[int]] = {}
+    for place, item in enumerate(items):
+        if item.get_closest_marker("in_order"):
+            of_module.setdefault(item.path, []).append(place)
+    for places in of_module.values():
+        by_line = sorted((items[place] for place in places), key=lambda item: item.location[1] or 0)
+        for place, item in zip(places, by_line, strict=True):
+            items[place] = item

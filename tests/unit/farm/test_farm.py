@@ -20,7 +20,8 @@ from ssm_forge.channel import check as channel_check
 from ssm_forge.channel.source import FolderSource
 from toy_farm import Toy, toy
 
-pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.timeout(3600)]
+# One farm: each test goes on with what the ones before have made.
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.in_order, pytest.mark.timeout(3600)]
 
 _TWO = ("--select", "variant=cu130 source=conda python=3.12,3.13", "--retries", "0", "--json")
 _ONE = ("--select", "variant=cu130 source=conda python=3.14", "--retries", "0", "--json")
