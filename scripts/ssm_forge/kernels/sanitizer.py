@@ -50,7 +50,7 @@ def worker() -> None:
             conv.backward(build)()
         for kernels, dim, states in (("upstream", 4, 3), ("along", 70, 16)):
             os.environ["SSM_FORGE_KERNELS"] = kernels
-            for length in (131, 128, 2049):
+            for length in (131, 128, 1040, 2049):
                 scan = extensions.ScanInputs.make(1, dim, length, states, dtype)
                 scan.forward(build)()
                 scan.backward(build)()
