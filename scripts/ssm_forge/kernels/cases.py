@@ -125,17 +125,6 @@ class ConvCase(Case):
         return comparisons
 
 
-def _walks(exact: dict[str, Tensor | None], grad: Tensor) -> dict[str, float]:
-    """How large the sums are that the gradients of a scan's D and delta_bias are: with one channel, chance decides.
-
-    The terms have random signs, so a sum is as large as the root of the sum of their squares, and may cancel.
-    """
-    u, z, delta = exact["u"], exact["z"], exact["delta"]
-    assert u is not None and delta is not None and delta.grad is not None
-    terms = {"d": grad * u * (1.0 if z is None else reference.silu(z)), "delta_bias": delta.grad}
-    return {name: float(term.detach().square().sum(dim=(0, 2)).sqrt().max()) for name, term in terms.items()}
-
-
 def _gradients(
     leaves: dict[str, Tensor | None],
     exact: dict[str, Tensor | None],
@@ -334,10 +323,12 @@ class ScanCase(Case):
         exact = {name: _exact(t) for name, t in inputs.items()}
         arguments: list[Any] = [exact[n] for n in ("u", "delta", "a", "b", "c", "d", "z")]
         nudge = torch.zeros_like(arguments[2]).requires_grad_(self.backward)
+        push = nudge.detach().new_zeros(self.length, self.batch, *nudge.shape).requires_grad_(self.backward)
         options: dict[str, Any] = {
             "delta_bias": exact["delta_bias"],
             "delta_softplus": self.softplus,
             "nudge": nudge,
+            "push": push,
         }
         wanted, state = reference.selective_scan(*arguments, **options)
         factor = COMPLEX if self.complex_a else REAL
@@ -365,7 +356,8 @@ class ScanCase(Case):
                     comparisons.append(identical(f"d{name} again", repeated.grad, leaf.grad))
         if self.backward:
             wanted.backward(reference.wide(grad))
-            assert nudge.grad is not None
+            assert nudge.grad is not None and push.grad is not None
+            walks = reference.scan_walks(exact, reference.wide(grad), push.grad, softplus=self.softplus)
             # B and C of a group gather every channel; a constant A, B, C, D or bias every batch and time.
             shared = terms * self.dim
             sums = {"u": terms, "delta": terms, "z": terms}
@@ -377,6 +369,6 @@ class ScanCase(Case):
                 default=self.batch * self.length,
                 factor=factor,
                 roundings={"z": 2},
-                cancelled={"a": float(nudge.grad.abs().max()), **_walks(exact, reference.wide(grad))},
+                cancelled={"a": float(nudge.grad.abs().max()), **walks},
             )
         return comparisons

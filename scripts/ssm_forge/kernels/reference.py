@@ -7,7 +7,7 @@ goal here: recurrences are loops over time, so that they read like the equations
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -167,6 +167,7 @@ def selective_scan(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
     nudge: Tensor | None = None,
+    push: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t];  y[t] = C[t] h[t] + D u[t], gated by silu(z).
 
@@ -180,6 +181,8 @@ def selective_scan(
         d, delta_bias: (D,).
         nudge: zeros (D, N) with A's dtype, which change nothing; their gradient is the sum over b and t of
             dh[t] delta[t]^2 B[t] u[t], the part of dA that :mod:`tolerance` speaks of.
+        push: zeros (L, B, D, N) with A's dtype, which change nothing either; their gradient is dh[t] B[t] u[t],
+            what the gradient of a step sums over the states.
 
     Returns:
         y (B, D, L) and the last state (B, D, N).
@@ -202,6 +205,8 @@ def selective_scan(
         added = step * b_t * u[:, :, t, None]
         if nudge is not None:
             added = added * (1 + nudge * step)
+        if push is not None:
+            added = added + push[t] * b_t * u[:, :, t, None]
         state = torch.exp(step * a) * state + added
         y = (c_t * state).sum(dim=-1)
         outputs.append(2 * y.real if y.is_complex() else y)
@@ -211,6 +216,27 @@ def selective_scan(
     if z is not None:
         out = out * silu(wide(z))
     return out, state
+
+
+def scan_walks(inputs: Mapping[str, Tensor | None], grad: Tensor, push: Tensor, *, softplus: bool) -> dict[str, float]:
+    """How large the sums are that the gradients of a scan's D, delta and delta_bias are, whatever is left of them.
+
+    The terms have random signs, so a sum is as large as the root of the sum of their squares, and may cancel.
+
+    Args:
+        inputs: u, z, delta and delta_bias of :func:`selective_scan`, in float64.
+        grad: of y, (B, D, L).
+        push: the gradient of ``push`` there, (L, B, D, N).
+        softplus: whether delta is its argument.
+    """
+    u, z, delta, bias = (inputs[name] for name in ("u", "z", "delta", "delta_bias"))
+    assert u is not None and delta is not None
+    with torch.no_grad():
+        d = (grad * u * (1.0 if z is None else silu(z))).square()
+        slope = torch.sigmoid(delta if bias is None else delta + bias[:, None]) if softplus else torch.ones_like(delta)
+        steps = push.abs().square().sum(dim=3).permute(1, 2, 0) * slope.square()
+        squares = {"d": d.sum(dim=(0, 2)), "delta": steps, "delta_bias": steps.sum(dim=(0, 2))}
+        return {name: float(sums.max().sqrt()) for name, sums in squares.items()}
 
 
 def selective_scan_closed_form(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ round once when they store. So an output may differ from the exact value by
   random signs; ``scale``: the largest exact value of the tensor, since sums cancel. For the gradient of A it
   is at least that of the two sums whose difference it is: the kernel takes exp(delta A) h[t-1] to be
   h[t] - delta B u, and what that rounds away stays where the difference is small, down to 0 for length 1.
-  For those of a scan's D and delta_bias it is at least the root of the sum of the squares of what they sum up.
+  For those of a scan's D, delta and delta_bias it is at least the root of the sum of the squares of what they
+  sum up: over the sequences and steps, the latter two over the states as well.
 - ``K`` = 16: some operations per term, each up to a few units: fast exp is off by 2 + 1.16 |x| units, fast
   division by 2. With a complex A it is 128: fast sine and cosine are only good to 2^-21.4 (CUDA C++
   Programming Guide, "Intrinsic Functions").
@@ -34,8 +35,8 @@ STATEMENT = (
     "|kernel - exact| <= r*u_out*|exact| + K*2^-24*sqrt(n)*max|exact| + tiny; u_out = 2^-24 (float32), "
     "2^-11 (float16), 2^-8 (bfloat16); n = terms of the longest sum (length, or batch*length for weight "
     "gradients); K = 16 (128 with complex A); r = 1 (2 where a stored 16-bit tensor is used again); for dA, "
-    "max|exact| or the larger of the two sums it is the difference of; for dD and ddelta_bias, max|exact| or the root "
-    "of the sum of the squares of the terms"
+    "max|exact| or the larger of the two sums it is the difference of; for dD, ddelta and ddelta_bias, max|exact| or "
+    "the root of the sum of the squares of the terms"
 )
 
 

@@ -39,3 +39,21 @@ def test_rounding_in_a_sum_that_cancels_is_no_failure(name: str, seed: int) -> N
 def test_a_wrong_term_of_such_a_sum_is_one(name: str) -> None:
     results = CASE.run(_off_by(0.01, name), torch.device("cpu"), 1)
     assert [c.name for c in results if not c.ok] == [f"d{name.lower()}"]
+
+
+# Of its 16 terms, one for each state, channel 7's step sums up 200 times less than their sizes.
+CANCELLED = ScanCase(dtype="fp32", batch=2, dim=8, length=1, states=16, groups=2, along=True), 1952448194
+
+
+@pytest.mark.parametrize("name", ["delta", "delta_bias"])
+def test_rounding_in_a_sum_over_the_states_that_cancels_is_no_failure(name: str) -> None:
+    case, seed = CANCELLED
+    results = case.run(_off_by(1e-6, name), torch.device("cpu"), seed)
+    assert [c.problem for c in results if not c.ok] == []
+
+
+@pytest.mark.parametrize("name", ["delta", "delta_bias"])
+def test_a_wrong_term_of_a_sum_over_the_states_is_one(name: str) -> None:
+    case, seed = CANCELLED
+    results = case.run(_off_by(1e-4, name), torch.device("cpu"), seed)
+    assert f"d{name}" in [c.name for c in results if not c.ok]
