@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from ssm_forge.base.credentials import redact
+from ssm_forge.base.ending import end
 from ssm_forge.base.errors import ForgeError, MachineError, did_you_mean
 from ssm_forge.base.locks import NOT_THERE
 from ssm_forge.base.own_tools import require
@@ -179,10 +180,4 @@ def _crash(error: Exception) -> int:
 
 def main() -> None:
     """Run a task and end the process with its exit code."""
-    code = run()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if "rattler" in sys.modules:
-        # The engine's threads now and then crash an interpreter that takes itself down (139, after a success).
-        os._exit(code)
-    sys.exit(code)
+    end(run())

@@ -86,11 +86,13 @@ def steps():
         pipeline.build_missing(work, place, log)
         pipeline.install_packages(work, base, place, log)
 from ssm_forge.base.credentials import for_engine
+from ssm_forge.base.ending import end
 try:
     for_engine()(steps)()
 except Exception as error:
     print(f"{type(error).__name__}: {error} {getattr(error, 'fix', '')}", file=sys.stderr)
-    sys.exit(getattr(error, "exit_code", 1))
+    end(getattr(error, "exit_code", 1))
+end(0)
 """
 
 

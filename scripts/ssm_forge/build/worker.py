@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssm_forge.base.ending import end
 from ssm_forge.base.paths import workspace
 from ssm_forge.manifest.build_key import BuildKey
 from ssm_forge.manifest.recipe import render
@@ -74,4 +75,4 @@ def main(spec_path: Path, answer_fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    end(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from ssm_forge.base import locks, machine, platforms
 from ssm_forge.base.arch import ArchList
+from ssm_forge.base.ending import end
 from ssm_forge.base.errors import BuildError, ForgeError
 from ssm_forge.base.files import sha256_of, write_whole
 from ssm_forge.base.paths import Workspace, workspace
@@ -264,4 +265,4 @@ _WORKS = {"toolchain": _toolchain, "torch": _torch, "package": _package, "wheel"
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    end(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
