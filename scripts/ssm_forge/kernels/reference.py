@@ -202,11 +202,9 @@ def selective_scan(
         b_t = b[..., t if b.shape[-1] > 1 else 0]
         c_t = c[..., t if c.shape[-1] > 1 else 0]
         step = delta[:, :, t, None]
-        added = step * b_t * u[:, :, t, None]
+        added = (step if push is None else step + push[t]) * b_t * u[:, :, t, None]
         if nudge is not None:
             added = added * (1 + nudge * step)
-        if push is not None:
-            added = added + push[t] * b_t * u[:, :, t, None]
         state = torch.exp(step * a) * state + added
         y = (c_t * state).sum(dim=-1)
         outputs.append(2 * y.real if y.is_complex() else y)
@@ -224,17 +222,19 @@ def scan_walks(inputs: Mapping[str, Tensor | None], grad: Tensor, push: Tensor, 
     The terms have random signs, so a sum is as large as the root of the sum of their squares, and may cancel.
 
     Args:
-        inputs: u, z, delta and delta_bias of :func:`selective_scan`, in float64.
+        inputs: u, z, delta with its gradient, and delta_bias of :func:`selective_scan`, in float64.
         grad: of y, (B, D, L).
         push: the gradient of ``push`` there, (L, B, D, N).
         softplus: whether delta is its argument.
     """
     u, z, delta, bias = (inputs[name] for name in ("u", "z", "delta", "delta_bias"))
-    assert u is not None and delta is not None
+    assert u is not None and delta is not None and delta.grad is not None
     with torch.no_grad():
         d = (grad * u * (1.0 if z is None else silu(z))).square()
         slope = torch.sigmoid(delta if bias is None else delta + bias[:, None]) if softplus else torch.ones_like(delta)
         steps = push.abs().square().sum(dim=3).permute(1, 2, 0) * slope.square()
+        # Where the states before count for more, the gradient itself is the larger.
+        steps = torch.maximum(steps, delta.grad.square())
         squares = {"d": d.sum(dim=(0, 2)), "delta": steps, "delta_bias": steps.sum(dim=(0, 2))}
         return {name: float(sums.max().sqrt()) for name, sums in squares.items()}
 
