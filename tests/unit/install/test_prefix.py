@@ -356,7 +356,8 @@ def test_two_installations_into_one_prefix_wait_for_each_other(own: Path, channe
         "from ssm_forge.base.paths import Workspace\n"
         "place = Workspace(Path(sys.argv[2]), Path(sys.argv[2]) / 'cache')\n"
         "channel = Path(sys.argv[3])\n"
-        "t.put(place, place.envs / 'cu130', t.solved(channel, *t.OURS)); import os; os._exit(0)\n"
+        "t.put(place, place.envs / 'cu130', t.solved(channel, *t.OURS))\n"
+        "from ssm_forge.base.ending import end; end(0)\n"
     )
     command = [sys.executable, "-c", script, os.pathsep.join(sys.path), str(place.root), str(channel)]
     both = [subprocess.Popen(command, env=own_environment(), stderr=subprocess.PIPE) for _ in range(2)]
